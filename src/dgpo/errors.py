@@ -1,0 +1,18 @@
+"""Errors that a user can mend: one message that says what was given, why it cannot work and what would."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The command line prints the message alone and exits with code 2."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """'Did you mean x? Known: a, b, x.' for an unknown name; shorter where nothing is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(known)}."

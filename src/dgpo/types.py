@@ -1,0 +1,70 @@
+"""The bundles that travel through one iteration. Every field names its shape; B = num_groups * group_size."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Trajectory(NamedTuple):
+    """The stochastic sampler's path, kept only for policy-gradient algorithms."""
+
+    latents: Tensor  # (B, S + 1, *latent) fp32, latents[:, 0] is the initial noise
+    log_probs: Tensor  # (B, S) fp32, mean over latent elements of each step's Gaussian log density
+
+
+class Rollout(NamedTuple):
+    """One collected batch: what was sampled for which prompt, and what it earned. Rows are images."""
+
+    iteration: int
+    num_groups: int
+    prompts: list[str]  # B
+    metadata: list[dict[str, Any]]  # B
+    group_index: Tensor  # (B,) int64 in [0, num_groups): the prompt an image belongs to
+    image_index: Tensor  # (B,) int64: the image's place in the whole batch, over all ranks
+    cond: Any  # B rows of the model's own conditioning
+    sigmas: Tensor  # (S + 1,) fp32, descending, the grid the rollout used, trailing 0
+    guidance_scale: float  # the rollout's classifier-free guidance, 1.0 is none
+    x0: Tensor  # (B, *latent) fp32
+    images: Tensor  # (B, 3, H, W) float in [0, 1]
+    scores: dict[str, Tensor]  # name -> (B,) raw reward
+    rewards: Tensor  # (B,) weighted
+    advantages: Tensor  # (B,) sums to zero over a group
+    trajectory: Trajectory | None = None
+
+    def rows(self, index: slice | Tensor) -> Rollout:
+        """The same rollout with only some images. `num_groups` and `group_index` keep their meaning."""
+        numbers = torch.arange(len(self.prompts))[index].tolist()
+        return self._replace(
+            prompts=[self.prompts[i] for i in numbers],
+            metadata=[self.metadata[i] for i in numbers],
+            cond=self.cond[index],
+            scores={name: score[index] for name, score in self.scores.items()},
+            trajectory=self.trajectory and Trajectory(*(part[index] for part in self.trajectory)),
+            **{name: getattr(self, name)[index] for name in _ROW_TENSORS},
+        )
+
+
+_ROW_TENSORS = ("group_index", "image_index", "x0", "images", "rewards", "advantages")
+
+
+class TrainPoint(NamedTuple):
+    """Where one network evaluation is trained, for every image of the rollout."""
+
+    x_t: Tensor  # (B, *latent) fp32
+    t: Tensor  # (B,) fp32 in [0, 1], 1 is pure noise
+    target: Tensor  # (B, *latent) fp32, the velocity noise - x0
+
+    def rows(self, index: slice | Tensor) -> TrainPoint:
+        """The same point for only some images."""
+        return TrainPoint(*(part[index] for part in self))
+
+
+class Velocities(NamedTuple):
+    """What the weight sets predict at a TrainPoint. Only `policy` carries a gradient."""
+
+    policy: Tensor  # (B, *latent)
+    ref: Tensor | None = None  # (B, *latent)
+    old: Tensor | None = None  # (B, *latent)
