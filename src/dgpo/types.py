@@ -20,6 +20,7 @@ class Rollout(NamedTuple):
 
     iteration: int
     num_groups: int
+    group_sizes: Tensor  # (num_groups,) images of each group in the whole batch
     prompts: list[str]  # B
     metadata: list[dict[str, Any]]  # B
     group_index: Tensor  # (B,) int64 in [0, num_groups): the prompt an image belongs to
@@ -35,7 +36,7 @@ class Rollout(NamedTuple):
     trajectory: Trajectory | None = None
 
     def rows(self, index: slice | Tensor) -> Rollout:
-        """The same rollout with only some images. `num_groups` and `group_index` keep their meaning."""
+        """The same rollout with only some images. What is said of groups keeps its meaning for the whole batch."""
         numbers = torch.arange(len(self.prompts))[index].tolist()
         return self._replace(
             prompts=[self.prompts[i] for i in numbers],
