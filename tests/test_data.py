@@ -111,7 +111,7 @@ def test_dataset_from_local_file_split_and_column(datasets, tmp_path):
     (tmp_path / "cats.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     loaded = load_prompts(f"hf:{tmp_path}/cats.jsonl:train[:2]:caption")
     assert loaded == PromptSet(["cat 0", "cat 1"], [{"tag": "t"}, {"tag": "t"}])
-    with pytest.raises(UserError, match="no column 'captoin'. Did you mean 'caption'"):
+    with pytest.raises(UserError, match=r"no column 'captoin'\. Did you mean 'caption'"):
         load_prompts(f"hf:{tmp_path}/cats.jsonl:train:captoin")
     with pytest.raises(UserError, match="split 'nope'"):
         load_prompts(f"hf:{tmp_path}/cats.jsonl:nope")
@@ -127,7 +127,7 @@ def test_dataset_saved_to_disk(datasets, tmp_path):
 
 def test_each_epoch_is_its_own_whole_permutation():
     sampler = PromptSampler(12, seed=0)
-    epochs = [sum((sampler.next(4) for _ in range(3)), []) for _ in range(4)]
+    epochs = [[i for _ in range(3) for i in sampler.next(4)] for _ in range(4)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert sampler.next(12) != PromptSampler(12, seed=1).next(12)
