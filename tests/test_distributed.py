@@ -1,0 +1,78 @@
+"""One process is a no-op; two real processes under torchrun agree (their checks are in distributed_worker.py)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dgpo import distributed
+from dgpo.errors import UserError
+
+
+def test_one_process_is_a_no_op(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert distributed.init("cpu") == torch.device("cpu")
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    tensor = torch.arange(6.0).reshape(3, 2)
+    assert distributed.all_reduce_sum(tensor) is tensor
+    assert distributed.all_gather_rows(tensor) is tensor
+    assert distributed.gather_objects(["a", "b"]) == ["a", "b"]
+    assert distributed.shard(7) == slice(0, 7)
+    distributed.broadcast([tensor])
+    distributed.barrier()
+    distributed.shutdown()
+    assert tensor.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_world_size_without_a_launcher(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set; start with `torchrun"):
+        distributed.init("cpu")
+
+
+def test_one_gpu_for_each_rank(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(UserError, match="LOCAL_RANK=99 needs 100 GPUs on this machine"):
+        distributed.init("cuda")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="cuda:1 would be shared by 2 processes"):
+        distributed.init("cuda:1")
+
+
+@settings(deadline=None)
+@given(st.integers(0, 300), st.integers(1, 20))
+def test_shards_cover_every_row_once_and_evenly(total, world_size):
+    shards = [distributed.shard_of(total, rank, world_size) for rank in range(world_size)]
+    assert [row for part in shards for row in range(total)[part]] == list(range(total))
+    sizes = [part.stop - part.start for part in shards]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_groups_of_24_on_four_ranks():
+    sizes = [distributed.shard_of(7 * 24, rank, 4) for rank in range(4)]
+    assert [part.stop - part.start for part in sizes] == [42, 42, 42, 42]
+
+
+def test_two_processes_under_torchrun(tmp_path):
+    worker = Path(__file__).with_name("distributed_worker.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launch, str(worker), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["world size 2", "world size 2"]
