@@ -1,0 +1,60 @@
+"""From rewards to advantages: how much better an image is than the others of its own prompt.
+
+`A_i = (r_i - mean_group) / (std + eps)`, clipped (GRPO, arXiv 2402.03300; DGPO, arXiv 2510.08425). A sums to zero
+over a group unless the clip acts. Deviation: float64 inside, and rewards are first measured from the group's best, so
+that equal rewards give exact zeros; float32 rounding over `eps` would make advantages of 1e-4 out of nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dgpo.core.groups import group_max, group_mean, group_std
+
+
+def group_advantages(
+    rewards: Tensor,
+    group_index: Tensor,
+    num_groups: int,
+    std: Literal["group", "batch"] = "group",
+    clip: float | None = 5.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Group-normalised rewards, for the whole batch at once.
+
+    rewards: (B,) float, any units; group_index: (B,) int64; returns (B,) fp32 in [-clip, clip].
+    std: "group" divides by each group's own deviation, "batch" by that of all rewards around their common mean.
+    """
+    rewards = rewards.double()
+    below_best = rewards - group_max(rewards, group_index, num_groups)[group_index]
+    centred = below_best - group_mean(below_best, group_index, num_groups)[group_index]
+    scales = {
+        "group": group_std(below_best, group_index, num_groups)[group_index],
+        "batch": rewards.std(correction=0),
+    }
+    advantages = (centred / (scales[std] + eps)).float()
+    return advantages if clip is None else advantages.clamp(-clip, clip)
+
+
+def best_worst_pairs(rewards: Tensor, group_index: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """The rows of each group's largest and smallest reward; where all are equal, the same row twice.
+
+    rewards: (B,) float; group_index: (B,) int64, every group present; returns best, worst: (num_groups,) int64 rows.
+    """
+    elsewhere = group_index != torch.arange(num_groups, device=group_index.device)[:, None]  # (num_groups, B)
+    best = rewards.masked_fill(elsewhere, -torch.inf).argmax(1)
+    worst = rewards.masked_fill(elsewhere, torch.inf).argmin(1)
+    return best, worst
+
+
+def frac_reward_zero_std(rewards: Tensor, group_index: Tensor, num_groups: int) -> Tensor:
+    """The share of groups whose rewards are all equal: they teach nothing.
+
+    rewards: (B,) float; group_index: (B,) int64; returns 0-dim fp32 in [0, 1].
+    """
+    highest = group_max(rewards, group_index, num_groups)
+    lowest = -group_max(-rewards, group_index, num_groups)
+    return (highest == lowest).float().mean()

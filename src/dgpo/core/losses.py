@@ -1,0 +1,49 @@
+"""Losses between velocities, one value per image; an algorithm reduces them once, in its own `loss`.
+
+`dsm = mean over latent elements of (v - target)^2` is the denoising score matching loss at one (t, noise). By the ELBO,
+`-dsm` stands for the log-likelihood of an image, so `exp(dsm_old - dsm)` stands for a likelihood ratio.
+Squares are taken in fp32, or in float64 where that is given: beta and the clip act on small differences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """a, b: (B, *latent); returns (B,). Shapes must agree: a silent broadcast would average over other images."""
+    if a.shape != b.shape:
+        raise ValueError(f"velocities of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
+    dtype = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))
+    return (a.to(dtype) - b.to(dtype)).square().flatten(1).mean(1)
+
+
+def dsm_loss(v: Tensor, target: Tensor) -> Tensor:
+    """`mean (v - target)^2`. v, target: (B, *latent); returns (B,) fp32 >= 0."""
+    return _mean_square(v, target)
+
+
+def velocity_kl(v: Tensor, v_ref: Tensor) -> Tensor:
+    """`mean (v - v_ref)^2`, the KL divergence of two flows up to a weight in t.
+
+    v, v_ref: (B, *latent); returns (B,) fp32 >= 0.
+    """
+    return _mean_square(v, v_ref)
+
+
+def dsm_clip_mask(dsm: Tensor, dsm_old: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Images that have already moved far enough from `old` in the direction of their advantage.
+
+    dsm, dsm_old, advantages: (B,); returns (B,) bool, True: must contribute no gradient.
+    """
+    ratio = torch.exp(dsm_old - dsm).detach()
+    return torch.where(advantages > 0, ratio > 1 + clip_range, ratio < 1 - clip_range)
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """`max(-A ratio, -A clip(ratio, 1 - c, 1 + c))` (PPO, arXiv 1707.06347, eq. 7), to be minimised.
+
+    ratio, advantages: (B,); returns (B,).
+    """
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
