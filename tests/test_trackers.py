@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from dgpo.trackers import JsonlTracker, NullTracker, TrackerGroup, make_trackers
 def test_rows_are_written_at_once_with_the_iteration_first(tmp_path):
     tracker = JsonlTracker(tmp_path / "run")
     tracker.log(3, {"train/reward": 0.5, "train/images": 8})
-    tracker.log(3, {"eval/reward": torch.tensor(0.25), "loss": math.nan, "low": -math.inf})
+    row: dict[str, Any] = {"eval/reward": torch.tensor(0.25), "loss": math.nan, "low": -math.inf}
+    tracker.log(3, row)
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert text == (
         '{"iteration": 3, "train/reward": 0.5, "train/images": 8}\n'
