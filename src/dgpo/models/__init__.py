@@ -1,1 +1,140 @@
+"""Loading a text-to-image pipeline as a VelocityModel. One file per family; the family is read from the pipeline."""
 
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dgpo.errors import UserError, did_you_mean
+from dgpo.models.base import Cond, VelocityModel
+from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets
+
+__all__ = ["Cond", "LoraConfig", "VelocityModel", "WeightSets", "load_model", "locate"]
+
+FAMILIES = {"StableDiffusion3Pipeline": "dgpo.models.sd3:SD3Model"}
+"""The pipeline's class in model_index.json -> the adapter, imported when first needed."""
+
+EMBEDDED = {"tiny-sd3": Path(__file__).parents[1] / "worlds" / "shapes" / "assets" / "tiny-sd3"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    finetune: Literal["lora", "full"] = "lora",
+    lora: LoraConfig = DEFAULT_LORA,
+    sets: Sequence[str] = EXTRA_SETS,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    resolution: int | None = None,
+    max_sequence_length: int | None = None,
+    shift: float | None = None,
+    gradient_checkpointing: bool = False,
+) -> VelocityModel:
+    """Load a diffusers pipeline for training or sampling.
+
+    path_or_id: a pipeline folder, "tiny-sd3" (inside this package), or a Hugging Face id "owner/name"
+    finetune: train LoRA adapters, or the whole network in fp32
+    sets: which weight sets to keep beside the policy, of ref, old, ema; with "full" each costs a copy of the network
+    seed: of the adapters' initial values
+    device: "auto" is CUDA where there is one, else the CPU
+    dtype: precision of the frozen parts and of the network's arithmetic; trained weights and the VAE are fp32
+    resolution, max_sequence_length, shift: None is the pipeline's own
+    gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
+    """
+    if finetune not in ("lora", "full"):
+        raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is unknown. {did_you_mean(dtype, DTYPES)}")
+    place = _device(device)
+    source = locate(path_or_id)
+    index = _model_index(source)
+    family = _family(source, index)
+    return family(
+        _load_pipeline(source, index, family.network, finetune, DTYPES[dtype]),
+        finetune=finetune,
+        lora=lora,
+        sets=sets,
+        seed=seed,
+        device=place,
+        dtype=DTYPES[dtype],
+        resolution=resolution,
+        max_sequence_length=max_sequence_length,
+        shift=shift,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+def locate(path_or_id: str | Path) -> str:
+    """The folder of a pipeline, or the Hugging Face id it was given as. Looks at the disk only."""
+    name = str(path_or_id)
+    folder = EMBEDDED.get(name, Path(name).expanduser())
+    if (folder / "model_index.json").is_file():
+        return str(folder)
+    if folder.is_dir():
+        raise UserError(
+            f"{folder} holds no model_index.json, so it is no diffusers pipeline. Give the folder that "
+            "`pipeline.save_pretrained` wrote, with model_index.json beside transformer/ and vae/."
+        )
+    # "runs/typo" beside a folder "runs" is a path gone wrong, not an id: ask nobody on the network about it
+    if isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not folder.parent.exists():
+        return name
+    raise UserError(
+        f"there is no folder {name!r}. Give a pipeline folder, a Hugging Face id as owner/name, "
+        f"or an embedded model: {', '.join(EMBEDDED)}."
+    )
+
+
+def _family(source: str, index: dict[str, Any]) -> Any:
+    """The adapter class of a pipeline."""
+    name = index.get("_class_name")
+    if name not in FAMILIES:
+        raise UserError(
+            f"{source} is a {name}; supported: {', '.join(FAMILIES)}. Another family needs one file in dgpo/models "
+            "with a class that implements VelocityModel (dgpo/models/base.py): encode, init_noise, velocity as "
+            "noise - x0 at t in [0, 1], decode, sigmas, latent_shape, device and weights; and a line in FAMILIES."
+        )
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _model_index(source: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = Path(source, "model_index.json")
+        return json.loads((path if path.is_file() else Path(hf_hub_download(source, path.name))).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read model_index.json of {source}: {error}") from error
+
+
+def _load_pipeline(source: str, index: dict[str, Any], network: str, finetune: str, dtype: torch.dtype) -> Any:
+    """The pipeline on the CPU, each part in its precision: the VAE, and what trains whole, in fp32."""
+    from diffusers import DiffusionPipeline
+
+    dtypes = {network: torch.float32 if finetune == "full" else dtype, "vae": torch.float32, "default": dtype}
+    # diffusers saves a part left out (SD3 without T5) as [null, null], and loads it only if told again
+    absent = {part: None for part, value in index.items() if value == [None, None]}
+    try:
+        return DiffusionPipeline.from_pretrained(source, dtype=dtypes, use_safetensors=True, **absent)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the pipeline {source}: {error}") from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); try 'auto' or 'cpu'"
+        ) from error
+    return torch.device(device)

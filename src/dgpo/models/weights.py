@@ -1,0 +1,260 @@
+"""Named weight sets: one network, several values for its trainable tensors.
+
+- `policy` trains; - `ref` is the frozen pretrained network; - `old` (fast) and `ema` (slow) are moving averages of
+the policy. All start equal. `use(name)` makes the network itself compute with a set by rebinding names: no tensor is
+copied or moved, which is what lets a training step evaluate ref, old and policy in turn.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685): each set but `ref` is an adapter, `ref` is the network with adapters off.
+Full fine-tuning: each set is a whole list of parameters, bound to the network's modules in turn.
+
+Only the policy's parameters ever require a gradient. PEFT's own switches (`set_adapter`, `enable_adapters`) flip
+`requires_grad` as they go and take 30 times longer, so the two attributes they end in are set here directly; full
+sets are bound as `torch.func.functional_call` binds them, but for as long as the block lasts.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from dgpo.core.ema import ema_update
+from dgpo.core.seeds import generator
+from dgpo.errors import UserError, did_you_mean
+
+EXTRA_SETS = ("ref", "old", "ema")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: W + (alpha / rank) * B A, with B zero at the start."""
+
+    rank: int = 32
+    """Inner dimension of the adapters."""
+    alpha: int = 64
+    """Scale of the adapters; the update is multiplied by alpha / rank."""
+    target_modules: tuple[str, ...] | None = None
+    """Names (or dotted ends of names) of the layers that get an adapter; None: all attention projections."""
+    init: Literal["gaussian", "kaiming"] = "gaussian"
+    """How A is drawn: normal with standard deviation 1 / rank, or PEFT's usual uniform."""
+
+
+DEFAULT_LORA = LoraConfig()
+
+
+@final
+class WeightSets:
+    """The sets of one network, by name. Built by `lora_weights` or `full_weights`."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, Mapping[str, nn.Parameter]],
+        bind: Callable[[str], None],
+        save: Callable[[Path, str], None],
+    ) -> None:
+        """sets: name -> {key: parameter}; bind(name) makes the network use a set; save(directory, name) exports it."""
+        self._sets = sets
+        self._bind = bind
+        self._save = save
+        self._active = "policy"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sets that exist: policy, and those of ref, old, ema that were asked for."""
+        return tuple(self._sets)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer trains: the policy's parameters, fp32."""
+        return list(self._set("policy").values())
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The same with the keys that `tensors` and `load` use."""
+        return list(self._set("policy").items())
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[None]:
+        """Inside the block the network computes with this set; nests, and an exception restores what was before.
+
+        Run `backward` outside of such blocks: gradient checkpointing computes again with what is bound then.
+        """
+        self._set(name)
+        previous = self._active
+        self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(previous)
+
+    def ema_update(self, name: str, decay: float) -> None:
+        """set <- decay * set + (1 - decay) * policy, in place."""
+        if name not in ("old", "ema"):
+            raise UserError(f"weight set {name!r} is no moving average of the policy; 'old' and 'ema' are")
+        ema_update(self._set(name).values(), self._set("policy").values(), decay)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The set's own tensors (no copies, no gradient) under keys that are the same for every set."""
+        return {key: parameter.detach() for key, parameter in self._set(name).items()}
+
+    def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors into a set. Keys and shapes must be exactly those of `tensors(name)`."""
+        own = self.tensors(name)
+        problems = [f"{key} is missing" for key in own.keys() - tensors.keys()]
+        problems += [f"{key} is unknown" for key in tensors.keys() - own.keys()]
+        problems += [
+            f"{key} is {tuple(tensors[key].shape)} and must be {tuple(own[key].shape)}"
+            for key in own.keys() & tensors.keys()
+            if tensors[key].shape != own[key].shape
+        ]
+        if problems:
+            some = "; ".join(sorted(problems)[:3])
+            raise UserError(
+                f"cannot load weight set {name!r}: {len(problems)} of {len(own)} tensors do not fit ({some}). "
+                "Were they saved from another model, or with other LoRA settings?"
+            )
+        for key, value in own.items():
+            value.copy_(tensors[key])
+
+    def export(self, directory: str | Path, name: str) -> None:
+        """Write one set in the form stock diffusers reads: a LoRA file, or a transformer folder."""
+        self._set(name)
+        self._save(Path(directory), name)
+
+    def _set(self, name: str) -> Mapping[str, nn.Parameter]:
+        if name in self._sets:
+            return self._sets[name]
+        if name in EXTRA_SETS:
+            raise UserError(
+                f"weight set {name!r} was not made for this model; it has {', '.join(self.names)}. "
+                f"Load the model with {name!r} among its sets."
+            )
+        raise UserError(f"there is no weight set {name!r}. {did_you_mean(name, ('policy', *EXTRA_SETS))}")
+
+    def _switch(self, name: str) -> None:
+        if name != self._active:
+            self._bind(name)
+            self._active = name
+
+
+def lora_weights(
+    network: Any,
+    config: LoraConfig,
+    default_targets: Sequence[str],
+    sets: Sequence[str],
+    seed: int,
+    save_lora: Callable[[Path, dict[str, Any], dict[str, Any]], None],
+) -> WeightSets:
+    """Freeze a diffusers network and give it one fp32 adapter per set.
+
+    default_targets: the family's layers where config.target_modules is None
+    save_lora: (directory, {key: tensor}, adapter metadata) -> writes the family's LoRA file
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    names = ("policy", *_extra(sets))
+    network.requires_grad_(False)
+    parameters = _add_adapters(network, config, default_targets, [name for name in names if name != "ref"])
+    _initialise(parameters, config, generator(seed, "lora"))
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+    def bind(name: str) -> None:
+        for layer in layers:
+            vars(layer).update(_disable_adapters=name == "ref", _active_adapter=[name])
+
+    def save(directory: Path, name: str) -> None:
+        if name == "ref":
+            raise UserError("with LoRA the weight set 'ref' is the pretrained model itself: nothing to export")
+        metadata = network.peft_config[name].to_dict()
+        metadata["target_modules"] = sorted(metadata["target_modules"])
+        save_lora(directory, weights.tensors(name), metadata)
+
+    bind("policy")
+    weights = WeightSets({name: parameters.get(name, {}) for name in names}, bind, save)
+    return weights
+
+
+def full_weights(network: Any, sets: Sequence[str], folder: str = "transformer") -> WeightSets:
+    """Train a whole diffusers network in fp32; every further set is one more copy of it in memory.
+
+    folder: the network's place in a pipeline folder, where an export goes
+    """
+    network.float().requires_grad_(True)
+    policy = dict(network.named_parameters())
+    owners = [(network.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in policy]
+    parameters: dict[str, dict[str, nn.Parameter]] = {"policy": policy}
+    for name in _extra(sets):
+        parameters[name] = {key: nn.Parameter(p.detach().clone(), requires_grad=False) for key, p in policy.items()}
+
+    def bind(name: str) -> None:
+        for (owner, leaf), parameter in zip(owners, parameters[name].values()):
+            owner[leaf] = parameter
+
+    def save(directory: Path, name: str) -> None:
+        with weights.use(name):
+            network.save_pretrained(directory / folder)
+
+    weights = WeightSets(parameters, bind, save)
+    return weights
+
+
+def _extra(sets: Sequence[str]) -> tuple[str, ...]:
+    """The wanted sets beside policy, checked and in a fixed order."""
+    for name in sets:
+        if name not in EXTRA_SETS:
+            raise UserError(f"sets={tuple(sets)!r} names {name!r}. {did_you_mean(name, EXTRA_SETS)}")
+    return tuple(name for name in EXTRA_SETS if name in sets)
+
+
+def _add_adapters(
+    network: Any, config: LoraConfig, default_targets: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, nn.Parameter]]:
+    """Give the network one adapter per name; name -> {key free of the name, as in stock LoRA files: parameter}."""
+    import peft
+
+    if config.rank < 1:
+        raise UserError(f"lora.rank={config.rank}: an adapter needs at least rank 1")
+    _check_targets(network, config.target_modules or ())
+    targets = list(config.target_modules or default_targets)
+    init = "gaussian" if config.init == "gaussian" else True
+    for name in names:
+        settings = peft.LoraConfig(
+            r=config.rank, lora_alpha=config.alpha, target_modules=targets, init_lora_weights=init
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            network.add_adapter(settings, name)
+    parameters = [(key, p) for key, p in network.named_parameters() if "lora_" in key]
+    for _, parameter in parameters:
+        parameter.data = parameter.data.float()
+    return {name: {k.replace(f".{name}.", "."): p for k, p in parameters if f".{name}." in k} for name in names}
+
+
+def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:
+    """Each target must name a linear layer: PEFT itself complains only when none does."""
+    layers = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if not any(f".{key}".endswith(f".{target}") for key in layers):
+            known = {re.sub(r"^\w+\.\d+\.", "", key) for key in layers}
+            raise UserError(f"lora.target_modules: no linear layer is named {target!r}. {did_you_mean(target, known)}")
+
+
+@torch.no_grad()
+def _initialise(adapters: dict[str, dict[str, nn.Parameter]], config: LoraConfig, rng: torch.Generator) -> None:
+    """Draw the policy's A on the CPU from a generator of its own (PEFT draws globally); all sets start equal."""
+    for key, parameter in adapters["policy"].items():
+        if ".lora_A." in key:
+            a = torch.empty(parameter.shape)
+            if config.init == "gaussian":
+                a.normal_(std=1 / config.rank, generator=rng)
+            else:
+                nn.init.kaiming_uniform_(a, a=5**0.5, generator=rng)
+            parameter.copy_(a)
+    for name, adapter in adapters.items():
+        for key, parameter in adapter.items():
+            parameter.copy_(adapters["policy"][key]).requires_grad_(name == "policy")

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+import dgpo
+from dgpo.errors import UserError
+from dgpo.models import EMBEDDED, load_model, locate
+from dgpo.models.sd3 import SD3Model
+
+
+def test_a_folder_is_loaded_by_its_family_and_without_the_network(folder, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    model = load_model(str(folder), resolution=96)
+    assert isinstance(model, SD3Model)
+    assert model.latent_shape == (4, 12, 12)
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("no/such/folder", "nowhere", "./owner/name", str(folder / "oops"), "runs/oops"):
+        with pytest.raises(UserError, match="there is no folder"):
+            load_model(name)
+
+
+def test_locating_a_model(folder, monkeypatch):
+    package = Path(dgpo.__file__).parent
+    assert EMBEDDED["tiny-sd3"] == package / "worlds" / "shapes" / "assets" / "tiny-sd3"
+    monkeypatch.setitem(EMBEDDED, "tiny-sd3", folder)
+    assert locate("tiny-sd3") == str(folder)
+    assert locate(folder) == str(folder)
+    assert locate("stabilityai/stable-diffusion-3.5-medium") == "stabilityai/stable-diffusion-3.5-medium"
+    with pytest.raises(UserError, match=r"no model_index\.json"):
+        locate(folder / "vae")
+
+
+def test_an_unknown_family_is_told_what_is_supported_and_what_an_adapter_needs(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(UserError) as error:
+        load_model(tmp_path)
+    for part in ("is a StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "VelocityModel", "encode", "weights"):
+        assert part in str(error.value)
+
+
+def test_damaged_folders_are_named(tmp_path):
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read model_index\.json"):
+        load_model(tmp_path)
+    index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="cannot load the pipeline"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "fp8"}, "dtype='fp8' is unknown"),
+        ({"finetune": "loar"}, "Did you mean 'lora'"),
+        ({"device": "gpu"}, "device='gpu' cannot be used"),
+        ({"sets": ("old", "emma")}, "Did you mean 'ema'"),
+    ],
+)
+def test_bad_settings_are_explained(folder, settings, message):
+    with pytest.raises(UserError, match=message):
+        load_model(folder, **settings)
