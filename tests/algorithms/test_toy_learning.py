@@ -1,0 +1,58 @@
+"""DGPO teaches the toy its prompts in seconds, and learns nothing where rewards do not belong to their images."""
+
+import pytest
+import torch
+import toy
+
+from dgpo.algorithms.dgpo import DGPO
+
+# A mean over two numbers moves far more than one over an image's thousands, hence a smaller beta than the paper's.
+MODES = {
+    "frozen reference": DGPO(beta=1.0, kl_coef=0.01),
+    "dynamic reference": DGPO(beta=1.0, kl_coef=0.01, reference="old"),
+    "no clip, own noise and t": DGPO(
+        beta=1.0, kl_coef=0.01, clip_range=None, shared_noise=False, shared_t=False, t_sampling="stratified"
+    ),
+    "sampled by old": DGPO(beta=1.0, kl_coef=0.01, sampling_switch=10, std="group"),
+}
+BASE = 0.2
+
+
+def train(algorithm, **options):
+    return toy.train(algorithm, iterations=50, learning_rate=0.01, **options)
+
+
+def test_the_base_ignores_its_prompt():
+    model = toy.ToyModel()
+    assert toy.score(model) == toy.score(model, "ref") == pytest.approx(BASE, abs=0.02)
+
+
+@pytest.mark.parametrize("algorithm", MODES.values(), ids=MODES)
+def test_reward_rises(algorithm):
+    model, history = train(algorithm)
+    assert toy.score(model) > 2 * BASE
+    assert toy.score(model, "old") > 2 * BASE
+    assert all(metric == metric for metric in history[-1].values())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rewards_of_other_images_teach_nothing(seed):
+    model, _ = train(MODES["frozen reference"], seed=seed, shuffle=True)
+    assert toy.score(model) < 1.25 * BASE
+
+
+def test_a_stochastic_algorithm_gets_its_trajectory():
+    class Stochastic(DGPO):
+        sampler = "sde"
+
+    rollout = toy.collect(toy.ToyModel(), Stochastic(), 0, seed=0, num_groups=2, group_size=3, shuffle=False)
+    assert rollout.trajectory is not None
+    assert rollout.trajectory.latents.shape == (6, 11, 2)
+    assert rollout.trajectory.log_probs.shape == (6, 10)
+    assert torch.equal(rollout.trajectory.latents[:, -1], rollout.x0)
+
+
+def test_a_run_is_repeated_exactly():
+    runs = [toy.train(MODES["sampled by old"], iterations=3, seed=5)[0].networks["policy"] for _ in range(2)]
+    for first, second in zip(runs[0].parameters(), runs[1].parameters()):
+        assert torch.equal(first, second)
