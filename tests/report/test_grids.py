@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dgpo.errors import UserError
+from dgpo.report.grids import read_samples, sample_grid, write_samples
+
+
+def test_grid_places_images_by_rows_and_enlarges_by_whole_pixels():
+    images = torch.zeros(3, 3, 2, 2)
+    images[0, 0] = 1.0
+    images[1, 1, 0, 0] = 0.5
+    grid = np.asarray(sample_grid(images, columns=2, scale=3, gap=1))
+    assert grid.shape == (15, 15, 3)
+    assert (grid[0] == 255).all()
+    assert (grid[1:7, 1:7] == [255, 0, 0]).all()
+    assert (grid[1:4, 8:11] == [0, 128, 0]).all()
+    assert (grid[4:7, 8:14] == 0).all()
+    assert (grid[8:14, 1:7] == 0).all()
+    assert (grid[8:14, 8:14] == 255).all()
+
+
+def test_scale_is_chosen_for_tiny_images_only():
+    assert sample_grid(torch.zeros(1, 3, 64, 64), columns=4, gap=0).size == (128, 128)
+    assert sample_grid(torch.zeros(2, 3, 200, 300), columns=4, gap=0).size == (600, 200)
+
+
+def test_samples_come_back_as_written(tmp_path: Path):
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    grid = write_samples(tmp_path, 20, images, ["a", "b"])
+    write_samples(tmp_path, 0, images.flip(0), ["a", "b"])
+    assert grid == tmp_path / "samples" / "iteration-000020.png"
+    assert json.loads((tmp_path / "samples" / "prompts.json").read_text())["images_per_prompt"] == 2
+    samples = read_samples(tmp_path)
+    assert samples is not None
+    assert samples.prompts == ["a", "a", "b", "b"]
+    assert list(samples.iterations) == [0, 20]
+    pixels = np.asarray(Image.open(samples.iterations[20][3]))
+    torch.testing.assert_close(torch.from_numpy(pixels.copy()).permute(2, 0, 1), (images[3] * 255).round().byte())
+
+
+def test_an_iteration_cut_short_is_not_shown(tmp_path: Path):
+    assert read_samples(tmp_path) is None
+    grid = write_samples(tmp_path, 0, torch.zeros(2, 3, 8, 8), ["a", "b"])
+    write_samples(tmp_path, 10, torch.zeros(2, 3, 8, 8), ["a", "b"]).unlink()
+    samples = read_samples(tmp_path)
+    assert samples is not None
+    assert list(samples.iterations) == [0]
+    grid.unlink()
+    assert read_samples(tmp_path) is None
+
+
+def test_what_cannot_be_shared_or_read_is_an_error(tmp_path: Path):
+    with pytest.raises(ValueError, match="3 images cannot be shared evenly by 2 prompts"):
+        write_samples(tmp_path, 0, torch.zeros(3, 3, 8, 8), ["a", "b"])
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "prompts.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"prompts\.json"):
+        read_samples(tmp_path)
