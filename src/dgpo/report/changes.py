@@ -1,0 +1,90 @@
+"""Every evaluation metric from its first evaluation to its last.
+
+A change counts as one only beyond twice its standard error (where that is logged) and only if a reader could see it
+in the printed digits. Before and after share prompts and noise, so the standard error of two independent evaluations
+used here is an upper bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dgpo.report.log import EvalName, Log, Point, is_in_domain
+from dgpo.report.words import from_to, number, signed, title
+
+LOWER_IS_BETTER = frozenset({"drift"})
+
+
+@dataclass(frozen=True)
+class Change:
+    """One evaluation metric's first, last and best value."""
+
+    name: EvalName
+    first: Point
+    last: Point
+    best: Point
+    noise: float  # twice the standard error of the difference, 0 where not logged
+    in_domain: bool
+
+    @property
+    def delta(self) -> float:
+        return self.last.value - self.first.value
+
+    @property
+    def size(self) -> float:
+        return max(abs(self.first.value), abs(self.last.value))
+
+    @property
+    def moved(self) -> int:
+        """1 better, -1 worse, 0 no change that can be told from noise."""
+        seen = number(self.first.value, self.size) != number(self.last.value, self.size)
+        if not seen or abs(self.delta) <= self.noise:
+            return 0
+        return int(math.copysign(1, self.delta * _direction(self.name.score)))
+
+    @property
+    def single(self) -> bool:
+        """Evaluated once only, so that there is no before and after."""
+        return self.first.iteration == self.last.iteration
+
+    @property
+    def where(self) -> str:
+        return f"{title(self.name.score)} on {title(self.name.eval_set)}"
+
+    @property
+    def values(self) -> str:
+        return number(self.last.value) if self.single else from_to(self.first.value, self.last.value)
+
+    @property
+    def difference(self) -> str:
+        return signed(self.delta, self.size)
+
+
+def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
+    """Every evaluation metric, per task ones included, in-domain before held-out."""
+    found = [_change(log, name, is_in_domain(name.score, config)) for name in log.evals()]
+    return sorted(found, key=lambda change: not change.in_domain)
+
+
+def headline(found: list[Change]) -> list[Change]:
+    """The scores a verdict rests on: strict ones, else the rewards, else whatever was evaluated."""
+    whole = [change for change in found if not change.name.tag]
+    strict = [change for change in whole if change.name.score.endswith("_strict")]
+    chosen = strict or [change for change in whole if change.in_domain] or whole
+    return sorted(chosen, key=lambda change: change.name.score)
+
+
+def _change(log: Log, name: EvalName, in_domain: bool) -> Change:
+    points = log.series(name.key)
+    errors = dict(log.series(f"{name.key}/stderr"))
+    first, last = points[0], points[-1]
+    noise = 2 * math.hypot(errors.get(first.iteration, 0.0), errors.get(last.iteration, 0.0))
+    best = max(points, key=lambda point: point.value * _direction(name.score))
+    return Change(name, first, last, best, noise, in_domain)
+
+
+def _direction(score: str) -> int:
+    return -1 if score in LOWER_IS_BETTER else 1

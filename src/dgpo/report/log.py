@@ -1,0 +1,96 @@
+"""A run folder's numbers: metrics.jsonl as series, and what the resolved config says about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dgpo.trackers import read_metrics
+
+
+class Point(NamedTuple):
+    """One logged value."""
+
+    iteration: int
+    value: float
+
+
+class EvalName(NamedTuple):
+    """`eval/<eval_set>/<score>` or, for one task, `eval/<eval_set>/<score>/<tag>`."""
+
+    eval_set: str
+    score: str
+    tag: str = ""
+
+    @property
+    def key(self) -> str:
+        return "/".join(["eval", *filter(None, self)])
+
+
+@dataclass(frozen=True)
+class Log:
+    """Every metric's values by iteration, ascending; NaN where the log says null, which stands for not finite."""
+
+    columns: dict[str, list[Point]]
+
+    def series(self, key: str) -> list[Point]:
+        """Every finite value of one metric."""
+        return [point for point in self.columns.get(key, []) if math.isfinite(point.value)]
+
+    def names(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the metrics' names, in the order of first appearance."""
+        return [key.removeprefix(prefix) for key in self.columns if key.startswith(prefix) and self.series(key)]
+
+    def evals(self) -> list[EvalName]:
+        """Every evaluation metric; standard errors are not metrics of their own."""
+        parts = (name.split("/") for name in self.names("eval/"))
+        return [EvalName(*p) for p in parts if len(p) in (2, 3) and p[-1] != "stderr"]
+
+    def trained(self) -> int:
+        """How many iterations have trained."""
+        return len({p.iteration for key in self.columns if key.startswith("train/") for p in self.columns[key]})
+
+    def elapsed(self) -> float | None:
+        """Seconds of wall time so far, None where no row tells."""
+        return max((point.value for point in self.series("time/elapsed")), default=None)
+
+
+def read_log(path: Path) -> Log:
+    """Read metrics.jsonl; a missing file is a run that has not logged yet."""
+    return from_rows(read_metrics(path) if path.exists() else [])
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> Log:
+    """Merge rows into columns; where an iteration logs a metric twice, the later value stands."""
+    columns: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key != "iteration" and isinstance(value, (int, float, type(None))):
+                columns.setdefault(key, {})[row["iteration"]] = math.nan if value is None else value
+    return Log({key: [Point(*item) for item in sorted(values.items())] for key, values in columns.items()})
+
+
+def find(config: Any, key: str) -> Any:
+    """The outermost value called `key` in nested mappings, None where there is none."""
+    if not isinstance(config, Mapping):
+        return None
+    if key in config:
+        return config[key]
+    return next((found for value in config.values() if (found := find(value, key)) is not None), None)
+
+
+def reward_names(value: Any) -> set[str]:
+    """The scores a config's `rewards` or `eval_rewards` name, whether a string, a list or a mapping to weights."""
+    if isinstance(value, str):
+        return {value, value.rpartition(":")[2]}
+    if isinstance(value, Mapping):
+        return {str(value["name"])} if "name" in value else set().union(*map(reward_names, value))
+    return set().union(*map(reward_names, value)) if isinstance(value, (list, tuple)) else set()
+
+
+def is_in_domain(score: str, config: Mapping[str, Any]) -> bool:
+    """True for what the run was trained on: its rewards, and their strict forms."""
+    return score.endswith("_strict") or score in reward_names(find(config, "rewards"))

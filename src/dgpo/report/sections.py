@@ -1,0 +1,169 @@
+"""What each section of the page shows, as plain bundles for the template; an empty one leaves its section out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import cycle, groupby
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from dgpo.report.changes import Change, changes, headline
+from dgpo.report.curves import SERIES, Line, chart
+from dgpo.report.log import EvalName, Log, find, is_in_domain
+from dgpo.report.words import title
+
+HEALTH = {
+    "clip_fraction": "Images the clip left without gradient",
+    "kl": "Squared velocity distance to the reference",
+    "grad_norm": "Gradient norm before clipping",
+    "frac_reward_zero_std": "Groups whose images all earned the same: they teach nothing",
+    "grad_noise_scale": "Gradient noise scale in groups; dashed: groups in use",
+    "loss": "Its value means little; its stability does",
+    "reward_std": "Spread of rewards, what the advantages are made of",
+}
+SHARES = {"clip_fraction", "frac_reward_zero_std"}
+
+
+class Panel(NamedTuple):
+    """A chart with its words. `kind` is 'in-domain', 'held-out' or ''."""
+
+    title: str
+    note: str
+    kind: str
+    svg: Markup
+
+
+class Bar(NamedTuple):
+    """One task's score before and after; the shares are of the chart's width."""
+
+    change: Change
+    before: float
+    after: float
+
+
+class Phase(NamedTuple):
+    name: str
+    seconds: float  # per iteration
+    share: float
+    colour: str
+
+
+def heading(config: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """The run's name, model and algorithm (each empty where unknown) and its folder."""
+    return {key: _name(find(config, key)) for key in ("name", "model", "algorithm")} | {"folder": folder}
+
+
+def scores(log: Log, config: Mapping[str, Any]) -> list[tuple[str, list[Change]]]:
+    """Every whole-set score, with its change on each set; those of the verdict first."""
+    whole = [change for change in changes(log, config) if not change.name.tag]
+    first = [change.name.score for change in headline(whole)]
+    whole.sort(key=lambda change: (change.name.score not in first, not change.in_domain, change.name.score))
+    return [(score, list(group)) for score, group in groupby(whole, key=lambda change: change.name.score)]
+
+
+def set_colours(log: Log) -> dict[str, str]:
+    """Each evaluation set's colour, by order of appearance."""
+    names = dict.fromkeys(name.eval_set for name in log.evals())
+    return {name: SERIES[1 + i % (len(SERIES) - 1)] for i, name in enumerate(names)}
+
+
+def curves(log: Log, config: Mapping[str, Any]) -> list[Panel]:
+    """Training rewards, then every evaluation score, in-domain before held-out; one point makes no curve."""
+    rewards = [f"score/{name}" for name in log.names("train/score/")]
+    trained = [_train_panel(log, name, "") for name in ["reward_mean", *(rewards if len(rewards) > 1 else [])]]
+    names = dict.fromkeys(name.score for name in log.evals() if not name.tag)
+    ordered = sorted(names, key=lambda score: not is_in_domain(score, config))
+    return [panel for panel in [*trained, *(_eval_panel(log, config, score) for score in ordered)] if panel]
+
+
+def health(log: Log, config: Mapping[str, Any]) -> list[Panel]:
+    """The known health metrics in their order, then any other metric of the training rows."""
+    shown = {"reward_mean", *(f"score/{name}" for name in log.names("train/score/"))}
+    names = [*HEALTH, *(name for name in log.names("train/") if name not in shown and name not in HEALTH)]
+    groups = find(config, "num_groups")
+    panels = (_train_panel(log, n, HEALTH.get(n, ""), groups if n == "grad_noise_scale" else None) for n in names)
+    return [panel for panel in panels if panel]
+
+
+def tasks(log: Log, config: Mapping[str, Any]) -> list[tuple[EvalName, list[Bar]]]:
+    """Per-task bars of the verdict's scores, one chart for each score and set."""
+    found = changes(log, config)
+    by_name = {
+        change.name: [c for c in found if c.name.tag and c.name[:2] == change.name[:2]] for change in headline(found)
+    }
+    return [(name, _bars(tagged)) for name, tagged in by_name.items() if tagged]
+
+
+def times(log: Log) -> list[Phase]:
+    """The whole run's wall time, in seconds per iteration: the logged phases, and what no phase accounts for."""
+    names = [name for name in log.names("time/") if name not in ("iteration", "elapsed") and "/" not in name]
+    count = log.trained()
+    if not names or not count:
+        return []
+    seconds = {name: _sum(log, f"time/{name}") / count for name in names}
+    rest = (log.elapsed() or _sum(log, "time/iteration")) / count - sum(seconds.values())
+    total = sum(seconds.values()) + max(0.0, rest)
+    colours = cycle(SERIES[1:])
+    phases = [Phase(name, value, value / total, colour) for (name, value), colour in zip(seconds.items(), colours)]
+    return phases + ([Phase("other", rest, rest / total, "--before")] if rest > 0 else [])
+
+
+def tables(tree: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """A nested mapping as (heading, rows): the plain values first, then one table for each nested mapping."""
+    plain = [(key, _text(value)) for key, value in tree.items() if not (isinstance(value, Mapping) and value)]
+    nested = [(key, _flat(value)) for key, value in tree.items() if isinstance(value, Mapping) and value]
+    return ([("", plain)] if plain else []) + nested
+
+
+def _sum(log: Log, key: str) -> float:
+    return sum(point.value for point in log.series(key))
+
+
+def _train_panel(log: Log, name: str, note: str, reference: float | None = None) -> Panel | None:
+    points, positive = log.series(f"train/{name}"), name == "grad_noise_scale"
+    points = [point for point in points if point.value > 0] if positive else points
+    if len(points) < 2:
+        return None
+    label = title(name.replace("score/", "train reward: ").replace("reward_mean", "train reward"))
+    line = Line(points, "--train", smooth=True)
+    svg = chart([line], label, log.series("time/elapsed"), name in SHARES, positive, reference)
+    return Panel(label, note, "", svg)
+
+
+def _eval_panel(log: Log, config: Mapping[str, Any], score: str) -> Panel | None:
+    keys = {name.eval_set: name.key for name in log.evals() if name.score == score and not name.tag}
+    colours = set_colours(log)
+    lines = [Line(log.series(key), colours[s], stderr=dict(log.series(f"{key}/stderr"))) for s, key in keys.items()]
+    if max(len(line.points) for line in lines) < 2:
+        return None
+    kind = "in-domain" if is_in_domain(score, config) else "held-out"
+    return Panel(title(score), "", kind, chart(lines, title(score), log.series("time/elapsed"), share=True))
+
+
+def _bars(found: list[Change]) -> list[Bar]:
+    values = [value for change in found for value in (change.first.value, change.last.value)]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    width = 1.0 if low == 0 and high <= 1 else high - low
+    return [Bar(c, (c.first.value - low) / width, (c.last.value - low) / width) for c in found]
+
+
+def _name(value: Any) -> str:
+    """A config entry's name, whether it is the name or a mapping that holds one."""
+    if isinstance(value, Mapping):
+        return next((str(value[key]) for key in ("name", "kind", "type", "path") if value.get(key)), "")
+    return "" if value is None else str(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        rows += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _text(value))]
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(_text, value))
+    return "–" if value in (None, "", {}) else str(value)

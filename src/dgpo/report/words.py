@@ -1,0 +1,50 @@
+"""Numbers and durations as a reader wants them, the same in the sentences, the tables and the figures."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float, like: float | None = None) -> str:
+    """Two decimals around one, two significant digits below, fewer above a hundred; `like` sets the size instead."""
+    if not math.isfinite(value):
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, "?")
+    size = abs(value if like is None else like)
+    if size == 0:
+        return "0"
+    decimals = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 0.0995 else 1 - math.floor(math.log10(size))
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def signed(value: float, like: float | None = None) -> str:
+    """`number` with its sign always shown: +0.35, −0.02."""
+    return ("+" if value > 0 else "") + number(value, like)
+
+
+def from_to(first: float, last: float) -> str:
+    """Two values with the same decimals: 0.34 → 0.04."""
+    size = max(abs(first), abs(last))
+    return f"{number(first, size)} → {number(last, size)}"
+
+
+def duration(seconds: float) -> str:
+    """48 s, 14 min, 2 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def seconds(value: float) -> str:
+    """A short time with its digits: 0.41 s, 12.3 s, 140 s."""
+    return f"{number(value)} s" if value < 10 else f"{value:.1f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def title(name: str) -> str:
+    """A metric's or a task's name in plain letters: `single_object` is 'single object'."""
+    return name.replace("_", " ")
+
+
+def plural(count: int, noun: str) -> str:
+    """1 iteration, 2 iterations."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+from dgpo.report.log import EvalName, Point, find, from_rows, is_in_domain, read_log, reward_names
+
+
+def test_rows_of_one_iteration_merge_and_the_later_value_stands(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"iteration": 2, "train/loss": 9.0}\n{"iteration": 1, "train/loss": 1.0, "note": "x"}\n'
+        '{"iteration": 2, "train/loss": 2.0}\n{"iteration": 2, "eval/seen/shapes": 0.5}\n{"iteration": 3, "tra'
+    )
+    log = read_log(path)
+    assert log.series("train/loss") == [Point(1, 1.0), Point(2, 2.0)]
+    assert log.series("eval/seen/shapes") == [Point(2, 0.5)]
+    assert log.series("note") == []
+    assert log.trained() == 2
+    assert read_log(tmp_path / "nowhere.jsonl").columns == {}
+
+
+def test_values_that_are_not_finite_stay_out_of_series():
+    log = from_rows([{"iteration": 1, "a": None, "b": 2}, {"iteration": 2, "a": 3.0}])
+    assert log.series("a") == [Point(2, 3.0)]
+    assert len(log.columns["a"]) == 2
+    assert log.names("") == ["a", "b"]
+    assert log.elapsed() is None
+
+
+def test_evaluation_names_are_read_generically():
+    keys = ["eval/easy/ocr", "eval/easy/ocr/stderr", "eval/easy/ocr/long words", "evaluated"]
+    log = from_rows([{"iteration": 0, **dict.fromkeys(keys, 1)}])
+    assert log.evals() == [EvalName("easy", "ocr"), EvalName("easy", "ocr", "long words")]
+    assert EvalName("easy", "ocr").key == "eval/easy/ocr"
+
+
+def test_in_domain_is_what_the_config_rewards_whatever_its_form():
+    assert reward_names(["ocr", {"name": "pickscore", "weight": 2}]) == {"ocr", "pickscore"}
+    assert reward_names({"shapes": 1.0, "my.module:sharpness": 0.5}) >= {"shapes", "sharpness"}
+    config = {"data": {"rewards": {"shapes": 1.0}}, "eval_rewards": ["crispness"]}
+    assert find(config, "rewards") == {"shapes": 1.0}
+    judged = [is_in_domain(score, config) for score in ("shapes", "shapes_strict", "crispness", "drift")]
+    assert judged == [True, True, False, False]

@@ -1,0 +1,140 @@
+import html.parser
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import CONFIG, PROMPTS, make_run
+
+from dgpo.errors import UserError
+from dgpo.report import sections
+from dgpo.report.grids import read_samples, write_samples
+from dgpo.report.log import from_rows, read_log
+from dgpo.report.page import render, write_report
+from dgpo.report.pictures import pictures
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects a page's words, headings and addresses, and checks that its tags close in order."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.words, self.addresses, self.open, self.headings = "", [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]):
+        self.addresses += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str):
+        self.words += data
+        if self.open[-1:] in (["h1"], ["h2"], ["summary"]):
+            self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "whole", iterations=4, eval_every=2)
+
+
+def test_the_whole_page_stands_alone(run_dir: Path):
+    page = write_report(run_dir)
+    assert page == run_dir / "report.html"
+    text = page.read_text(encoding="utf-8")
+    reader = Reader(text)
+    assert reader.headings == [
+        "tiny",
+        "Same prompts, same noise",
+        "Reward and evaluation",
+        "By task",
+        "Health of the training",
+        "Where the time goes",
+        "Configuration",
+        "Environment",
+    ]
+    loaded = [address for address in reader.addresses if not address.startswith("data:")]
+    assert loaded == ["https://arxiv.org/abs/1812.06162"], "only a link to read, nothing to load"
+    assert "<script" not in text
+    assert "url(http" not in text
+    assert text.count("data:image/png;base64,") == 2 * len(PROMPTS)
+    for words in ("Improved.", "shapes strict", "seen prompts", "held-out", "clip_range", "0a1b2c3", "single object"):
+        assert words in reader.words
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", text)) - {"--c", "--tone"}
+    assert used <= set(re.findall(r"(--[a-z0-9-]+):", text))
+
+
+def test_a_run_just_started_has_a_page_too(run_dir: Path, tmp_path: Path):
+    shutil.copy(run_dir / "config.yaml", tmp_path)
+    reader = Reader(render(tmp_path))
+    assert reader.headings == ["tiny", "Configuration"]
+    assert "Nothing logged yet" in reader.words
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "time/rollout": 1.0, "train/loss": 0.1}\n{"iter')
+    reader = Reader(render(tmp_path))
+    assert reader.headings == ["tiny", "Where the time goes", "Configuration"]
+
+
+def test_prompts_and_settings_are_text_never_markup(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("name: '<script>alert(1)</script>'\n")
+    write_samples(tmp_path, 0, torch.zeros(1, 3, 8, 8), ['a "<b>bold</b>" sign'])
+    page = render(tmp_path)
+    assert "<script" not in page
+    assert "<b>bold" not in page
+    assert 'a "<b>bold</b>" sign' in Reader(page).words
+
+
+def test_no_run_folder_is_one_clear_message_and_no_file(tmp_path: Path):
+    with pytest.raises(UserError, match="no run folder"):
+        write_report(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_pictures_pair_the_first_and_the_last_and_shrink_large_ones(tmp_path: Path):
+    write_samples(tmp_path, 0, torch.zeros(4, 3, 8, 8), ["a", "b"])
+    write_samples(tmp_path, 5, torch.rand(4, 3, 8, 8), ["a", "b"])
+    write_samples(tmp_path, 10, torch.ones(4, 3, 500, 600), ["a", "b"])
+    shown = pictures(read_samples(tmp_path))
+    assert shown is not None
+    assert (shown.first, shown.last, shown.shown, shown.total) == (0, 10, 4, 4)
+    assert [(prompt, len(pairs)) for prompt, pairs in shown.cards] == [("a", 2), ("b", 2)]
+    assert shown.cards[0][1][0].before.startswith("data:image/png")
+    assert shown.cards[0][1][0].after.startswith("data:image/webp")
+
+
+def test_time_is_split_over_the_whole_run():
+    row = {"train/loss": 0.0, "time/rollout": 2.0, "time/update": 1.0, "time/iteration": 3.2}
+    log = from_rows([row | {"iteration": 1}, row | {"iteration": 2, "time/elapsed": 8.0}])
+    phases = {phase.name: (phase.seconds, phase.share) for phase in sections.times(log)}
+    assert phases == {"rollout": (2.0, 0.5), "update": (1.0, 0.25), "other": (1.0, 0.25)}
+
+
+def test_task_bars_and_their_scale(run_dir: Path):
+    log = read_log(run_dir / "metrics.jsonl")
+    charts = sections.tasks(log, CONFIG)
+    assert [(name.eval_set, name.score, len(bars)) for name, bars in charts] == [
+        ("seen", "shapes_strict", 6),
+        ("unseen", "shapes_strict", 6),
+    ]
+    single_object = charts[0][1][0]
+    assert single_object.before == pytest.approx(0.8)
+    assert single_object.after == 1.0
+    below = from_rows({"iteration": i, "eval/s/r": 0.0, "eval/s/r/a": value} for i, value in enumerate((-1.0, 3.0)))
+    (bar,) = sections.tasks(below, {})[0][1]
+    assert (bar.before, bar.after) == (0.0, 1.0)
+
+
+def test_nested_settings_become_one_table_each():
+    tree = {"seed": 0, "lora": {"rank": 4, "on": {"attn": ["q", "k"]}}, "note": None}
+    assert sections.tables(tree) == [
+        ("", [("seed", "0"), ("note", "–")]),
+        ("lora", [("rank", "4"), ("on.attn", "q, k")]),
+    ]
