@@ -127,3 +127,15 @@ def broadcast(tensors: Iterable[Tensor], source: int = 0) -> None:
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor.detach(), source)
+
+
+@torch.no_grad()
+def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sum `.grad` over ranks, in one transfer. Every rank must pass the same parameters; a missing gradient is zero."""
+    if not dist.is_initialized():
+        return
+    parameters = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    parts = all_reduce_sum(flat).split([p.numel() for p in parameters])
+    for p, part in zip(parameters, parts):
+        p.grad = part.view_as(p)

@@ -64,8 +64,12 @@ class TrainPoint(NamedTuple):
 
 
 class Velocities(NamedTuple):
-    """What the weight sets predict at a TrainPoint. Only `policy` carries a gradient."""
+    """What the weight sets predict at a TrainPoint; None is not evaluated (yet). Only `policy` carries a gradient."""
 
-    policy: Tensor  # (B, *latent)
+    policy: Tensor | None = None  # (B, *latent)
     ref: Tensor | None = None  # (B, *latent)
     old: Tensor | None = None  # (B, *latent)
+
+    def rows(self, index: slice | Tensor) -> Velocities:
+        """The same for only some images."""
+        return Velocities(*(None if part is None else part[index] for part in self))

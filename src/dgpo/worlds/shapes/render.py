@@ -19,9 +19,7 @@ def render(scenes: Scenes, size: int = IMAGE_SIZE) -> Tensor:
     """Scenes -> images (N, 3, size, size) fp32 in [0, 1]."""
     device = scenes.center.device
     palette = torch.tensor(list(COLORS.values()), device=device) / 255
-    images = (torch.tensor(TINTS, device=device) / 255)[scenes.tint][:, :, None, None].expand(
-        -1, -1, size, size
-    )
+    images = (torch.tensor(TINTS, device=device) / 255)[scenes.tint][:, :, None, None].expand(-1, -1, size, size)
     for place in range(scenes.shape.shape[1]):
         cover = coverage(scenes.shape[:, place], scenes.center[:, place], scenes.radius[:, place], size)
         paint = palette[scenes.color[:, place]][:, :, None, None]

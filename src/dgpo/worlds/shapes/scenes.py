@@ -111,9 +111,5 @@ def _centers(present: Tensor, radius: Tensor, relation: Tensor, generator: torch
 def _apart(center: Tensor, radius: Tensor, present: Tensor) -> Tensor:
     distance = torch.cdist(center, center)
     need = radius[:, :, None] + radius[:, None, :] + GAP
-    pair = (
-        present[:, :, None]
-        & present[:, None, :]
-        & ~torch.eye(MAX_OBJECTS, dtype=torch.bool, device=center.device)
-    )
+    pair = present[:, :, None] & present[:, None, :] & ~torch.eye(MAX_OBJECTS, dtype=torch.bool, device=center.device)
     return ((distance >= need) | ~pair).flatten(1).all(1)
