@@ -1,3 +1,27 @@
-"""Direct Group Preference Optimization for text-to-image models."""
+"""Direct Group Preference Optimization for text-to-image models.
+
+    import dgpo
+    result = dgpo.train(dgpo.Config(iterations=20, out="runs/first"))
+"""
 
 __version__ = "0.1.0"
+
+from dgpo.algorithms import DGPO
+from dgpo.config import Config, LoraConfig, Optimizer, Sampling
+from dgpo.data import load_prompts
+from dgpo.errors import UserError
+from dgpo.models import load_model
+from dgpo.train import Result, train
+
+__all__ = [
+    "DGPO",
+    "Config",
+    "LoraConfig",
+    "Optimizer",
+    "Result",
+    "Sampling",
+    "UserError",
+    "load_model",
+    "load_prompts",
+    "train",
+]

@@ -21,8 +21,8 @@ from dgpo.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Low-rank adapters, used where finetune is "lora"."""
+class LoraConfig:
+    """Low-rank adapters, used where finetune is "lora": W + (alpha / rank) * B A, with B zero at the start."""
 
     rank: int = 32
     """Inner dimension."""
@@ -135,7 +135,7 @@ class Config:
     """The paper's constants."""
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
-    lora: Lora = Lora()
+    lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():

@@ -35,7 +35,7 @@ from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.evaluate import evaluate
 from dgpo.interrupt import Interrupt
 from dgpo.meter import GradientMeter, NoiseAverage
-from dgpo.models import LoraConfig, VelocityModel, load_model
+from dgpo.models import VelocityModel, load_model
 from dgpo.report import write_report
 from dgpo.report.grids import write_samples
 from dgpo.rewards.base import Reward, RewardError
@@ -312,7 +312,7 @@ def load(config: Config, device: torch.device) -> VelocityModel:
     return load_model(
         config.model,
         finetune=config.finetune,
-        lora=LoraConfig(**asdict(config.lora)),
+        lora=config.lora,
         sets=sorted(sets),
         seed=config.seed,
         device=str(device),

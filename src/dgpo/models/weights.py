@@ -18,34 +18,18 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from dgpo.config import LoraConfig
 from dgpo.core.ema import ema_update
 from dgpo.core.seeds import generator
 from dgpo.errors import UserError, did_you_mean
 
 EXTRA_SETS = ("ref", "old", "ema")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters: W + (alpha / rank) * B A, with B zero at the start."""
-
-    rank: int = 32
-    """Inner dimension of the adapters."""
-    alpha: int = 64
-    """Scale of the adapters; the update is multiplied by alpha / rank."""
-    target_modules: tuple[str, ...] | None = None
-    """Names (or dotted ends of names) of the layers that get an adapter; None: all attention projections."""
-    init: Literal["gaussian", "kaiming"] = "gaussian"
-    """How A is drawn: normal with standard deviation 1 / rank, or PEFT's usual uniform."""
-
-
 DEFAULT_LORA = LoraConfig()
 
 

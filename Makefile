@@ -1,0 +1,34 @@
+# Everything runs in .venv, with the versions of constraints.txt. `make demo` and `make test` need nothing but Python >= 3.10.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/demo
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html
+	$(BIN)/dgpo train tiny --out $(OUT)
+
+test: .venv/ready-dev  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev  ## formatting, lint and types
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: .venv/ready  ## the figures of the README: hours
+	$(BIN)/python benchmarks/demo.py
+
+# torch comes first and by exact version: where a CPU build of it is at hand, a range would still fetch the CUDA one.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,40 @@
+"""Runs of the embedded model on the shapes world: no download, no GPU."""
+
+from __future__ import annotations
+
+from dgpo.algorithms import DGPO
+from dgpo.config import Config, Optimizer, Sampling
+
+
+def tiny() -> Config:
+    """The demo: three kinds of prompts, a quarter of an hour on two CPU cores."""
+    return _shapes("tiny", ("counting", "colors", "position"), iterations=60)
+
+
+def shapes_all() -> Config:
+    """All six kinds of prompts, hours on two CPU cores."""
+    return _shapes("shapes_all", (), iterations=600)
+
+
+def _shapes(name: str, kinds: tuple[str, ...], iterations: int) -> Config:
+    chosen = f":{','.join(kinds)}" if kinds else ""
+    return Config(
+        name=name,
+        model="tiny-sd3",
+        finetune="full",
+        iterations=iterations,
+        prompts=f"shapes:train{chosen}",
+        num_groups=12,
+        group_size=12,
+        rewards={"shapes": 1.0},
+        eval_rewards=("shapes_strict", "crispness", "diversity"),
+        eval_prompts={split: f"shapes:{split}{chosen}" for split in ("seen", "unseen")},
+        eval_every=20,
+        checkpoint_every=20,
+        algorithm=DGPO(
+            beta=100.0, kl_coef=0.0, clip_range=None, num_points=3, t_sampling="stratified", t_min=0.4, t_max=0.98,
+            shared_t=False, sampling_switch=10**6,
+        ),  # fmt: skip
+        sampling=Sampling(num_inference_steps=10, guidance_scale=1.0),
+        optimizer=Optimizer(lr=2e-4, weight_decay=0.0, ema_decay=0.9),
+    )
