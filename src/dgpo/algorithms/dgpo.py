@@ -221,7 +221,7 @@ class DGPO:
     def statistic(self, point: TrainPoint, velocities: Velocities, rollout: Rollout) -> Tensor:
         """These rows' share of sum_i A_i (d_i - d_ref_i); returns (num_groups,)."""
         with torch.no_grad():
-            margin = dsm_loss(velocities.policy, point.target) - self._dsm_ref(point, velocities)
+            margin = dsm_loss(_given(velocities, "policy"), point.target) - self._dsm_ref(point, velocities)
             return group_sum(rollout.advantages * margin, rollout.group_index, rollout.num_groups)
 
     def loss(
@@ -229,7 +229,7 @@ class DGPO:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`mean_i sigmoid(s_group) A_i d_i + kl_coef mean_i (v - v_ref)^2` over these rows, and its metrics."""
         advantages, group_index = rollout.advantages, rollout.group_index
-        dsm, dsm_ref = dsm_loss(velocities.policy, point.target), self._dsm_ref(point, velocities)
+        dsm, dsm_ref = dsm_loss(_given(velocities, "policy"), point.target), self._dsm_ref(point, velocities)
         weight = group_weight(
             dsm, dsm_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
         )[group_index]  # (B,)
@@ -237,7 +237,7 @@ class DGPO:
         loss = (weight * advantages * torch.where(clipped, dsm.detach(), dsm)).mean()
         metrics = {"dsm": dsm, "dsm_ref": dsm_ref, "group_weight": weight, "clip_fraction": clipped}
         if "ref" in self.needs:
-            metrics["kl"] = kl = velocity_kl(velocities.policy, _given(velocities, "ref"))
+            metrics["kl"] = kl = velocity_kl(_given(velocities, "policy"), _given(velocities, "ref"))
             loss = loss + self.kl_coef * kl.mean()
         return loss, {"loss": loss.detach().float()} | {k: m.detach().float().mean() for k, m in metrics.items()}
 
@@ -253,9 +253,9 @@ class DGPO:
         return dsm_clip_mask(dsm, dsm_old, advantages, self.clip_range)
 
 
-def _given(velocities: Velocities, name: Literal["ref", "old"]) -> Tensor:
-    """The velocity of a weight set that `needs` names; returns (B, *latent)."""
+def _given(velocities: Velocities, name: Literal["policy", "ref", "old"]) -> Tensor:
+    """The velocity of a weight set that must have been evaluated; returns (B, *latent)."""
     velocity = getattr(velocities, name)
     if velocity is None:
-        raise ValueError(f"this DGPO compares with {name!r}: evaluate every weight set in its `needs`")
+        raise ValueError(f"this DGPO reads {name!r}: evaluate the policy and every weight set in `needs`")
     return velocity

@@ -67,7 +67,7 @@ def dpm_solver_pp_2m(velocity_fn: VelocityFn, x: Tensor, sigmas: Tensor) -> Tens
     limit at 1 and as the authors do at 0. Arguments as in `euler`.
     """
     x, x0_before = _state(x), None
-    h = -torch.logit(sigmas.double()).diff()  # (S,)
+    h = -torch.logit(sigmas.cpu().double()).diff()  # (S,)
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
         x0 = d = x - sigma * _velocity(velocity_fn, x, sigma)
         if x0_before is not None and sigma_next > 0:
