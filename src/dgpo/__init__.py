@@ -1,7 +1,7 @@
 """Direct Group Preference Optimization for text-to-image models.
 
-    import dgpo
-    result = dgpo.train(dgpo.Config(iterations=20, out="runs/first"))
+import dgpo
+result = dgpo.train(dgpo.Config(iterations=20, out="runs/first"))
 """
 
 __version__ = "0.1.0"

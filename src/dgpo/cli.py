@@ -61,7 +61,9 @@ def train(given: list[str]) -> int:
     if resume is not None:
         from dgpo.runfolder import stored_config
 
-        config = replace(_override(replace(stored_config(resume), out=resume), rest, "dgpo train --resume RUN"), out=resume)
+        config = replace(
+            _override(replace(stored_config(resume), out=resume), rest, "dgpo train --resume RUN"), out=resume
+        )
     else:
         base, rest = _base(rest)
         config = _override(base, rest, "dgpo train [RECIPE|FILE.yaml]")
@@ -97,7 +99,9 @@ def sample(given: list[str]) -> int:
         seed: Annotated[int, tyro.conf.arg(help="of the noise")] = 0,
         guidance_scale: Annotated[float | None, tyro.conf.arg(help="None: as the run evaluates")] = None,
         num_inference_steps: Annotated[int | None, tyro.conf.arg(help="None: as the run samples")] = None,
-        out: Annotated[Path, tyro.conf.arg(help="the PNG to write; an existing one is not replaced")] = Path("samples.png"),
+        out: Annotated[Path, tyro.conf.arg(help="the PNG to write; an existing one is not replaced")] = Path(
+            "samples.png"
+        ),
     ) -> Path:
         config = _config_of(source)
         sampling = replace(

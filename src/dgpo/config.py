@@ -140,13 +140,17 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} cannot work: it must be at least {least}{_WHY.get(name, '')}")
+                raise UserError(
+                    f"{name}={getattr(self, name)} cannot work: it must be at least {least}{_WHY.get(name, '')}"
+                )
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise UserError(f"micro_batch_size={self.micro_batch_size} must be at least 1, or None for the whole batch")
         if not self.rewards:
             raise UserError("rewards is empty: a run needs at least one reward, such as {'shapes': 1.0}")
         if self.sampling.solver not in SOLVERS:
-            raise UserError(f"sampling.solver={self.sampling.solver!r} is unknown. {did_you_mean(self.sampling.solver, SOLVERS)}")
+            raise UserError(
+                f"sampling.solver={self.sampling.solver!r} is unknown. {did_you_mean(self.sampling.solver, SOLVERS)}"
+            )
         if self.sampling.num_inference_steps < 1:
             raise UserError(f"sampling.num_inference_steps={self.sampling.num_inference_steps} must be at least 1")
         if self.optimizer.lr <= 0:
@@ -177,7 +181,16 @@ _WHY = {
     "num_groups": ", one prompt per rollout",
 }
 
-MAY_CHANGE = ("out", "iterations", "eval_every", "checkpoint_every", "keep_checkpoints", "trackers", "num_samples", "device")
+MAY_CHANGE = (
+    "out",
+    "iterations",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "trackers",
+    "num_samples",
+    "device",
+)
 """Fields that a resumed run may set anew: they do not change what the iterations before or after compute."""
 
 

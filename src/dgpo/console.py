@@ -46,7 +46,7 @@ class Console:
             f"[bold]{c.name}[/]: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), {c.dtype} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
-            f"  each iteration: {c.num_groups} of {self._num_prompts} prompts x {c.group_size} images = {images} images, "
+            f"  an iteration: {c.num_groups} of {self._num_prompts} prompts x {c.group_size} images = {images} images, "
             f"{c.updates_per_rollout} optimizer step(s), {network_evaluations(c):,} network evaluations",
             f"  {c.iterations} iterations; run folder {c.out}",
         ]
@@ -55,14 +55,16 @@ class Console:
         """The scores of one evaluation, with their change since the first that this process saw."""
         self._first = self._first or metrics
         for name in sorted({key.split("/")[1] for key in metrics}):
-            scores = {k.split("/")[2]: v for k, v in metrics.items() if k.startswith(f"eval/{name}/") and k.count("/") == 2}
-            texts = [f"{score} {value:.3f}{self._change(f'eval/{name}/{score}', value)}" for score, value in scores.items()]
+            scores = {
+                k.split("/")[2]: v for k, v in metrics.items() if k.startswith(f"eval/{name}/") and k.count("/") == 2
+            }
+            texts = [
+                f"{score} {value:.3f}{self._change(f'eval/{name}/{score}', value)}" for score, value in scores.items()
+            ]
             self._out.print(f"[cyan]evaluation after iteration {iteration}[/], {name}: {', '.join(texts)}")
 
     def iterated(self, iteration: int, metrics: dict[str, float]) -> None:
         """One iteration is done."""
-        if iteration == 1 or not self._first:
-            self._first = self._first or {}
         images = self._config.num_groups * self._config.group_size
         seconds = metrics["time/iteration"]
         left = (self._config.iterations - iteration) * seconds
@@ -73,7 +75,9 @@ class Console:
         )
         self._bar.update(self._task, completed=iteration, description=line)
         if not self._out.is_terminal:
-            self._out.print(f"iteration {iteration}/{self._config.iterations}  {line}  {seconds:.1f} s, about {_span(left)} left")
+            self._out.print(
+                f"iteration {iteration}/{self._config.iterations}  {line}  {seconds:.1f} s, about {_span(left)} left"
+            )
 
     def say(self, text: str) -> None:
         self._out.print(text)

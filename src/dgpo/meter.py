@@ -1,4 +1,4 @@
-"""Measures the gradient noise scale while gradients are accumulated: nearly free, since the backwards are run anyway."""
+"""Measures the gradient noise scale while gradients are accumulated: nearly free, for the backwards run anyway."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ class GradientMeter:
 
 @dataclass
 class NoiseAverage:
-    """Running averages of signal and noise, since the ratio of one step's estimates says little. Kept in checkpoints."""
+    """Running averages of signal and noise: the ratio of one step's estimates says little. Kept in checkpoints."""
 
     signal: float = 0.0
     noise: float = 0.0
-    weight: float = 0.0
     decay: float = 0.9
 
     def add(self, group_sq_norms: Tensor, whole_sq_norm: Tensor) -> None:
@@ -51,11 +50,10 @@ class NoiseAverage:
         estimate = noise_scale(group_sq_norms * n**2, whole_sq_norm, 1, n)
         self.signal = self.decay * self.signal + (1 - self.decay) * estimate.signal
         self.noise = self.decay * self.noise + (1 - self.decay) * estimate.noise
-        self.weight = self.decay * self.weight + 1 - self.decay
 
     @property
     def groups(self) -> float:
-        """B_simple in groups: with as many groups a step, signal and noise are equal. Infinite while no signal is seen."""
+        """B_simple: with as many groups a step, signal and noise are equal. Infinite while no signal is seen."""
         return self.noise / self.signal if self.signal > 0 else float("inf")
 
 

@@ -94,7 +94,11 @@ def _check_version(run: Path) -> None:
 
 
 def _free(path: Path) -> Path:
-    return path if not path.exists() else next(p for i in count(2) if not (p := path.with_name(f"{path.name}-{i}")).exists())
+    return (
+        path
+        if not path.exists()
+        else next(p for i in count(2) if not (p := path.with_name(f"{path.name}-{i}")).exists())
+    )
 
 
 def _git() -> dict[str, Any] | None:

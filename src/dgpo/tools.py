@@ -34,7 +34,9 @@ def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
         return model, f"{config.model}, as pretrained"
     newest = checkpoint.latest(source)
     if newest is None:
-        raise UserError(f"{source} holds no checkpoint yet; to look at the model it started from, name that: {config.model}")
+        raise UserError(
+            f"{source} holds no checkpoint yet; to look at the model it started from, name that: {config.model}"
+        )
     _, state = checkpoint.load(newest)
     best = newest.with_name(f"iteration-{state['best_iteration']:06d}")
     chosen = best if best.is_dir() else newest

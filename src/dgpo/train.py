@@ -7,7 +7,7 @@
             clip, step, follow with old and ema
         log, now and then evaluate and save
 
-Every network forward of an update is a line of `learn`, `fixed_velocities` or `group_totals` below. The update does not
+Every network forward of an update is a line of `learn` or `fixed_velocities` below. The update does not
 depend on the micro-batch size nor on the number of processes: a loss that couples a group gets the group's total from a
 pass without gradient wherever a group is split. A run that is killed and resumed repeats bit for bit on one machine.
 """
@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ from dgpo.console import Console
 from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
 from dgpo.core.groups import identity
-from dgpo.data import PromptSampler, PromptSet, load_prompts
+from dgpo.data import PromptSampler, load_prompts
+from dgpo.errors import UserError
 from dgpo.evaluate import evaluate
 from dgpo.interrupt import Interrupt
 from dgpo.meter import GradientMeter, NoiseAverage
@@ -88,13 +90,16 @@ def train(
     device = distributed.init(device_of(config.device))
     algorithm = config.algorithm
     prompts = load_prompts(config.prompts)
-    eval_sets = {name: load_prompts(source) for name, source in config.eval_prompts.items()} if config.eval_every else {}
+    eval_sets = (
+        {name: load_prompts(source) for name, source in config.eval_prompts.items()} if config.eval_every else {}
+    )
     reward = RewardSet(config.rewards, reward_functions)
     eval_reward = RewardSet(config.rewards, reward_functions, watched=config.eval_rewards)
     for some in (prompts, *eval_sets.values()):
         (eval_reward if some is not prompts else reward).check_metadata(some.metadata)
     model = model or load(config, device)
-    run, config = (runfolder.reopen(config.out or "", config) if resume else runfolder.create(config)) if distributed.is_main() else (Path(config.out or ""), config)
+    run, config = open_folder(config, resume)
+    reward.save_failures_to = eval_reward.save_failures_to = run / "failures"
 
     sampler = PromptSampler(len(prompts), config.seed)
     optimizer = make_optimizer(model, config)
@@ -116,7 +121,7 @@ def train(
         if distributed.is_main() and found.prompts:
             tracker.images(state.iteration, "samples", write_samples(run, state.iteration, found.images, found.prompts))
 
-    with Interrupt() as interrupt, tracker, console:
+    with closing(tracker), console, Interrupt() as interrupt:
         if state.iteration == 0 and eval_sets:
             assess()
         while state.iteration < config.iterations:
@@ -171,7 +176,7 @@ def learn(
 
     optimizer.zero_grad(set_to_none=True)
     fixed = [fixed_velocities(model, algorithm, point, rollout, micro, state, split) for point in points]
-    reducers = [group_totals(model, algorithm, *given, rollout, micro) if split else identity for given in zip(points, fixed)]
+    reducers = [group_totals(algorithm, *at, rollout, micro) if split else identity for at in zip(points, fixed)]
     for rows in micro:
         part = rollout.rows(rows)
         for point, given, reduce in zip(points, fixed, reducers):
@@ -229,12 +234,14 @@ def fixed_velocities(
     if split:
         policy = torch.cat([model.velocity(p.x_t, p.t, c) for p, c in at])
     if "old" in algorithm.needs:
-        old = policy if state.old_is_policy else torch.cat([model.velocity(p.x_t, p.t, c, weights="old") for p, c in at])
+        old = (
+            policy if state.old_is_policy else torch.cat([model.velocity(p.x_t, p.t, c, weights="old") for p, c in at])
+        )
     return Velocities(policy, ref, old)
 
 
 def group_totals(
-    model: VelocityModel, algorithm: Algorithm, point: TrainPoint, given: Velocities, rollout: Rollout, micro: Sequence[slice]
+    algorithm: Algorithm, point: TrainPoint, given: Velocities, rollout: Rollout, micro: Sequence[slice]
 ) -> Callable[[Tensor], Tensor]:
     """A `reduce` that answers with the sums over whole groups, whatever rows it is asked from."""
     parts = [algorithm.statistic(point.rows(rows), given.rows(rows), rollout.rows(rows)) for rows in micro]
@@ -298,6 +305,20 @@ def better(state: State, metrics: Mapping[str, float]) -> tuple[float, int]:
     rewards = [v for name, v in metrics.items() if name.split("/")[2:] == ["reward"]]
     score = sum(rewards) / len(rewards) if rewards else -math.inf
     return max((state.best_score, state.best_iteration), (score, state.iteration), key=lambda pair: pair[0])
+
+
+def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:
+    """The run folder, made or reopened by the first process; every process gets the same config."""
+    opened: list[tuple[Path, Config] | UserError] = []
+    if distributed.is_main():
+        try:
+            opened = [runfolder.reopen(config.out or "", config) if resume else runfolder.create(config)]
+        except UserError as error:
+            opened = [error]
+    (result,) = distributed.gather_objects(opened)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def device_of(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Embedded worlds: a task, a renderer, a detector and a small pretrained pipeline, so that every claim can be checked."""
+"""Embedded worlds: a task, a renderer, a detector and a small pretrained pipeline. Every claim can be checked on them."""

@@ -102,7 +102,9 @@ def _detect_chunk(images: Tensor) -> list[Picture]:
     blobs = _blobs(_color_map(away, tint))
     found: list[list[Found]] = [[] for _ in images]
     if len(blobs.image):
-        for image, one in zip(blobs.image.tolist(), _fit(blobs, away, _PALETTE[blobs.color] - _TINTS[tint[blobs.image]])):
+        for image, one in zip(
+            blobs.image.tolist(), _fit(blobs, away, _PALETTE[blobs.color] - _TINTS[tint[blobs.image]])
+        ):
             found[image].append(one)
     return [Picture(index, tuple(objects)) for index, objects in zip(tint.tolist(), found)]
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised. Two-dimensional parameters only."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -188,7 +188,9 @@ def _optimise(
 
 def _optimizers(parameters: dict[str, nn.Parameter], lr: float) -> dict[str, torch.optim.Optimizer]:
     """Muon for the attention and feed-forward matrices of the transformer, AdamW for everything else."""
-    matrices = [p for name, p in parameters.items() if "transformer_blocks" in name and "norm" not in name and p.dim() == 2]
+    matrices = [
+        p for name, p in parameters.items() if "transformer_blocks" in name and "norm" not in name and p.dim() == 2
+    ]
     taken = set(map(id, matrices))
     rest = [p for p in parameters.values() if id(p) not in taken]
     adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)

@@ -7,6 +7,7 @@ every word is one token. All bytes are in the vocabulary, so that any other prom
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from transformers import CLIPTokenizer
 
@@ -38,7 +39,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
     pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
     merges: list[tuple[str, str]] = []
     while any(len(p) > 1 for p in pieces):
-        counts = Counter(pair for p in pieces for pair in zip(p, p[1:]))
+        counts = Counter(pair for p in pieces for pair in pairwise(p))
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
         pieces = [_merge(p, best) for p in pieces]
