@@ -30,7 +30,7 @@ MIN_SCORE = 0.85  # a 4:3 ellipse or a square turned by 22 degrees scores .83, a
 RADIUS_RANGE = (6.0, 17.0)  # pixels; scenes have 8 to 15
 MAX_COLOR_ERROR = 0.2  # RGB distance of a blob's mean colour from its palette colour
 PALE, THIRD = 0.8, 0.35
-WINDOW, SHARPEN, CHUNK = 36, 3.0, 128  # pixels around a blob; contrast about one half; images at once
+WINDOW, SHARPEN, CHUNK = 36, 3.0, 64  # pixels around a blob; contrast about one half; images at once
 
 _PALETTE = torch.tensor(list(COLORS.values())) / 255
 _TINTS = torch.tensor(TINTS) / 255

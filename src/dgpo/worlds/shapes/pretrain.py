@@ -249,7 +249,10 @@ def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _write_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> Path:
-    pipe.to("cpu", torch.float16).save_pretrained(folder)
+    """Transformer and autoencoder in fp16. The text encoders stay fp32: transformers loads them as they are stored."""
+    pipe.to("cpu").save_pretrained(folder)
+    pipe.transformer.half().save_pretrained(folder / "transformer")
+    pipe.vae.half().save_pretrained(folder / "vae")
     return folder
 
 
