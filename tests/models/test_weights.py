@@ -123,7 +123,7 @@ def test_gradients_are_the_same_after_other_sets_answered_and_with_checkpointing
         for name in others:
             velocity(model, name)
         calls = []
-        model.transformer.transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+        model.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
         v.square().mean().backward()
         assert len(calls) == gradient_checkpointing, "blocks are computed again in backward"
         return [parameter.grad for parameter in model.weights.parameters()]
