@@ -1,8 +1,8 @@
 """What a reward is, how it is found by name and how it is called.
 
 A reward is any callable `fn(images, prompts, metadata) -> scores`: images (B, 3, H, W) float in [0, 1] on the CPU, B
-prompts, B dicts of metadata; scores are B finite numbers, higher is better, or a dict of such. Whatever goes wrong stops
-the run with the prompt and the image kept: no failure ever turns into a score.
+prompts, B dicts of metadata; scores are B finite numbers, higher is better, or a dict of such. Whatever goes wrong
+stops the run with the prompt and the image kept: no failure ever turns into a score.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _first_failing(reward: Reward, batch: _Batch) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            reward(*(part[low:middle] for part in batch))
+            reward(batch.images[low:middle], batch.prompts[low:middle], batch.metadata[low:middle])
             low = middle
         except Exception:
             high = middle
@@ -176,7 +176,7 @@ def _module(name: str, module_name: str) -> Any:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(f"reward {name!r}: {module_name} needs the module {error.name}; install it") from error
         raise UserError(
-            f"reward {name!r}: there is no module {module_name} here. Install it, or start from the folder that holds it"
+            f"reward {name!r}: there is no module {module_name} here. Install it, or run from the folder that has it"
         ) from None
 
 

@@ -46,7 +46,7 @@ class RewardSet:
     def __call__(
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """images (B, 3, H, W) float in [0, 1] -> scores {name: (B,)}, rewards (B,) their weighted sum; fp32 on the CPU."""
+        """images (B, 3, H, W) float in [0, 1] -> scores {name: (B,)}, rewards (B,) their weighted sum; fp32, CPU."""
         images = images.detach().float().cpu()
         scores: dict[str, Tensor] = {}
         for name, reward in self.rewards.items():

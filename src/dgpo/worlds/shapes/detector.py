@@ -73,7 +73,7 @@ def detect(images: Tensor) -> list[Picture]:
     """
     if images.is_inference():  # has no version to tell a change in place by
         return _detect(images)
-    version, pictures = _seen.get(images, (None, []))
+    version, pictures = _seen.get(images) or (None, [])
     if version != images._version:
         pictures = _detect(images)
         _seen[images] = images._version, pictures
@@ -128,7 +128,9 @@ def _blobs(colors: Tensor) -> _Blobs:
     grid[:, ::2, ::2] = c >= 0
     grid[:, ::2, 1::2] = (c[:, :, 1:] == c[:, :, :-1]) & (c[:, :, 1:] >= 0)
     grid[:, 1::2, ::2] = (c[:, 1:] == c[:, :-1]) & (c[:, 1:] >= 0)
-    labels = torch.from_numpy(ndimage.label(grid, structure=_PLANE)[0][:, ::2, ::2].astype(np.int64))
+    components = np.zeros(grid.shape, dtype=np.int64)
+    ndimage.label(grid, structure=_PLANE, output=components)
+    labels = torch.from_numpy(components[:, ::2, ::2])
     solid = _solid(labels)
     image, y, x = solid.nonzero(as_tuple=True)
     kept, ids = labels[image, y, x].unique(return_inverse=True)

@@ -22,7 +22,7 @@ from dgpo.worlds.shapes.detector import Found
 from dgpo.worlds.shapes.scenes import relation_holds
 from dgpo.worlds.shapes.vocabulary import COLORS, RELATIONS, SHAPES
 
-_TOWARD = dict(zip(RELATIONS, ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0))))
+_TOWARD: dict[str, tuple[float, float]] = dict(zip(RELATIONS, ((-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0))))
 Entry = Mapping[str, Any]  # {"class", "count", "color"?, "position"?: [relation, index of the other entry]}
 
 
@@ -30,7 +30,7 @@ def credit(objects: Sequence[Found], include: Sequence[Entry]) -> float:
     """What a picture with these objects earns in [0, 1] for GenEval's `include`."""
     wanted = [index for index, entry in enumerate(include) for _ in range(_checked(entry).get("count", 1))]
     matches = _match([include[index] for index in wanted], objects)
-    first = {index: found for index, found in reversed(list(zip(wanted, matches)))}
+    first = dict(zip(reversed(wanted), reversed(matches)))
     relations = [(i, *entry["position"]) for i, entry in enumerate(include) if "position" in entry]
     earned = 0.0
     for index, found in zip(wanted, matches):
@@ -56,7 +56,11 @@ def _match(wanted: Sequence[Entry], objects: Sequence[Found]) -> list[Found | No
     matches: list[Found | None] = [None] * len(wanted)
     for by_color in (True, False):
         for place, entry in enumerate(wanted):
-            fits = [o for o in left if o.shape == entry["class"] and (not by_color or o.color == entry.get("color", o.color))]
+            fits = [
+                o
+                for o in left
+                if o.shape == entry["class"] and (not by_color or o.color == entry.get("color", o.color))
+            ]
             if matches[place] is None and fits:
                 matches[place] = fits[0]
                 left.remove(fits[0])
@@ -75,9 +79,9 @@ def _relation(one: Found | None, other: Found | None, name: str) -> float:
 
 
 def _checked(entry: Entry) -> Entry:
-    asked = {"class": (entry["class"], SHAPES), "color": (entry.get("color"), COLORS)}
-    asked["position"] = (entry.get("position", [None])[0], RELATIONS)
-    for key, (value, known) in asked.items():
+    relation = entry["position"][0] if "position" in entry else None
+    asked = ("class", entry["class"], SHAPES), ("color", entry.get("color"), COLORS), ("position", relation, RELATIONS)
+    for key, value, known in asked:
         if value is not None and value not in known:
             raise UserError(f"the shapes world cannot judge the {key} {value!r}. {did_you_mean(str(value), known)}")
     return entry

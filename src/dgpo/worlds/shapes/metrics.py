@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import permutations
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +32,11 @@ INDEPENDENT = 256  # scenes that set diversity's unit
 def crispness(images: Tensor) -> Tensor:
     """(B, 3, 64, 64) float in [0, 1] -> (B,) in [0, 1], 1 for a clean render, 0 for a picture without any object.
 
-    The product of two means of closeness, 1 - |image - drawn again| / TOLERANCE: over objects with one pixel around them,
-    in the image or as drawn again, and over the ground.
+    The product of two means of closeness, 1 - |image - drawn again| / TOLERANCE: over the objects, in the image or as
+    drawn again, with one pixel around them, and over the ground.
     """
-    images = images.detach().float().cpu()
     scenes = _scenes(detect(images))
-    again = render(scenes)
+    images, again = images.float().cpu(), render(scenes)
     close = (1 - (images - again).abs().mean(1) / TOLERANCE).clamp(min=0)  # (B, H, W)
     tint = (torch.tensor(TINTS) / 255)[scenes.tint][:, :, None, None]
     visible = torch.maximum((images - tint).abs(), (again - tint).abs()).amax(1, keepdim=True) > VISIBLE
@@ -50,8 +49,9 @@ def diversity(images: Tensor, group_index: Tensor, metadata: Sequence[Mapping[st
     """How different the pictures of each prompt are, in units of scenes drawn independently for it.
 
     images: (B, 3, 64, 64) float in [0, 1]; group_index: (B,) int64; metadata: B dicts with `include`, alike in a group.
-    Returns (num_groups,): the mean over layout, sizes, tint and, where the prompt names none, colours of the mean distance
-    between two pictures that follow the prompt, about 1 for clean independent scenes, 0 for copies; NaN without such two.
+    Returns (num_groups,): the mean over layout, sizes, tint and, where the prompt names none, colours of the mean
+    distance between two pictures that follow the prompt: about 1 for clean independent scenes, 0 for copies, NaN
+    where there are no two such pictures.
     """
     pictures, group = detect(images), group_index.tolist()
     right = [follows(picture.objects, row["include"]) for picture, row in zip(pictures, metadata)]

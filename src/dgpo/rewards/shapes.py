@@ -1,0 +1,46 @@
+"""Rewards of the shapes world and its two held-out metrics, called as rewards. The rules are in worlds/shapes.
+
+All of them look at one detection, which the detector remembers for as long as the tensor of images lives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo.rewards.base import requires
+from dgpo.worlds.shapes import metrics
+from dgpo.worlds.shapes.detector import detect
+from dgpo.worlds.shapes.judge import credit, follows
+
+
+@requires("include")
+def shapes(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    """Dense: partial credit in [0, 1] by judge.credit; extra and unrecognisable objects cost. (B, 3, 64, 64) -> B."""
+    return [credit(picture.objects, row["include"]) for picture, row in zip(detect(images), metadata)]
+
+
+@requires("include")
+def shapes_strict(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    """1 where the picture holds exactly what is asked for, else 0: where the dense reward is 1. (B, 3, 64, 64) -> B."""
+    return [float(follows(picture.objects, row["include"])) for picture, row in zip(detect(images), metadata)]
+
+
+def crispness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+    """How near the pictures are to clean renders. (B, 3, 64, 64) -> (B,) in [0, 1]."""
+    return metrics.crispness(images)
+
+
+@requires("include")
+def diversity(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+    """The diversity of all pictures of an image's prompt, about 1 for independent scenes. (B, 3, 64, 64) -> (B,).
+
+    A prompt with fewer than two right pictures takes the mean of the other prompts, so that a mean over prompts is one
+    over those that could be measured; 0 if there are none.
+    """
+    names = list(dict.fromkeys(prompts))
+    group_index = torch.tensor([names.index(prompt) for prompt in prompts])
+    groups = metrics.diversity(images, group_index, metadata)
+    return groups.nan_to_num(nan=groups.nanmean().nan_to_num().item())[group_index]
