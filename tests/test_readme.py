@@ -1,0 +1,63 @@
+"""The README's snippets do what they say: the Python runs, and every command is one that the tools know."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dgpo import cli
+from dgpo.config import Config
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+
+
+def test_there_are_snippets() -> None:
+    assert PYTHON
+    assert any(line.startswith("dgpo train") for line in COMMANDS)
+
+
+@pytest.mark.parametrize("snippet", PYTHON)
+def test_python_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
+    assert (tmp_path / "runs/redness/final/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_python_twin_takes_at_most_ten_lines() -> None:
+    lines = [line for line in PYTHON[0].splitlines() if line.strip()]
+    assert len(lines) <= 10
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("make ")])
+def test_make_targets_exist(line: str) -> None:
+    target = line.split()[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("dgpo train") and "--resume" not in line])
+def test_train_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dgpo import train as _  # noqa: F401  (the loop's module is loaded)
+
+    seen: list[Config] = []
+
+    def record(config: Config, **_: object):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    import sys
+
+    monkeypatch.setattr(sys.modules["dgpo.train"], "train", record)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_run.yaml").write_text("iterations: 3\n")
+    assert cli.main(shlex.split(line)[1:]) == 130
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("dgpo ") and " train" not in line])
+def test_other_commands_name_commands_that_exist(line: str) -> None:
+    words = shlex.split(line)
+    assert words[1] in cli.COMMANDS
