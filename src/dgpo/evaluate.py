@@ -2,12 +2,14 @@
 
 For each set of prompts: the mean of every score with its standard error over prompts, the same for each kind of prompt
 (the metadata's `tag`), and `drift`, the frozen reference's DSM loss on the images: how far they are from what the
-pretrained model would draw. Scores that need a prompt's images together (diversity) get them together.
+pretrained model would draw. Each rank draws and scores its share of the prompts, all images of a prompt together, for
+scores that need them so (diversity). No image is drawn twice to fill a batch or a rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,12 +19,11 @@ from dgpo import distributed
 from dgpo.config import Config
 from dgpo.core import seeds
 from dgpo.core.flow import interpolate, velocity_target
-from dgpo.core.groups import group_mean
 from dgpo.core.losses import dsm_loss
 from dgpo.data import PromptSet
 from dgpo.models import Cond, VelocityModel
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, decode, grid, sample
+from dgpo.rollout import CondCache, chunks, decode, grid, sample, together
 
 DRIFT_T = (0.3, 0.6, 0.9)
 
@@ -43,44 +44,45 @@ def evaluate(
     config: Config,
     weights: str = "ema",
 ) -> Evaluation:
-    """Score `weights` on every set. Each rank draws its share of the images; none is drawn twice."""
+    """Score `weights` on every set; at least one."""
     metrics: dict[str, float] = {}
-    shown = Evaluation({}, torch.empty(0), [])
+    shown: list[Tensor] | None = None
+    copies = config.eval_images_per_prompt
     for name, prompts in sets.items():
-        images, scores = _score_set(model, encode, prompts, reward, config, weights)
-        for score, values in scores.items():
-            metrics |= _summary(f"eval/{name}/{score}", values, prompts, config.eval_images_per_prompt)
-        if not shown.prompts:
-            count = min(config.num_samples, len(prompts))
-            first = torch.arange(count) * config.eval_images_per_prompt
-            shown = Evaluation({}, images[first], prompts.prompts[:count])
-    return shown._replace(metrics=metrics)
+        mine = range(len(prompts))[distributed.shard(len(prompts))]
+        images, scores = together(partial(_score, model, encode, prompts, mine, reward, config, weights))
+        parts = [part for part in distributed.gather_objects([scores]) if part]
+        for score in parts[0]:
+            metrics |= _summary(f"eval/{name}/{score}", torch.cat([part[score] for part in parts]), prompts, copies)
+        if shown is None:
+            shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
+    prompts = next(iter(sets.values())).prompts
+    return Evaluation(metrics, torch.stack(shown) if shown else torch.empty(0), prompts[: len(shown or [])])
 
 
-def _score_set(
+def _score(
     model: VelocityModel,
     encode: CondCache,
     prompts: PromptSet,
+    mine: range,
     reward: RewardSet,
     config: Config,
     weights: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """All images of a set (n, 3, H, W) on the CPU and its scores {name: (n,)}, n = prompts * images per prompt."""
-    copies = config.eval_images_per_prompt
-    owner = torch.arange(len(prompts)).repeat_interleave(copies)
-    mine = torch.arange(len(owner))[distributed.shard(len(owner))]
-    streams = [seeds.generator(config.seed, "eval", i // copies, i % copies) for i in mine.tolist()]
-    cond = encode([prompts.prompts[i] for i in owner[mine]])
-    sampling = config.sampling
+    """Images of the prompts `mine` (n, 3, H, W) and scores {name: (n,)}, on the CPU; nothing where `mine` is empty."""
+    if not mine:
+        return torch.empty(0), {}
+    keys = [(prompt, copy) for prompt in mine for copy in range(config.eval_images_per_prompt)]
+    rows = prompts.subset(prompt for prompt, _ in keys)
+    streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
+    cond, sampling = encode(rows.prompts), config.sampling
     scale = sampling.guidance_scale if sampling.eval_guidance_scale is None else sampling.eval_guidance_scale
     x0 = sample(model, cond, streams, grid(model, sampling), sampling, scale, weights)
-    drift = _drift(model, x0, cond, streams, sampling.batch_size) if "ref" in model.weights.names else None
-    images = distributed.all_gather_rows(decode(model, x0, sampling.batch_size)).cpu()
-    rows = prompts.subset(owner.tolist())
+    images = decode(model, x0, sampling.batch_size)
     scores, rewards = reward(images, rows.prompts, rows.metadata)
-    scores = {"reward": rewards, **scores}
-    if drift is not None:
-        scores["drift"] = distributed.all_gather_rows(drift).cpu()
+    scores = {**scores, "reward": rewards}
+    if "ref" in model.weights.names:
+        scores["drift"] = _drift(model, x0, cond, streams, sampling.batch_size).cpu()
     return images, scores
 
 
@@ -99,13 +101,12 @@ def _drift(model: VelocityModel, x0: Tensor, cond: Cond, streams: Sequence[torch
 
 
 def _summary(key: str, values: Tensor, prompts: PromptSet, copies: int) -> dict[str, float]:
-    """Mean over images, standard error over prompts, mean of each kind of prompt."""
-    owner = torch.arange(len(prompts)).repeat_interleave(copies)
-    means = group_mean(values.float().cpu(), owner, len(prompts))
+    """values: (n,) in the order of prompts. Mean over images, standard error over prompts, mean of each kind."""
+    means = values.view(len(prompts), copies).mean(1)
     out = {key: means.mean().item()}
     if len(means) > 1:
         out[f"{key}/stderr"] = (means.std() / len(means) ** 0.5).item()
-    tags = [m.get("tag") for m in prompts.metadata]
-    for tag in sorted({t for t in tags if isinstance(t, str)}):
+    tags = [row.get("tag") for row in prompts.metadata]
+    for tag in sorted({tag for tag in tags if isinstance(tag, str)}):
         out[f"{key}/{tag}"] = means[torch.tensor([t == tag for t in tags])].mean().item()
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from dgpo import distributed
+
+NOTICE = b"\nStopping after this iteration; its state will be saved. Once more stops at once.\n"
 
 
 class Interrupt:
@@ -36,4 +39,6 @@ class Interrupt:
         if self._flag:
             raise KeyboardInterrupt
         self._flag = True
-        print("\nStopping after this iteration; its state will be saved. Once more stops at once.", flush=True)
+        if distributed.is_main():
+            # a handler may run in the middle of a print, which a second print would break
+            os.write(2, NOTICE)

@@ -12,7 +12,7 @@ from dgpo.core.noise_scale import noise_scale
 
 
 class GradientMeter:
-    """Takes each group's gradient out of `.grad` as it comes, and puts their sum back at the end."""
+    """Takes each group's share of the gradient out of `.grad` as it comes, and puts their sum back at the end."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
@@ -22,18 +22,18 @@ class GradientMeter:
     @torch.no_grad()
     def cut(self) -> None:
         """Call after the backward passes of one group."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        self._sq_norms.append(_sq_norm(gradients))
-        for i, p in enumerate(self._parameters):
-            held = self._sums[i]
-            self._sums[i] = p.grad if held is None else held if p.grad is None else held.add_(p.grad)
+        shares = [p.grad for p in self._parameters]
+        norms = torch._foreach_norm([share.float() for share in shares if share is not None])
+        self._sq_norms.append(torch.stack(norms).square().sum())
+        self._sums = [_plus(total, share) for total, share in zip(self._sums, shares)]
+        for p in self._parameters:
             p.grad = None
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Restore the whole gradient; returns each group's squared norm (n,), and that of their sum, ()."""
+    def finish(self) -> Tensor:
+        """Put the whole gradient back; returns the squared norm of each group's share, (n,)."""
         for p, total in zip(self._parameters, self._sums):
             p.grad = total
-        return torch.stack(self._sq_norms), _sq_norm([s for s in self._sums if s is not None])
+        return torch.stack(self._sq_norms)
 
 
 @dataclass
@@ -42,14 +42,17 @@ class NoiseAverage:
 
     signal: float = 0.0
     noise: float = 0.0
+    count: int = 0
     decay: float = 0.9
 
-    def add(self, group_sq_norms: Tensor, whole_sq_norm: Tensor) -> None:
-        """Squared norms of n groups' shares of the gradient and of their sum, the mean gradient."""
+    def add(self, group_sq_norms: Tensor, whole_sq_norm: float) -> None:
+        """group_sq_norms: (n,) of each group's share of a gradient; whole_sq_norm: of the shares' sum, the gradient."""
         n = len(group_sq_norms)
         estimate = noise_scale(group_sq_norms * n**2, whole_sq_norm, 1, n)
-        self.signal = self.decay * self.signal + (1 - self.decay) * estimate.signal
-        self.noise = self.decay * self.noise + (1 - self.decay) * estimate.noise
+        self.count += 1
+        rate = max(1 - self.decay, 1 / self.count)  # the plain mean at first
+        self.signal += rate * (estimate.signal - self.signal)
+        self.noise += rate * (estimate.noise - self.noise)
 
     @property
     def groups(self) -> float:
@@ -57,5 +60,7 @@ class NoiseAverage:
         return self.noise / self.signal if self.signal > 0 else float("inf")
 
 
-def _sq_norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([t.float().square().sum() for t in tensors]).sum()
+def _plus(total: Tensor | None, share: Tensor | None) -> Tensor | None:
+    if total is None or share is None:
+        return share if total is None else total
+    return total.add_(share)

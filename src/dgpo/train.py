@@ -7,17 +7,21 @@
             clip, step, follow with old and ema
         log, now and then evaluate and save
 
-Every network forward of an update is a line of `learn` or `fixed_velocities` below. The update does not
-depend on the micro-batch size nor on the number of processes: a loss that couples a group gets the group's total from a
-pass without gradient wherever a group is split. A run that is killed and resumed repeats bit for bit on one machine.
+Every network forward of an update is a line of `learn` or `fixed_velocities` below. The update depends neither on the
+micro-batch size nor on the number of processes: a loss that couples a group gets the group's total from a pass without
+gradient wherever a group is split. A run that is killed and resumed repeats bit for bit on one machine.
+
+What stops a run loses nothing. Ctrl-C saves after the iteration. If a reward or a gradient fails before the first step
+of an iteration, the iterations before it are saved as a checkpoint like any other, and `resume` goes on from there; if
+it fails later, where the weights belong to no whole iteration, they are kept in RUN/failed to be looked at.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -31,9 +35,9 @@ from dgpo.config import Config, to_dict
 from dgpo.console import Console
 from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
-from dgpo.core.groups import identity
+from dgpo.core.groups import Reduce, identity
 from dgpo.data import PromptSampler, load_prompts
-from dgpo.errors import UserError
+from dgpo.errors import UserError, did_you_mean
 from dgpo.evaluate import evaluate
 from dgpo.interrupt import Interrupt
 from dgpo.meter import GradientMeter, NoiseAverage
@@ -42,10 +46,13 @@ from dgpo.report import write_report
 from dgpo.report.grids import write_samples
 from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect
+from dgpo.rollout import CondCache, chunks, collect, together
 from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, make_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
+
+HORIZON = 100_000
+"""Iterations to which a run may be extended and still find the weight sets it then needs in its checkpoints."""
 
 
 class NonFiniteError(RuntimeError):
@@ -70,7 +77,8 @@ class State:
     position: int = 0  # of the prompt sampler
     elapsed: float = 0.0  # seconds
     old_is_policy: bool = True  # whether `old` holds the policy's very values
-    best_score: float = -math.inf
+    evaluated: int = -1  # the iteration after which the last evaluation was
+    best_score: float | None = None  # of the evaluations so far
     best_iteration: int = -1
     noise: NoiseAverage = field(default_factory=NoiseAverage)
 
@@ -90,68 +98,60 @@ def train(
     device = distributed.init(device_of(config.device))
     algorithm = config.algorithm
     prompts = load_prompts(config.prompts)
-    eval_sets = (
-        {name: load_prompts(source) for name, source in config.eval_prompts.items()} if config.eval_every else {}
-    )
-    reward = RewardSet(config.rewards, reward_functions)
-    eval_reward = RewardSet(config.rewards, reward_functions, watched=config.eval_rewards)
-    for some in (prompts, *eval_sets.values()):
-        (eval_reward if some is not prompts else reward).check_metadata(some.metadata)
-    model = model or load(config, device)
+    sources = config.eval_prompts if config.eval_every else {}
+    eval_sets = {name: load_prompts(source) for name, source in sources.items()}
+    reward, eval_reward = reward_sets(config, reward_functions or {})
+    reward.check_metadata(prompts.metadata)
+    for some in eval_sets.values():
+        eval_reward.check_metadata(some.metadata)
+    if model is None:
+        model = load(config, device)
+    require_feasible(model, config, resume)
     run, config = open_folder(config, resume)
     reward.save_failures_to = eval_reward.save_failures_to = run / "failures"
 
-    sampler = PromptSampler(len(prompts), config.seed)
     optimizer = make_optimizer(model, config)
     state = restore(run, model, optimizer) if resume else State()
+    sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
     encode, clock = CondCache(model), Stopwatch(model.device)
-    tracker = trackers(config, run, state.iteration if resume else None)
+    tracker = open_trackers(config, run, state.iteration if resume else None)
     console = Console(config, model, algorithm, len(prompts))
+    saved = state.iteration if resume else -1
     latest: dict[str, float] = {}
 
-    def assess() -> None:
-        """Evaluate the slow average; note whether it is the best so far."""
-        with clock.phase("eval"):
-            found = evaluate(model, encode, eval_sets, eval_reward, config)
-        latest.update(found.metrics)
-        state.best_score, state.best_iteration = better(state, found.metrics)
-        tracker.log(state.iteration, {**found.metrics, **clock.read(), "time/elapsed": state.elapsed})
-        console.evaluated(state.iteration, found.metrics)
-        if distributed.is_main() and found.prompts:
-            tracker.images(state.iteration, "samples", write_samples(run, state.iteration, found.images, found.prompts))
+    with closing(tracker), console, Interrupt() as interrupt, rescue(run, model, optimizer, state, config):
+        while True:
+            last = state.iteration == config.iterations
+            if eval_sets and state.evaluated < state.iteration and (last or state.iteration % config.eval_every == 0):
+                with clock.phase("eval"):
+                    latest, images, shown = evaluate(model, encode, eval_sets, eval_reward, config)
+                note_evaluation(state, latest)
+                tracker.log(state.iteration, {**latest, **clock.read(), "time/elapsed": state.elapsed})
+                console.evaluated(state.iteration, latest)
+                if distributed.is_main() and shown:
+                    tracker.images(state.iteration, "samples", write_samples(run, state.iteration, images, shown))
+            stop = interrupt.requested()
+            if saved < state.iteration and (stop or checkpoint_due(state, config)):
+                save(run, model, optimizer, state, config)
+                saved = state.iteration
+            if last or stop:
+                break
 
-    with closing(tracker), console, Interrupt() as interrupt:
-        if state.iteration == 0 and eval_sets:
-            assess()
-        while state.iteration < config.iterations:
             started = time.perf_counter()
-            try:
-                batch = prompts.subset(sampler.next(config.num_groups))
-                rollout = collect(model, algorithm, reward, encode, batch, config, state.iteration, clock)
-                metrics = describe(rollout, config)
-                for update in range(config.updates_per_rollout):
-                    with clock.phase("update"):
-                        generator = seeds.generator(config.seed, "points", state.iteration, update)
-                        points = list(algorithm.points(rollout, generator))
-                        metrics |= learn(model, algorithm, optimizer, rollout, points, state, config)
-            except (RewardError, NonFiniteError):
-                save(run / "failed", model, optimizer, state, config)
-                raise
+            batch = prompts.subset(sampler.next(config.num_groups))
+            rollout = collect(model, algorithm, reward, encode, batch, config, state.iteration, clock)
+            metrics = describe(rollout)
+            for update in range(config.updates_per_rollout):
+                with clock.phase("update"):
+                    generator = seeds.generator(config.seed, "points", state.iteration, update)
+                    points = list(algorithm.points(rollout, generator))
+                    metrics |= learn(model, algorithm, optimizer, rollout, points, state, config)
             state.iteration, state.position = state.iteration + 1, sampler.position
             state.elapsed += (seconds := time.perf_counter() - started)
             metrics |= {**clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
             tracker.log(state.iteration, metrics)
             console.iterated(state.iteration, metrics)
-
-            last = state.iteration == config.iterations
-            if eval_sets and (last or state.iteration % config.eval_every == 0):
-                assess()
-            stop = interrupt.requested()
-            if config.checkpoint_every and (last or stop or state.iteration % config.checkpoint_every == 0):
-                save(run, model, optimizer, state, config)
-            if stop:
-                break
         if distributed.is_main():
             finish(run, model, state, config)
     return Result(run, state.iteration, latest, state.iteration < config.iterations)
@@ -169,9 +169,9 @@ def learn(
     """One optimizer step on one rollout: the mean of the loss over all images and points."""
     parameters = model.weights.parameters()
     meter = GradientMeter(parameters) if measures_noise(state, config) else None
-    micro = [slice(*rows) for rows in micro_batches(rollout, config, by_group=meter is not None)]
-    images = config.num_groups * config.group_size
+    micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
+    images = config.num_groups * config.group_size
     sums: dict[str, Tensor] = {}
 
     optimizer.zero_grad(set_to_none=True)
@@ -180,25 +180,22 @@ def learn(
     for rows in micro:
         part = rollout.rows(rows)
         for point, given, reduce in zip(points, fixed, reducers):
-            at = point.rows(rows)
+            at, given = point.rows(rows), given.rows(rows)
             v = model.velocity(at.x_t, at.t, part.cond)
-            velocities = given.rows(rows)._replace(policy=v)
-            if velocities.old is None and state.old_is_policy:
-                velocities = velocities._replace(old=v.detach())
-            loss, metrics = algorithm.loss(at, velocities, part, reduce)
+            old = v.detach() if state.old_is_policy else given.old
+            loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
             share = len(part.prompts) / images / len(points)
             (loss * share).backward()
             for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
+                sums[name] = sums.get(name, 0) + value * share
         if meter:
             meter.cut()
-    if meter:
-        state.noise.add(*meter.finish())
+    group_sq_norms = meter.finish() if meter else None
 
     distributed.all_reduce_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm).item()
     metrics = {f"train/{name}": distributed.all_reduce_sum(value).item() for name, value in sums.items()}
-    metrics |= {"train/grad_norm": norm.item(), "train/lr": set_lr(optimizer, state.step, config)}
+    metrics |= {"train/grad_norm": norm, "train/lr": set_lr(optimizer, state.step, config)}
     require_finite(metrics, state)
     optimizer.step()
 
@@ -208,7 +205,8 @@ def learn(
         state.old_is_policy = decay == 0
     model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)))
     state.step += 1
-    if meter:
+    if group_sq_norms is not None:
+        state.noise.add(distributed.all_gather_rows(group_sq_norms), norm**2)
         metrics |= {"train/grad_noise_scale": state.noise.groups, "train/grad_signal": state.noise.signal}
     return metrics
 
@@ -223,9 +221,9 @@ def fixed_velocities(
     state: State,
     split: bool,
 ) -> Velocities:
-    """What does not train at this point: `ref` and `old` where the algorithm needs them, and for a split group the policy.
+    """What does not train at this point: `ref` and `old` where the algorithm needs them, the policy of split groups.
 
-    While `old` still equals the policy its forward is the policy's own.
+    While `old` still equals the policy, the policy's own forward stands in for it.
     """
     at = [(point.rows(rows), rollout.cond[rows]) for rows in micro]
     ref = old = policy = None
@@ -233,44 +231,39 @@ def fixed_velocities(
         ref = torch.cat([model.velocity(p.x_t, p.t, c, algorithm.ref_guidance_scale, "ref") for p, c in at])
     if split:
         policy = torch.cat([model.velocity(p.x_t, p.t, c) for p, c in at])
-    if "old" in algorithm.needs:
-        old = (
-            policy if state.old_is_policy else torch.cat([model.velocity(p.x_t, p.t, c, weights="old") for p, c in at])
-        )
-    return Velocities(policy, ref, old)
+    if "old" in algorithm.needs and not state.old_is_policy:
+        old = torch.cat([model.velocity(p.x_t, p.t, c, weights="old") for p, c in at])
+    return Velocities(policy, ref, policy if state.old_is_policy else old)
 
 
 def group_totals(
     algorithm: Algorithm, point: TrainPoint, given: Velocities, rollout: Rollout, micro: Sequence[slice]
-) -> Callable[[Tensor], Tensor]:
+) -> Reduce:
     """A `reduce` that answers with the sums over whole groups, whatever rows it is asked from."""
     parts = [algorithm.statistic(point.rows(rows), given.rows(rows), rollout.rows(rows)) for rows in micro]
     total = distributed.all_reduce_sum(torch.stack(parts).sum(0))
     return lambda partial: total
 
 
-def micro_batches(rollout: Rollout, config: Config, by_group: bool = False) -> list[tuple[int, int]]:
-    """(first, last + 1) rows of each micro-batch of this rank: as many whole groups as fit, or parts of a group."""
-    rows, size = len(rollout.prompts), config.micro_batch_size or len(rollout.prompts)
-    if by_group:
-        size = min(size, config.group_size)
-    if size > config.group_size:
-        size -= size % config.group_size
-    return [(part.start, part.stop) for part in chunks(rows, max(1, size))]
+def micro_batches(rollout: Rollout, config: Config, by_group: bool = False) -> list[slice]:
+    """This rank's rows, cut up: as many whole groups as fit (one if `by_group`), or parts of a group."""
+    rows, group = len(rollout.prompts), config.group_size
+    size = config.micro_batch_size or rows
+    if by_group or group <= size < rows:
+        size = group if by_group else size - size % group
+    return list(chunks(rows, size))
 
 
 def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
     """Whether any group is spread over micro-batches or ranks, on any rank."""
-    split = torch.zeros(1, device=rollout.group_sizes.device)
-    for rows in micro:
-        counts = torch.bincount(rollout.group_index[rows], minlength=rollout.num_groups)
-        split += ((counts > 0) & (counts < rollout.group_sizes)).any()
-    return distributed.all_reduce_sum(split).item() > 0
+    counts = torch.stack([torch.bincount(rollout.group_index[rows], minlength=rollout.num_groups) for rows in micro])
+    split = ((counts > 0) & (counts < rollout.group_sizes)).any()
+    return distributed.all_reduce_sum(split.float()).item() > 0
 
 
 def measures_noise(state: State, config: Config) -> bool:
-    """Whether this update measures the gradient noise scale, which needs two or more whole groups in one process."""
-    fits = config.num_groups > 1 and distributed.world_size() == 1
+    """Whether this update measures the gradient noise scale: of two or more groups, each whole in one micro-batch."""
+    fits = config.num_groups > 1 and config.num_groups % distributed.world_size() == 0
     fits &= config.micro_batch_size is None or config.micro_batch_size >= config.group_size
     return bool(config.noise_scale_every) and fits and state.step % config.noise_scale_every == 0
 
@@ -281,13 +274,14 @@ def require_finite(metrics: Mapping[str, float], state: State) -> None:
     if bad:
         raise NonFiniteError(
             f"{', '.join(bad)} not finite in the update of iteration {state.iteration + 1} (step {state.step + 1}). "
-            "The step was not taken, and the state before it is in the run's folder failed/. Look at train/grad_norm "
-            "and train/kl of the last rows of metrics.jsonl: growing values ask for a smaller optimizer.lr or a larger "
-            "kl_coef; sudden ones for dtype fp32, or for rewards of absurd size"
+            "The step was not taken; the weights before it are saved in checkpoints/ of the run, or in failed/ if this "
+            "iteration had already taken a step. Look at train/grad_norm and train/kl of the last rows of "
+            "metrics.jsonl: growing values ask for a smaller optimizer.lr or a larger kl_coef; sudden ones for dtype "
+            "fp32, or for rewards of absurd size"
         )
 
 
-def describe(rollout: Rollout, config: Config) -> dict[str, float]:
+def describe(rollout: Rollout) -> dict[str, float]:
     """What a rollout earned, over all ranks."""
     rewards = distributed.all_gather_rows(rollout.rewards)
     groups = distributed.all_gather_rows(rollout.group_index)
@@ -295,46 +289,53 @@ def describe(rollout: Rollout, config: Config) -> dict[str, float]:
     return {
         "train/reward_mean": rewards.mean().item(),
         "train/reward_std": rewards.std().item(),
-        "train/frac_reward_zero_std": float(frac_reward_zero_std(rewards, groups, rollout.num_groups)),
-        **{f"train/score/{name}": score.float().mean().item() for name, score in scores.items()},
+        "train/frac_reward_zero_std": frac_reward_zero_std(rewards, groups, rollout.num_groups).item(),
+        **{f"train/score/{name}": score.mean().item() for name, score in scores.items()},
     }
 
 
-def better(state: State, metrics: Mapping[str, float]) -> tuple[float, int]:
-    """The best evaluation so far by the trained reward, mean over the evaluation sets; (score, iteration)."""
-    rewards = [v for name, v in metrics.items() if name.split("/")[2:] == ["reward"]]
-    score = sum(rewards) / len(rewards) if rewards else -math.inf
-    return max((state.best_score, state.best_iteration), (score, state.iteration), key=lambda pair: pair[0])
+def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
+    """The best evaluation has the highest trained reward, mean over the evaluation sets; of equal ones the first."""
+    rewards = [value for name, value in metrics.items() if name.split("/")[2:] == ["reward"]]
+    score = sum(rewards) / len(rewards)
+    if state.best_score is None or score > state.best_score:
+        state.best_score, state.best_iteration = score, state.iteration
+    state.evaluated = state.iteration
 
 
-def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:
-    """The run folder, made or reopened by the first process; every process gets the same config."""
-    opened: list[tuple[Path, Config] | UserError] = []
-    if distributed.is_main():
-        try:
-            opened = [runfolder.reopen(config.out or "", config) if resume else runfolder.create(config)]
-        except UserError as error:
-            opened = [error]
-    (result,) = distributed.gather_objects(opened)
-    if isinstance(result, UserError):
-        raise result
-    return result
+def checkpoint_due(state: State, config: Config) -> bool:
+    """Every so many iterations, after the last one, and where an evaluation was the best so far."""
+    milestones = (config.iterations, state.best_iteration)
+    every = config.checkpoint_every
+    return bool(every) and (state.iteration % every == 0 or state.iteration in milestones)
 
 
-def device_of(name: str) -> str:
-    """`auto` is CUDA where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:
+    """The rewards that train, and the same (not made twice) with those that are only watched at evaluations."""
+    names = (*config.rewards, *config.eval_rewards)
+    for name in functions:
+        if name not in names:
+            raise UserError(
+                f"reward_functions gives {name!r}, which neither rewards nor eval_rewards names: it would not be used. "
+                f"{did_you_mean(name, names)} A new one is trained by rewards={{{name!r}: 1.0}}"
+            )
+    reward = RewardSet(config.rewards, functions)
+    return reward, RewardSet(config.rewards, {**functions, **reward.rewards}, watched=config.eval_rewards)
+
+
+def weight_sets(config: Config) -> set[str]:
+    """The weight sets that training uses beside the policy."""
+    samplers = {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON)}
+    return {"ema", *config.algorithm.needs, *(samplers - {"policy"})}
 
 
 def load(config: Config, device: torch.device) -> VelocityModel:
-    """The config's model with the weight sets that the run uses."""
-    switches = any(config.algorithm.rollout_weights(i) == "old" for i in (0, config.iterations - 1))
-    sets = {"ema", *config.algorithm.needs, *(["old"] if switches else []), *(["ref"] if config.eval_every else [])}
+    """The config's model; evaluations also use `ref`, to measure the drift from it."""
     return load_model(
         config.model,
         finetune=config.finetune,
         lora=config.lora,
-        sets=sorted(sets),
+        sets=sorted(weight_sets(config) | ({"ref"} if config.eval_every and config.eval_prompts else set())),
         seed=config.seed,
         device=str(device),
         dtype=config.dtype,
@@ -342,6 +343,49 @@ def load(config: Config, device: torch.device) -> VelocityModel:
         shift=config.sampling.shift,
         gradient_checkpointing=config.gradient_checkpointing,
     )
+
+
+def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None:
+    """Refuse what would fail later: too many processes, a model without the weights a run uses, a disk too small."""
+    images, processes = config.num_groups * config.group_size, distributed.world_size()
+    if images < processes:
+        raise UserError(
+            f"num_groups * group_size = {images} images cannot occupy {processes} processes; use at most {images}, or "
+            "more images"
+        )
+    missing = weight_sets(config) - set(model.weights.names)
+    if missing:
+        raise UserError(
+            f"the run uses the weight sets {', '.join(sorted(missing))}, and the given model has only "
+            f"{', '.join(model.weights.names)}; load it with sets=('ref', 'old', 'ema')"
+        )
+    if config.checkpoint_every and not resume:
+        sets = sum(name != "ref" for name in model.weights.names) + 2  # and Adam's two moments
+        checkpoints = config.keep_checkpoints + 2  # the best, and the one that is being written
+        bytes_each = sum(p.nbytes for p in model.weights.parameters()) * sets
+        checkpoint.require_free_space(config.out or "runs", bytes_each * checkpoints)
+
+
+def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:
+    """The run folder, made or reopened by the first process; every process gets the same config."""
+
+    def opened() -> list[tuple[Path, Config]]:
+        if not distributed.is_main():
+            return []
+        return [runfolder.reopen(config.out or "", config) if resume else runfolder.create(config)]
+
+    return distributed.gather_objects(together(opened))[0]
+
+
+def open_trackers(config: Config, run: Path, resumed_at: int | None) -> TrackerGroup:
+    if not distributed.is_main():
+        return TrackerGroup([NullTracker()])
+    return make_trackers(config.trackers, run, to_dict(config), resumed_at)
+
+
+def device_of(name: str) -> str:
+    """`auto` is CUDA where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimizer:
@@ -359,10 +403,19 @@ def set_lr(optimizer: torch.optim.Optimizer, step: int, config: Config) -> float
     return lr
 
 
-def trackers(config: Config, run: Path, resumed_at: int | None) -> TrackerGroup:
-    if not distributed.is_main():
-        return TrackerGroup([NullTracker()])
-    return make_trackers(config.trackers, run, to_dict(config), resumed_at)
+@contextmanager
+def rescue(
+    run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
+) -> Iterator[None]:
+    """Keep the state when a reward or a gradient fails: as a checkpoint, or aside if the iteration is half done."""
+    try:
+        yield
+    except (RewardError, NonFiniteError):
+        whole = state.step == state.iteration * config.updates_per_rollout
+        if not whole:
+            checkpoint.rewind(run / "failed", state.iteration - 1)
+        save(run if whole else run / "failed", model, optimizer, state, config)
+        raise
 
 
 def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config) -> None:
@@ -384,6 +437,9 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
     tensors, values = checkpoint.load(path)
     names = [name for name, _ in model.weights.named_parameters()]
     checkpoint.load_optimizer_tensors(optimizer, names, tensors.pop("optimizer"))
+    missing = {*model.weights.names} - {"ref", *tensors}
+    if missing:
+        raise UserError(f"{path} holds no weights {', '.join(missing)}; resume with the model that the run began with")
     for name, part in tensors.items():
         model.weights.load(name, part)
     return replace(State(**values), noise=NoiseAverage(**values["noise"]))
