@@ -14,6 +14,7 @@ LAYERS = {
     "dgpo/core": 0,
     "dgpo/types.py": 1,
     "dgpo/algorithms": 1,
+    "dgpo/fields.py": 1,
     "dgpo/config.py": 1,
     "dgpo/models": 2,
     "dgpo/rewards": 2,
@@ -42,7 +43,7 @@ LAYERS = {
 SIDEWAYS = {
     "dgpo/core": {"dgpo/errors.py"},
     "dgpo/algorithms": {"dgpo/types.py"},
-    "dgpo/config.py": {"dgpo/types.py", "dgpo/algorithms"},
+    "dgpo/config.py": {"dgpo/types.py", "dgpo/algorithms", "dgpo/fields.py"},
     "dgpo/rewards": {"dgpo/worlds"},
     "dgpo/worlds": {"dgpo/checkpoint.py"},
     "dgpo/data.py": {"dgpo/worlds"},

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from dgpo import __version__
-from dgpo.config import Config, load_yaml
+from dgpo import __version__, fields
+from dgpo.config import MAY_CHANGE, Config, load_yaml
 from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import RECIPES, recipe
 
@@ -24,7 +27,29 @@ USAGE = f"""usage: dgpo COMMAND ...
   dgpo report RUN                                     write RUN/report.html anew
   dgpo --version
 
-Recipes: {", ".join(RECIPES)}. All fields: dgpo train --help"""
+Recipes: {", ".join(RECIPES)}. All fields: dgpo train --help. Options of a command: dgpo COMMAND --help"""
+
+HELP = ("-h", "--help")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Options of `dgpo sample`."""
+
+    prompt: tuple[str, ...] = ()
+    """One or more prompts."""
+    images: int = 4
+    """Pictures of each prompt."""
+    seed: int = 0
+    """Of the noise."""
+    guidance_scale: float | None = None
+    """None: as the run evaluates."""
+    num_inference_steps: int | None = None
+    """None: as the run samples."""
+    out: Path = Path("samples.png")
+    """The PNG to write; an existing one is not replaced."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def dispatch(given: list[str]) -> int:
     command, rest = (given[0], given[1:]) if given else ("--help", [])
-    if command in ("-h", "--help", "help"):
+    if command in (*HELP, "help"):
         print(USAGE)
         return 0
     if command == "--version":
@@ -49,78 +74,74 @@ def dispatch(given: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f"there is no command {command!r}. {did_you_mean(command, COMMANDS)}")
-    return COMMANDS[command](rest)
+    try:
+        return COMMANDS[command](rest)
+    except SystemExit as stop:  # tyro has shown its help, or what it cannot parse
+        return int(stop.code or 0)
 
 
 def train(given: list[str]) -> int:
+    """Train the model of a recipe or a config file, or continue a run."""
+    resume, rest = _take_option(given, "--resume")
+    config = _recipe_config(rest) if resume is None else _resumed_config(resume, rest)
     from dgpo.rewards.base import RewardError
     from dgpo.train import NonFiniteError
     from dgpo.train import train as run_training
 
-    resume, rest = _take_option(given, "--resume")
-    if resume is not None:
-        from dgpo.runfolder import stored_config
-
-        config = replace(
-            _override(replace(stored_config(resume), out=resume), rest, "dgpo train --resume RUN"), out=resume
-        )
-    else:
-        base, rest = _base(rest)
-        config = _override(base, rest, "dgpo train [RECIPE|FILE.yaml]")
     try:
         result = run_training(config, resume=resume is not None)
     except (RewardError, NonFiniteError) as error:
         print(f"dgpo: {error}", file=sys.stderr)
         return 1
+    print(f"Report: {result.run}/report.html")
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return 130
-    print(f"Done: {result.run}/report.html")
     return 0
 
 
 def evaluate(given: list[str]) -> int:
+    """Score a run's best weights, or a model, on the config's evaluation sets."""
+    usage = "dgpo eval RUN|MODEL"
+    source, rest = _source(given, usage)
+    config = _parse(
+        _config_of(source), rest, usage, "Score a run's best weights, with its own config, or a pipeline folder or id."
+    )
     from dgpo.tools import evaluate_source
 
-    source, rest = _source(given, "dgpo eval RUN|MODEL")
-    config = _override(_config_of(source), rest, "dgpo eval RUN|MODEL")
     evaluate_source(source, config)
     return 0
 
 
 def sample(given: list[str]) -> int:
+    """Draw pictures with a run's best weights, or a model."""
+    usage = "dgpo sample RUN|MODEL --prompt TEXT"
+    source, rest = _source(given, usage)
+    o = _parse(Pictures(), rest, usage, "Draw pictures with a run's best weights, or a pipeline folder or id.")
+    config = _config_of(source)
+    own = config.sampling
+    sampling = replace(
+        own,
+        eval_guidance_scale=own.eval_guidance_scale if o.guidance_scale is None else o.guidance_scale,
+        num_inference_steps=own.num_inference_steps if o.num_inference_steps is None else o.num_inference_steps,
+    )
     from dgpo.tools import sample_source
 
-    source, rest = _source(given, "dgpo sample RUN|MODEL --prompt TEXT")
-
-    def options(
-        prompt: Annotated[tuple[str, ...], tyro.conf.arg(help="one or more prompts")],
-        images: Annotated[int, tyro.conf.arg(help="pictures of each prompt")] = 4,
-        seed: Annotated[int, tyro.conf.arg(help="of the noise")] = 0,
-        guidance_scale: Annotated[float | None, tyro.conf.arg(help="None: as the run evaluates")] = None,
-        num_inference_steps: Annotated[int | None, tyro.conf.arg(help="None: as the run samples")] = None,
-        out: Annotated[Path, tyro.conf.arg(help="the PNG to write; an existing one is not replaced")] = Path(
-            "samples.png"
-        ),
-    ) -> Path:
-        config = _config_of(source)
-        sampling = replace(
-            config.sampling,
-            eval_guidance_scale=config.sampling.eval_guidance_scale if guidance_scale is None else guidance_scale,
-            num_inference_steps=num_inference_steps or config.sampling.num_inference_steps,
-        )
-        return sample_source(source, replace(config, sampling=sampling, seed=seed), prompt, images, out)
-
-    print(tyro.cli(options, args=rest, prog="dgpo sample RUN|MODEL"))
+    print(sample_source(source, replace(config, sampling=sampling, seed=o.seed), o.prompt, o.images, o.out))
     return 0
 
 
 def report(given: list[str]) -> int:
-    from dgpo.report import write_report
-
-    source, rest = _source(given, "dgpo report RUN")
+    """Write a run's report anew."""
+    usage = "dgpo report RUN"
+    if given and given[0] in HELP:
+        print(f"usage: {usage}\n\nWrite RUN/report.html anew from the run's metrics and samples.")
+        return 0
+    source, rest = _source(given, usage)
     if rest:
         raise UserError(f"dgpo report takes one run folder; got also {' '.join(rest)}")
+    from dgpo.report import write_report
+
     print(write_report(Path(source)))
     return 0
 
@@ -133,17 +154,51 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _base(given: list[str]) -> tuple[Config, list[str]]:
-    """The config to start from, and what is left of the command line."""
-    if not given or given[0].startswith("-"):
-        return recipe("tiny"), given
-    name, rest = given[0], given[1:]
-    return (load_yaml(name) if name.endswith((".yaml", ".yml")) else recipe(name)), rest
+def _recipe_config(given: list[str]) -> Config:
+    """The recipe or config file that is named first, with the fields given after it."""
+    base = recipe("tiny")
+    if given and not given[0].startswith("-"):
+        name, *given = given
+        base = load_yaml(name) if name.endswith((".yaml", ".yml")) else recipe(name)
+    return _parse(
+        base,
+        given,
+        "dgpo train [RECIPE|FILE.yaml]",
+        f"Train a model. Recipes: {', '.join(RECIPES)}; without one, tiny. A config file holds the same fields as "
+        f"YAML, nested ones below their group's name. --resume RUN continues a run; with it only "
+        f"{', '.join(_may_change())} may be given. The defaults shown are the recipe's.",
+    )
 
 
-def _override(config: Config, given: list[str], usage: str) -> Config:
-    """The config with the command line's fields; unknown ones are refused with the nearest name."""
-    return tyro.cli(Config, default=config, args=given, prog=usage, config=(tyro.conf.FlagConversionOff,))
+def _resumed_config(run: str, given: list[str]) -> Config:
+    """A run's own config with the fields given now; `runfolder.reopen` refuses those that may not change."""
+    from dgpo.runfolder import stored_config
+
+    stored = replace(stored_config(run), out=run)
+    config = _parse(stored, given, "dgpo train --resume RUN", f"Fields that may change: {', '.join(_may_change())}.")
+    if config.out != run:
+        raise UserError(f"--resume continues a run in its own folder, so --out {config.out} cannot be given with it")
+    return config
+
+
+def _may_change() -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in MAY_CHANGE if name != "out"]
+
+
+def _source(given: list[str], usage: str) -> tuple[str, list[str]]:
+    """The run or model that is named first, and the rest; the embedded model stands in where only help is wanted."""
+    if given and not given[0].startswith("-"):
+        return given[0], given[1:]
+    if given and given[0] in HELP:
+        return recipe("tiny").model, given
+    raise UserError(f"name a run folder, a model folder or id first: {usage}")
+
+
+def _config_of(source: str) -> Config:
+    """A run's own config; for a model, the demo's with that model."""
+    if (Path(source) / "config.yaml").is_file():
+        return load_yaml(Path(source) / "config.yaml")
+    return replace(recipe("tiny"), model=source)
 
 
 def _take_option(given: list[str], name: str) -> tuple[str | None, list[str]]:
@@ -158,14 +213,59 @@ def _take_option(given: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, given
 
 
-def _source(given: list[str], usage: str) -> tuple[str, list[str]]:
-    if not given or given[0].startswith("-"):
-        raise UserError(f"name a run folder, a model folder or id first: {usage}")
-    return given[0], given[1:]
+def _parse(default: T, given: list[str], usage: str, description: str) -> T:
+    """`default` with the fields that are given. A UserError of a field comes out as itself, not in tyro's frame."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            value, unknown = tyro.cli(
+                type(default),
+                default=default,
+                args=given,
+                prog=usage,
+                description=description,
+                config=(tyro.conf.FlagConversionOff,),
+                registry=REGISTRY,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        cause = stop.__context__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        sys.stderr.write(said.getvalue())
+        raise
+    for word in unknown:
+        if word.startswith("--"):
+            raise fields.unknown(type(default), word[2:].partition("=")[0].replace("-", "_"))
+        raise UserError(f"{word!r} has no place here: {usage} [--FIELD VALUE ...]")
+    return value
 
 
-def _config_of(source: str) -> Config:
-    """A run's own config; for a model, the demo's with that model."""
-    if (Path(source) / "config.yaml").is_file():
-        return load_yaml(Path(source) / "config.yaml")
-    return replace(recipe("tiny"), model=source)
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """A dict with text keys is given whole, as NAME=VALUE words; tyro's own rule keeps the default's keys for ever."""
+    if info.type_origin is not dict:
+        return None
+    kind = get_args(info.type)[1]
+
+    def pair(word: str) -> tuple[str, Any]:
+        name, _, value = word.partition("=")
+        try:
+            if name and value:
+                return name, kind(value)
+        except ValueError:
+            pass
+        raise ValueError(f"{word!r} is not NAME={kind.__name__.upper()}")
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"[NAME={kind.__name__.upper()} ...]",
+        instance_from_str=lambda words: dict(pair(word) for word in words),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={item}" for name, item in value.items()],
+    )

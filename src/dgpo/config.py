@@ -1,21 +1,25 @@
 """A run as one frozen, typed value. Python, YAML and the command line use the same field names.
 
-The algorithm's own constants are the nested `algorithm` dataclass, so that a knob lives beside its formula. Checks of
-one field sit where it is used; checks across fields sit here. Unknown and ill-typed fields are errors.
+The algorithm's own constants are the nested `algorithm` dataclass, so that a knob lives beside its formula, with its
+checks. Unknown, ill-typed and contradictory fields are errors; nothing is converted, but integers serve as floats and
+lists as tuples.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
+from dgpo import fields
 from dgpo.algorithms import ALGORITHMS, DGPO
+from dgpo.algorithms.base import require
 from dgpo.core.solvers import SOLVERS
 from dgpo.errors import UserError, did_you_mean
 
@@ -138,48 +142,69 @@ class Config:
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
-        for name, least in _AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"{name}={getattr(self, name)} cannot work: it must be at least {least}{_WHY.get(name, '')}"
-                )
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise UserError(f"micro_batch_size={self.micro_batch_size} must be at least 1, or None for the whole batch")
-        if not self.rewards:
-            raise UserError("rewards is empty: a run needs at least one reward, such as {'shapes': 1.0}")
-        if self.sampling.solver not in SOLVERS:
-            raise UserError(
-                f"sampling.solver={self.sampling.solver!r} is unknown. {did_you_mean(self.sampling.solver, SOLVERS)}"
+        fields.check_types(self)
+        _check_ranges(self)
+        require(bool(self.rewards), "rewards is empty: a run needs at least one reward, such as {'shapes': 1.0}")
+        for name in self.eval_prompts:
+            require(
+                bool(re.fullmatch(r"[\w.-]+", name)),
+                f"eval_prompts has a set called {name!r}; names are part of eval/NAME/SCORE, so use letters and digits",
             )
-        if self.sampling.num_inference_steps < 1:
-            raise UserError(f"sampling.num_inference_steps={self.sampling.num_inference_steps} must be at least 1")
-        if self.optimizer.lr <= 0:
-            raise UserError(f"optimizer.lr={self.optimizer.lr} must be above 0")
-        a = self.algorithm
-        if a.t_sampling == "grid" and a.trunc_steps >= self.sampling.num_inference_steps:
-            raise UserError(
-                f"algorithm.trunc_steps={a.trunc_steps} needs at least {a.trunc_steps + 1} noise levels, and "
-                f"sampling.num_inference_steps={self.sampling.num_inference_steps} has fewer. Lower trunc_steps, raise "
-                "the steps, or use algorithm.t_sampling='uniform'"
-            )
+        solver, steps, a = self.sampling.solver, self.sampling.num_inference_steps, self.algorithm
+        require(solver in SOLVERS, f"sampling.solver={solver!r} is unknown. {did_you_mean(solver, SOLVERS)}")
+        require(
+            a.t_sampling != "grid" or a.trunc_steps < steps,
+            f"algorithm.trunc_steps={a.trunc_steps} needs at least {a.trunc_steps + 1} noise levels, and "
+            f"sampling.num_inference_steps={steps} has fewer. Lower trunc_steps, raise the steps, or use "
+            "algorithm.t_sampling='uniform'",
+        )
 
 
 _AT_LEAST = {
     "iterations": 1,
     "num_groups": 1,
     "group_size": 2,
+    "micro_batch_size": 1,
     "updates_per_rollout": 1,
     "eval_images_per_prompt": 1,
     "eval_every": 0,
+    "num_samples": 0,
     "checkpoint_every": 0,
     "keep_checkpoints": 1,
     "noise_scale_every": 0,
-    "num_samples": 0,
+    "sampling.num_inference_steps": 1,
+    "sampling.batch_size": 1,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay": 0,
+    "lora.rank": 1,
+    "lora.alpha": 1,
 }
+_ABOVE_ZERO = ("sampling.shift", "optimizer.lr", "optimizer.eps", "optimizer.max_grad_norm")
 _WHY = {
     "group_size": ", because the images of a prompt are compared with each other",
-    "num_groups": ", one prompt per rollout",
+    "micro_batch_size": ", or None for the whole batch",
+    "eval_every": ", where 0 is never",
+    "checkpoint_every": ", where 0 is never",
 }
+
+
+def _check_ranges(config: Config) -> None:
+    for name, least in _AT_LEAST.items():
+        value = attrgetter(name)(config)
+        require(
+            value is None or value >= least,
+            f"{name}={value} cannot work: it must be at least {least}{_WHY.get(name, '')}",
+        )
+    for name in _ABOVE_ZERO:
+        value = attrgetter(name)(config)
+        require(value is None or value > 0, f"{name}={value} cannot work: it must be above 0")
+    decays = (*config.optimizer.betas, config.optimizer.ema_decay)
+    require(
+        all(0 <= decay < 1 for decay in decays),
+        f"optimizer.betas={config.optimizer.betas} and optimizer.ema_decay={config.optimizer.ema_decay} are decays of "
+        "averages; they must be in [0, 1)",
+    )
+
 
 MAY_CHANGE = (
     "out",
@@ -196,30 +221,27 @@ MAY_CHANGE = (
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain YAML types; `algorithm` gets its `name` so that it can be read back."""
-    values = _plain(dataclasses.asdict(config))
+    values = fields.plain(dataclasses.asdict(config))
     names = {kind: name for name, kind in ALGORITHMS.items()}
     return {**values, "algorithm": {"name": names[type(config.algorithm)], **values["algorithm"]}}
 
 
 def from_dict(values: Mapping[str, Any], where: str = "config") -> Config:
     """The config that `values` describe; missing fields have their defaults. Strict about names and types."""
-    values = dict(values)
-    algorithm = dict(values.get("algorithm") or {})
-    name = algorithm.pop("name", "dgpo")
-    if name not in ALGORITHMS:
-        raise UserError(f"{where}: algorithm.name={name!r} is unknown. {did_you_mean(str(name), ALGORITHMS)}")
-    values["algorithm"] = algorithm
-    _check_names(Config, values, where)
     try:
-        return TypeAdapter(Config).validate_python(values)
-    except ValidationError as error:
-        raise UserError("\n".join(f"{where}: {_say(e)}" for e in error.errors())) from None
+        algorithm = dict(fields.mapping("algorithm", values.get("algorithm")))
+        name = str(algorithm.pop("name", "dgpo"))
+        require(name in ALGORITHMS, f"algorithm.name={name!r} is unknown. {did_you_mean(name, ALGORITHMS)}")
+        values = {**values, "algorithm": fields.build(ALGORITHMS[name], algorithm, Config, "algorithm.")}
+        return fields.build(Config, values, Config)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def load_yaml(path: str | Path) -> Config:
     """Read a config file."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
     if not isinstance(values, dict):
@@ -228,34 +250,21 @@ def load_yaml(path: str | Path) -> Config:
 
 
 def save_yaml(config: Config, path: Path) -> None:
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write a config file, whole or not at all."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def changed_fields(before: Config, after: Config) -> list[str]:
-    """Names of the top-level fields that differ."""
-    old, new = to_dict(before), to_dict(after)
-    return [name for name in new if old[name] != new[name]]
+    """Names of the fields that differ, such as `seed` and `optimizer.lr`."""
+    return fields.changed(before, after)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+class _Loader(yaml.SafeLoader):
+    """Safe, and reads 3e-4 as a number, as YAML 1.2 does and PyYAML does not."""
 
 
-def _check_names(kind: Any, values: Mapping[str, Any], where: str) -> None:
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    for name, value in values.items():
-        if name not in known:
-            raise UserError(f"{where}: unknown field {name!r}. {did_you_mean(str(name), known)}")
-        default = known[name].default
-        if dataclasses.is_dataclass(default) and isinstance(value, Mapping):
-            _check_names(type(default), value, f"{where}: {name}")
-
-
-def _say(error: Any) -> str:
-    cause = (error.get("ctx") or {}).get("error")
-    if isinstance(cause, UserError):
-        return str(cause)
-    place = ".".join(str(part) for part in error["loc"])
-    return f"{place}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

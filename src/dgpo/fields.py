@@ -1,0 +1,100 @@
+"""Dataclasses as trees of typed fields: built from plain values strictly, compared, and searched for a mistyped name.
+
+Nothing is converted, except that an integer serves as a float and a list as a tuple: "8" is no int, nor are 8.0 and
+true. A nested dataclass is a mapping in plain values, and a dot in names: `optimizer.lr`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from dgpo.errors import UserError, did_you_mean
+
+
+def build(kind: Any, values: Mapping[Any, Any], root: Any, prefix: str = "") -> Any:
+    """An instance of the dataclass `kind`, which is found at `prefix` below the dataclass `root`."""
+    hints, arguments = get_type_hints(kind), {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise unknown(root, name)
+        if dataclasses.is_dataclass(hints[key]) and not isinstance(value, hints[key]):
+            value = build(hints[key], mapping(name, value), root, f"{name}.")
+        arguments[key] = value = _tuples(value)
+        _check_type(kind, key, value, name)
+    return kind(**arguments)
+
+
+def check_types(instance: Any, prefix: str = "") -> None:
+    """Refuse an instance with a field, nested ones included, whose value is not of the field's type."""
+    for f in dataclasses.fields(instance):
+        value, name = getattr(instance, f.name), f"{prefix}{f.name}"
+        _check_type(type(instance), f.name, _tuples(value), name)
+        if dataclasses.is_dataclass(value):
+            check_types(value, f"{name}.")
+
+
+def changed(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Names of the fields whose values differ between two instances of a dataclass."""
+    found = []
+    for f in dataclasses.fields(before):
+        name, old, new = f"{prefix}{f.name}", getattr(before, f.name), getattr(after, f.name)
+        if dataclasses.is_dataclass(old) and type(old) is type(new):
+            found += changed(old, new, f"{name}.")
+        elif plain(old) != plain(new):
+            found.append(name)
+    return found
+
+
+def unknown(root: Any, name: str) -> UserError:
+    """The error for a name that is no field of `root`: it tells the nearest one that is."""
+    known = list(_names(root))
+    group, _, own = name.rpartition(".")
+    elsewhere = [full for full in known if full.endswith(f".{own}")]
+    siblings = [full for full in known if full.rpartition(".")[0] == group]
+    hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, siblings or known)
+    return UserError(f"unknown field {name!r}. {hint}")
+
+
+def mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    """`value`, the mapping below the heading `name`; {} for a heading with nothing below it."""
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{name}={value!r}: it must hold fields of its own")
+    return value or {}
+
+
+def plain(value: Any) -> Any:
+    """With lists for tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_type(kind: Any, key: str, value: Any, name: str) -> None:
+    try:
+        _adapters(kind)[key].validate_python(value, strict=True)
+    except ValidationError as error:
+        problems = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
+        wanted = kind.__annotations__[key]
+        raise UserError(f"{name}={plain(value)!r}: {' or '.join(problems)} (the type is {wanted})") from None
+
+
+@cache
+def _adapters(kind: Any) -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}
+
+
+def _names(kind: Any, prefix: str = "") -> Iterator[str]:
+    """All fields, nested ones as `sampling.solver`."""
+    for name, hint in get_type_hints(kind).items():
+        yield from _names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]
+
+
+def _tuples(value: Any) -> Any:
+    """With tuples for lists, all the way down."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

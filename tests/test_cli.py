@@ -1,0 +1,197 @@
+"""The words of a command line become a config, or one message and exit code 2. Nothing is trained here."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dgpo import __version__
+from dgpo.cli import main
+from dgpo.config import Config, load_yaml, save_yaml
+from dgpo.recipes import recipe
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, bool]]:
+    """The configs that `dgpo train` would run, and whether it would resume."""
+    seen: list[tuple[Config, bool]] = []
+
+    def record(config: Config, resume: bool) -> SimpleNamespace:
+        seen.append((config, resume))
+        return SimpleNamespace(run=Path("runs/x"), iterations=3, interrupted=config.iterations == 7)
+
+    monkeypatch.setattr(importlib.import_module("dgpo.train"), "train", record)
+    return seen
+
+
+def test_without_arguments_the_demo_is_trained_and_the_report_named(
+    trained: list[tuple[Config, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train"]) == 0
+    assert trained == [(recipe("tiny"), False)]
+    assert "runs/x/report.html" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    trained: list[tuple[Config, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--iterations", "7"]) == 130
+    assert "dgpo train --resume runs/x" in capsys.readouterr().out
+
+
+def test_fields_of_every_kind(trained: list[tuple[Config, bool]]) -> None:
+    words = (
+        "train shapes_all --num-groups 3 --group_size=5 --out x --seed 2 --eval-every 0 --algorithm.kl-coef 0.5 "
+        "--algorithm.clip-range None --optimizer.betas 0.8 0.9 --gradient-checkpointing True --finetune lora "
+        "--rewards shapes=1 crispness=0.3 --eval-prompts one=shapes:seen:counting two=a=b.txt --trackers"
+    )
+    assert main(words.split()) == 0
+    config, _ = trained[0]
+    assert (config.name, config.num_groups, config.group_size, config.out, config.seed) == ("shapes_all", 3, 5, "x", 2)
+    assert (config.algorithm.kl_coef, config.algorithm.clip_range, config.optimizer.betas) == (0.5, None, (0.8, 0.9))
+    assert config.gradient_checkpointing
+    assert config.finetune == "lora"
+    assert config.rewards == {"shapes": 1.0, "crispness": 0.3}
+    assert config.eval_prompts == {"one": "shapes:seen:counting", "two": "a=b.txt"}
+    assert config.trackers == ()
+
+
+def test_prompts_are_a_source_or_several_texts(trained: list[tuple[Config, bool]]) -> None:
+    assert main(["train", "--prompts", "mine.txt"]) == 0
+    assert main(["train", "--prompts", "a red cat", "two dogs", "--eval-prompts"]) == 0
+    assert [config.prompts for config, _ in trained] == ["mine.txt", ("a red cat", "two dogs")]
+    assert trained[1][0].eval_prompts == {}
+
+
+def test_a_config_file_and_its_overrides(trained: list[tuple[Config, bool]], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("iterations: 5\nrewards: {shapes: 1, crispness: 2}\noptimizer: {lr: 3e-4}\n")
+    assert main(["train", str(path), "--rewards", "shapes=2", "--seed", "1"]) == 0
+    assert trained[0][0] == Config(iterations=5, rewards={"shapes": 2.0}, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --grop-size 4", "unknown field 'grop_size'. Did you mean 'group_size'?"),
+        ("train --grop_size=4", "Did you mean 'group_size'?"),
+        ("train --beta 3", "Did you mean 'algorithm.beta'?"),
+        ("train --algorithm.bta 3", "unknown field 'algorithm.bta'. Did you mean 'algorithm.beta'?"),
+        ("train --group-size four", "--group-size: invalid literal for int()"),
+        ("train --group-size 3.5", "--group-size: invalid literal for int()"),
+        ("train --optimizer.lr fast", "--optimizer.lr: could not convert"),
+        ("train --group-size", "Missing value for argument '--group-size'"),
+        ("train --finetune half", "invalid choice 'half' for argument '--finetune'"),
+        ("train --rewards shapes", "--rewards: 'shapes' is not NAME=FLOAT"),
+        ("train --rewards shapes=much", "--rewards: 'shapes=much' is not NAME=FLOAT"),
+        ("train --eval-prompts seen", "--eval-prompts: 'seen' is not NAME=STR"),
+        ("train --rewards", "dgpo: rewards is empty"),
+        ("train --group-size 1", "dgpo: group_size=1 cannot work: it must be at least 2"),
+        ("train --algorithm.beta -3", "dgpo: beta=-3.0 would"),
+        ("train --sampling.num-inference-steps 4 --algorithm.t-sampling grid", "dgpo: algorithm.trunc_steps=6 needs"),
+        ("train tinny", "dgpo: there is no recipe 'tinny'. Did you mean 'tiny'?"),
+        ("train tiny shapes_all", "dgpo: 'shapes_all' has no place here"),
+        ("train none.yaml", "dgpo: cannot read the config 'none.yaml'"),
+        ("train --resume", "dgpo: --resume needs a run folder"),
+        ("trian", "dgpo: there is no command 'trian'. Did you mean 'train'?"),
+        ("eval", "dgpo: name a run folder, a model folder or id first: dgpo eval RUN|MODEL"),
+        ("sample --prompt cat", "dgpo: name a run folder, a model folder or id first"),
+        ("sample tiny-sd3 --promt cat", "unknown field 'promt'. Did you mean 'prompt'?"),
+        ("report", "dgpo: name a run folder"),
+        ("report a b", "dgpo: dgpo report takes one run folder; got also b"),
+    ],
+)
+def test_mistakes_are_one_message_and_code_2(
+    words: str,
+    message: str,
+    trained: list[tuple[Config, bool]],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert not out
+    assert not trained
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("", ["dgpo train", "tiny, shapes_all"]),
+        ("--help", ["dgpo sample", "dgpo report"]),
+        ("--version", [__version__]),
+        ("eval --help", ["usage: dgpo eval RUN|MODEL", "--eval-prompts"]),
+        ("sample --help", ["usage: dgpo sample RUN|MODEL", "--prompt", "not replaced"]),
+        ("report --help", ["usage: dgpo report RUN"]),
+        (
+            "train --help",
+            [
+                *("usage: dgpo train", "shapes_all", "--resume RUN", "--group-size INT", "algorithm options"),
+                *("optimizer options", "[NAME=FLOAT ...]", "shapes=1.0", "--algorithm.beta"),
+            ],
+        ),
+        ("train shapes_all --help", ["(default: shapes_all)"]),
+    ],
+)
+def test_help(
+    words: str, parts: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgpo.models.load_model", None)
+    assert main(words.split()) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert [part for part in parts if part not in out] == []
+
+
+def run_folder(folder: Path, config: Config, version: str = __version__) -> Path:
+    """What `stored_config` looks at."""
+    folder.mkdir()
+    save_yaml(config, folder / "config.yaml")
+    (folder / "environment.json").write_text(f'{{"dgpo": "{version}"}}')
+    return folder
+
+
+def test_resume_takes_the_runs_own_config_in_the_folder_where_it_now_is(
+    trained: list[tuple[Config, bool]], tmp_path: Path
+) -> None:
+    run = run_folder(tmp_path / "moved", Config(out="elsewhere", seed=4))
+    assert main(["train", "--resume", str(run), "--iterations", "300"]) == 0
+    assert main(["train", f"--resume={run}"]) == 0
+    assert trained == [
+        (Config(out=str(run), seed=4, iterations=300), True),
+        (Config(out=str(run), seed=4), True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "words", "message"),
+    [
+        ("0.0.7", "", "was written by dgpo 0.0.7"),
+        (__version__, "--out elsewhere", "--out elsewhere cannot be given with it"),
+        (__version__, "--sed 3", "Did you mean 'seed'?"),
+    ],
+)
+def test_resume_refuses(
+    version: str, words: str, message: str, trained: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path / "run", Config(), version)
+    assert main(["train", "--resume", str(run), *words.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert not trained
+    assert load_yaml(run / "config.yaml") == Config()
+
+
+def test_resume_of_another_versions_folder_speaks_of_the_version_not_of_its_fields(
+    trained: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path / "run", Config(), "9.0.0")
+    (run / "config.yaml").write_text("a_field_of_the_future: 1\n")
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "was written by dgpo 9.0.0" in capsys.readouterr().err

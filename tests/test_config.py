@@ -1,0 +1,174 @@
+"""One config in Python, YAML and plain dicts; whatever does not fit is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dgpo.algorithms import DGPO
+from dgpo.config import (
+    Config,
+    LoraConfig,
+    Optimizer,
+    Sampling,
+    changed_fields,
+    from_dict,
+    load_yaml,
+    save_yaml,
+    to_dict,
+)
+from dgpo.errors import UserError
+from dgpo.recipes import RECIPES
+
+FULL = Config(
+    out="runs/x",
+    prompts=("a red circle", "2 stars: yes"),
+    rewards={"shapes": 1, "mine.module:score": 0.25},
+    eval_rewards=("crispness",),
+    eval_prompts={"seen": "shapes:seen:counting,colors"},
+    micro_batch_size=4,
+    trackers=("tensorboard",),
+    algorithm=DGPO(clip_range=None, reference="old", t_sampling="uniform"),
+    sampling=Sampling(shift=1.5, eval_guidance_scale=2),
+    optimizer=Optimizer(betas=(0.8, 0.99), lr=1e-5, eps=1e-12),
+    lora=LoraConfig(target_modules=("to_q", "to_k")),
+)
+
+
+@pytest.mark.parametrize("config", [Config(), FULL, *(make() for make in RECIPES.values())])
+def test_yaml_gives_back_the_same_config(config: Config, tmp_path: Path) -> None:
+    save_yaml(config, tmp_path / "config.yaml")
+    assert load_yaml(tmp_path / "config.yaml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(lr=st.floats(1e-30, 1e30), beta=st.floats(1e-30, 1e30), text=st.text(st.characters(codec="utf-8")))
+def test_numbers_and_texts_survive_yaml_exactly(lr: float, beta: float, text: str) -> None:
+    config = Config(name=text, prompts=(text, text), optimizer=Optimizer(lr=lr), algorithm=DGPO(beta=beta))
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_a_config_file_may_name_a_few_fields_and_write_numbers_as_one_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "iterations: 3\nprompts:\n- a cat\n- a dog\nname: 3e\noptimizer:\n  lr: 3e-4\n  eps: 1E-12\n"
+        "algorithm:\n  beta: 10\n  kl_coef: .5e-2\nsampling:\n"
+    )
+    assert load_yaml(path) == Config(
+        iterations=3,
+        prompts=("a cat", "a dog"),
+        name="3e",
+        optimizer=Optimizer(lr=3e-4, eps=1e-12),
+        algorithm=DGPO(beta=10.0, kl_coef=0.005),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grop_size": 4}, "unknown field 'grop_size'. Did you mean 'group_size'?"),
+        ({"lr": 1e-4}, "unknown field 'lr'. Did you mean 'optimizer.lr'?"),
+        ({"algorithm": {"bta": 3}}, "unknown field 'algorithm.bta'. Did you mean 'algorithm.beta'?"),
+        ({"optimizer": {"group_size": 3}}, "unknown field 'optimizer.group_size'"),
+        ({"algorithm": {"name": "dgop"}}, "algorithm.name='dgop' is unknown. Did you mean 'dgpo'?"),
+        ({1: 2}, "unknown field '1'"),
+        ({"group_size": "8"}, "group_size='8': input should be a valid integer"),
+        ({"group_size": 3.7}, "group_size=3.7"),
+        ({"group_size": 8.0}, "group_size=8.0"),
+        ({"group_size": True}, "group_size=True"),
+        ({"group_size": None}, "group_size=None"),
+        ({"micro_batch_size": "4"}, r"micro_batch_size='4': .*int \| None"),
+        ({"optimizer": {"lr": True}}, "optimizer.lr=True"),
+        ({"optimizer": {"lr": "3e-4"}}, "optimizer.lr='3e-4'"),
+        ({"optimizer": {"betas": [0.9]}}, r"optimizer.betas=\[0.9\]: .*tuple\[float, float\]"),
+        ({"optimizer": 3}, "optimizer=3: it must hold fields"),
+        ({"algorithm": {"beta": "x"}}, "algorithm.beta='x'"),
+        ({"algorithm": "dgpo"}, "algorithm='dgpo': it must hold fields"),
+        ({"finetune": "half"}, "finetune='half': input should be 'lora' or 'full'"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing=1"),
+        ({"prompts": 3}, "prompts=3"),
+        ({"prompts": ["a", 3]}, "prompts="),
+        ({"trackers": "wandb"}, "trackers='wandb'"),
+        ({"rewards": ["shapes"]}, "rewards="),
+        ({"rewards": {"shapes": "1"}}, "rewards="),
+        ({"eval_prompts": {"seen": ["a"]}}, "eval_prompts="),
+    ],
+)
+def test_unknown_and_ill_typed_fields_are_named(values: dict[Any, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^mine.yaml: {message}"):
+        from_dict(values, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group_size": 1}, "group_size=1 cannot work: it must be at least 2, because"),
+        ({"num_groups": 0}, "num_groups=0"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"micro_batch_size": 0}, "micro_batch_size=0"),
+        ({"eval_every": -1}, "eval_every=-1 .*0 is never"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0"),
+        ({"rewards": {}}, "rewards is empty"),
+        ({"eval_prompts": {"a/b": "x.txt"}}, "'a/b'"),
+        ({"optimizer": Optimizer(lr=0.0)}, "optimizer.lr=0.0"),
+        ({"optimizer": Optimizer(lr=float("nan"))}, "optimizer.lr=nan"),
+        ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"),
+        ({"optimizer": Optimizer(ema_decay=1.0)}, "ema_decay=1.0"),
+        (
+            {"sampling": Sampling(solver="dpm_solver")},
+            "sampling.solver='dpm_solver' is unknown. Did you mean 'dpm_solver_pp_2m'",
+        ),
+        ({"sampling": Sampling(num_inference_steps=0)}, "sampling.num_inference_steps=0"),
+        ({"sampling": Sampling(batch_size=0)}, "sampling.batch_size=0"),
+        ({"sampling": Sampling(shift=0.0)}, "sampling.shift=0.0"),
+        ({"lora": LoraConfig(rank=0)}, "lora.rank=0"),
+        (
+            {"sampling": Sampling(num_inference_steps=6), "algorithm": DGPO(trunc_steps=6)},
+            "trunc_steps=6 needs at least 7 noise levels, and sampling.num_inference_steps=6",
+        ),
+        ({"group_size": "8"}, "group_size='8'"),
+        ({"optimizer": {"lr": 1.0}}, "optimizer="),
+        ({"algorithm": DGPO(beta=True)}, "algorithm.beta=True"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_python_too(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Config(**fields)
+
+
+def test_truncation_may_use_every_level_but_the_last_and_matters_on_the_grid_alone() -> None:
+    Config(sampling=Sampling(num_inference_steps=7), algorithm=DGPO(trunc_steps=6))
+    Config(sampling=Sampling(num_inference_steps=2), algorithm=DGPO(t_sampling="uniform"))
+
+
+def test_lists_serve_as_tuples_in_python() -> None:
+    prompts: Any = ["a cat", "a dog"]
+    assert changed_fields(Config(prompts=prompts), Config(prompts=("a cat", "a dog"))) == []
+
+
+def test_changed_fields_are_named_with_their_group() -> None:
+    assert changed_fields(FULL, FULL) == []
+    after = replace(
+        FULL, seed=3, rewards={"shapes": 2}, optimizer=replace(FULL.optimizer, lr=1.0), algorithm=DGPO(clip_range=None)
+    )
+    changed = changed_fields(FULL, after)
+    assert changed == ["seed", "rewards", "algorithm.reference", "algorithm.t_sampling", "optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b\n", "is no config"), ("a: [1", "cannot read"), ("", "is no config")]
+)
+def test_files_that_are_no_config(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_yaml(path)
+    with pytest.raises(UserError, match="cannot read the config"):
+        load_yaml(tmp_path / "none.yaml")
