@@ -212,11 +212,11 @@ def _set_aside(path: Path) -> None:
 
 
 def _way_out(path: Path) -> str:
-    """Where to go from a damaged checkpoint: the newest intact one before it."""
+    """How to go on from a damaged checkpoint: with the newest intact one before it."""
     earlier = list_checkpoints(path.parent.parent) if _NAME.fullmatch(path.name) else []
     for candidate in reversed(earlier):
         if iteration_of(candidate) < iteration_of(path) and damage(candidate) is None:
-            return f"The newest intact checkpoint before it is {candidate}"
+            return f"To continue from {candidate}, the newest intact one before it, move {path} to another place"
     return "There is no intact checkpoint before it"
 
 

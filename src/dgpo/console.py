@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dgpo import distributed
 from dgpo.algorithms import Algorithm
 from dgpo.config import Config
 from dgpo.models import VelocityModel
-
-SHOWN = ("shapes_strict", "reward")  # scores on the progress line, the first that a run has
 
 
 class Console:
@@ -20,14 +18,22 @@ class Console:
 
     def __init__(self, config: Config, model: VelocityModel, algorithm: Algorithm, num_prompts: int) -> None:
         self._config, self._model, self._algorithm, self._num_prompts = config, model, algorithm, num_prompts
-        self._out = RichConsole(quiet=not distributed.is_main(), highlight=False, soft_wrap=True)
+        # ":train:" would be an emoji, and a path in brackets a style
+        self._out = RichConsole(
+            quiet=not distributed.is_main(), highlight=False, soft_wrap=True, markup=False, emoji=False
+        )
         self._bar = Progress(
-            TextColumn("iteration"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=self._out, disable=not self._out.is_terminal,
-        )  # fmt: skip
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}", markup=False),
+            console=self._out,
+            disable=not self._out.is_terminal,
+        )
         self._task = self._bar.add_task("", total=config.iterations)
-        self._started = time.perf_counter()
         self._first: dict[str, float] = {}
+        self._watched = ""
+        self._timed = False
 
     def __enter__(self) -> Console:
         for line in self.plan():
@@ -43,7 +49,7 @@ class Console:
         c, images = self._config, self._config.num_groups * self._config.group_size
         trainable = sum(p.numel() for p in self._model.weights.parameters())
         return [
-            f"[bold]{c.name}[/]: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
+            f"{c.name}: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), {c.dtype} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {self._num_prompts} prompts x {c.group_size} images = {images} images, "
@@ -53,48 +59,51 @@ class Console:
 
     def evaluated(self, iteration: int, metrics: dict[str, float]) -> None:
         """The scores of one evaluation, with their change since the first that this process saw."""
+        for name in self._config.eval_prompts:
+            scores = [key for key in metrics if key.startswith(f"eval/{name}/") and key.count("/") == 2]
+            texts = [f"{key.split('/')[2]} {metrics[key]:.3f}{self._change(key, metrics[key])}" for key in scores]
+            self._out.print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
         self._first = self._first or metrics
-        for name in sorted({key.split("/")[1] for key in metrics}):
-            scores = {
-                k.split("/")[2]: v for k, v in metrics.items() if k.startswith(f"eval/{name}/") and k.count("/") == 2
-            }
-            texts = [
-                f"{score} {value:.3f}{self._change(f'eval/{name}/{score}', value)}" for score, value in scores.items()
-            ]
-            self._out.print(f"[cyan]evaluation after iteration {iteration}[/], {name}: {', '.join(texts)}")
+        self._watched = next((f"{k[5:]} {metrics[k]:.3f}  " for k in self._headlines() if k in metrics), "")
 
     def iterated(self, iteration: int, metrics: dict[str, float]) -> None:
         """One iteration is done."""
         images = self._config.num_groups * self._config.group_size
         seconds = metrics["time/iteration"]
         left = (self._config.iterations - iteration) * seconds
-        strict = next((f"{n} {v:.3f}  " for s in SHOWN if (v := metrics.get(n := f"train/score/{s}")) is not None), "")
         line = (
-            f"reward {metrics['train/reward_mean']:.3f}  {strict}clip {metrics.get('train/clip_fraction', 0):.3f}  "
-            f"grad {metrics['train/grad_norm']:.3f}  {images / seconds:.1f} images/s"
+            f"reward {metrics['train/reward_mean']:.3f}  {self._watched}"
+            f"clip {metrics.get('train/clip_fraction', 0):.3f}  grad {metrics['train/grad_norm']:.3f}  "
+            f"{images / seconds:.1f} images/s  {_span(left)} left"
         )
+        if not self._timed:
+            self._timed = True
+            self._out.print(
+                f"  an iteration takes about {_span(seconds)}, those left {_span(left)} without evaluations"
+            )
         self._bar.update(self._task, completed=iteration, description=line)
         if not self._out.is_terminal:
-            self._out.print(
-                f"iteration {iteration}/{self._config.iterations}  {line}  {seconds:.1f} s, about {_span(left)} left"
-            )
-
-    def say(self, text: str) -> None:
-        self._out.print(text)
+            self._out.print(f"iteration {iteration}/{self._config.iterations}  {line}")
 
     def _change(self, key: str, value: float) -> str:
-        before = self._first.get(key)
-        return "" if before is None or self._first.get(key) is value else f" ({value - before:+.3f})"
+        return f" ({value - self._first[key]:+.3f})" if key in self._first else ""
+
+    def _headlines(self) -> Iterator[str]:
+        """The score to show while training goes on: the first one watched, else the reward, on the first set."""
+        for score in (*self._config.eval_rewards, "reward"):
+            for name in self._config.eval_prompts:
+                yield f"eval/{name}/{score}"
 
 
 def network_evaluations(config: Config) -> int:
     """Forward passes of one image through the network in one iteration; backward passes not counted."""
     images = config.num_groups * config.group_size
     s, a = config.sampling, config.algorithm
-    per_step = (2 if s.solver == "heun" else 1) * (2 if s.guidance_scale != 1 else 1)
+    steps = 2 * s.num_inference_steps - 1 if s.solver == "heun" else s.num_inference_steps
+    sampling = steps * (2 if s.guidance_scale != 1 else 1)
     reference = (2 if a.ref_guidance_scale != 1 else 1) if "ref" in a.needs else 0
     per_point = 1 + reference + ("old" in a.needs)
-    return images * (s.num_inference_steps * per_step + config.updates_per_rollout * a.num_points * per_point)
+    return images * (sampling + config.updates_per_rollout * a.num_points * per_point)
 
 
 def _kinds(config: Config) -> str:

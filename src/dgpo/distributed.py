@@ -25,7 +25,10 @@ def init(device: str | torch.device = "cpu", timeout_minutes: float = 60) -> tor
 
     The timeout is long because ranks wait for one that evaluates or calls a slow reward.
     """
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device={device!r} is unknown; use auto, cpu, cuda or cuda:1") from error
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if expected == 1:
         return _own(device)

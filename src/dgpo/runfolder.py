@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ def reopen(run: str | Path, config: Config | None = None) -> tuple[Path, Config]
     """An existing run and its config, with changes to the fields in MAY_CHANGE taken over from `config`."""
     run = Path(run)
     stored = stored_config(run)
-    _check_version(run)
     config = replace(config or stored, out=str(run))
     illegal = [name for name in changed_fields(stored, config) if name not in MAY_CHANGE]
     if illegal:
@@ -50,18 +49,25 @@ def reopen(run: str | Path, config: Config | None = None) -> tuple[Path, Config]
             f"{run} was started with other values of {', '.join(illegal)}; a resumed run may change only "
             f"{', '.join(name for name in MAY_CHANGE if name != 'out')}. Start a new run for the rest"
         )
-    if checkpoint.latest(run) is None:
+    newest = checkpoint.latest(run)
+    if newest is None:
         raise UserError(f"{run} holds no checkpoint to resume from; start it again with another --out")
+    if config.iterations < checkpoint.iteration_of(newest):
+        raise UserError(
+            f"iterations={config.iterations} is less than {run} has finished ({newest.name}); give the number at "
+            "which the run shall end"
+        )
     save_yaml(config, run / "config.yaml")
     return run, config
 
 
 def stored_config(run: str | Path) -> Config:
-    """The config of an existing run."""
-    path = Path(run) / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
-    return load_yaml(path)
+    """The config of an existing run, which this version can continue."""
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml. Give the folder that dgpo train --out wrote")
+    _require_same_version(run)
+    return load_yaml(run / "config.yaml")
 
 
 def environment() -> dict[str, Any]:
@@ -81,12 +87,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _check_version(run: Path) -> None:
+def _require_same_version(run: Path) -> None:
     try:
         version = json.loads((run / "environment.json").read_text(encoding="utf-8"))["dgpo"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/environment.json does not say which dgpo wrote the run: {error!r}") from error
-    if version.split(".")[:2] != __version__.split(".")[:2]:
+    if str(version).split(".")[:2] != __version__.split(".")[:2]:
         raise UserError(
             f"{run} was written by dgpo {version}, this is {__version__}: its iterations would not be the same. "
             f"Resume it with dgpo {version}, or start a new run"
@@ -94,11 +100,9 @@ def _check_version(run: Path) -> None:
 
 
 def _free(path: Path) -> Path:
-    return (
-        path
-        if not path.exists()
-        else next(p for i in count(2) if not (p := path.with_name(f"{path.name}-{i}")).exists())
-    )
+    """`path`, or the first of path-2, path-3... that does not exist."""
+    later = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(place for place in chain([path], later) if not place.exists())
 
 
 def _git() -> dict[str, Any] | None:
