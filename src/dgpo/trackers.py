@@ -35,6 +35,15 @@ def make_trackers(
     names: Iterable[str], run_dir: str | Path, config: Mapping[str, Any], resumed_at: int | None = None
 ) -> TrackerGroup:
     """The JSONL tracker and those in `names`; `resumed_at` is the iteration whose checkpoint the run continues."""
+    wanted = require_trackers(names)
+    jsonl = JsonlTracker(run_dir)
+    if resumed_at is not None:
+        jsonl.rewind(resumed_at)
+    return TrackerGroup([jsonl, *(kind(Path(run_dir), config, resumed_at) for kind in wanted)])
+
+
+def require_trackers(names: Iterable[str]) -> list[type[TensorBoardTracker | WandbTracker | TrackioTracker]]:
+    """The trackers beside the JSONL one; a name that is unknown, or whose package is missing, is refused."""
     extras = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker, "trackio": TrackioTracker}
     wanted = [name for name in dict.fromkeys(names) if name != "jsonl"]
     for name in wanted:
@@ -44,10 +53,7 @@ def make_trackers(
             raise UserError(
                 f"the tracker {name!r} needs the package {name}, which is not installed: pip install 'dgpo[{name}]'"
             )
-    jsonl = JsonlTracker(run_dir)
-    if resumed_at is not None:
-        jsonl.rewind(resumed_at)
-    return TrackerGroup([jsonl, *(extras[name](Path(run_dir), config, resumed_at) for name in wanted)])
+    return [extras[name] for name in wanted]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

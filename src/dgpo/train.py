@@ -48,7 +48,7 @@ from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, chunks, collect, together
 from dgpo.stopwatch import Stopwatch
-from dgpo.trackers import NullTracker, TrackerGroup, make_trackers
+from dgpo.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
 
 HORIZON = 100_000
@@ -104,6 +104,7 @@ def train(
     reward.check_metadata(prompts.metadata)
     for some in eval_sets.values():
         eval_reward.check_metadata(some.metadata)
+    require_trackers(config.trackers)
     if model is None:
         model = load(config, device)
     require_feasible(model, config, resume)
