@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -51,15 +52,19 @@ def requires(*keys: str) -> Callable[[Reward], Reward]:
 
 def resolve(name: str) -> Reward:
     """A built-in reward's name, or `package.module:name` of a function, an object or a class without arguments."""
-    module_name, colon, attribute = BUILT_IN.get(name, name).partition(":")
-    if not colon:
+    module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
+    if not (module_name and attribute):
         raise UserError(
             f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
         )
     found = getattr(_module(name, module_name), attribute, None)
     if found is None:
         raise UserError(f"reward {name!r}: module {module_name} has no {attribute!r}")
-    found = found() if isinstance(found, type) else found
+    if isinstance(found, type):
+        try:
+            found = found()
+        except TypeError as error:
+            raise UserError(f"reward {name!r} is a class that cannot be made without arguments: {error}") from error
     if not callable(found):
         raise UserError(
             f"reward {name!r} is a {type(found).__name__}; a reward is called with (images, prompts, metadata)"
@@ -170,6 +175,8 @@ def _save(name: str, index: int, batch: _Batch, folder: Path) -> Path:
 
 
 def _module(name: str, module_name: str) -> Any:
+    if "" not in sys.path:  # a console script does not search the working folder
+        sys.path.insert(0, "")
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:

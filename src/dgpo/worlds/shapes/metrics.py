@@ -35,7 +35,7 @@ def crispness(images: Tensor) -> Tensor:
     The product of two means of closeness, 1 - |image - drawn again| / TOLERANCE: over the objects, in the image or as
     drawn again, with one pixel around them, and over the ground.
     """
-    scenes = _scenes(detect(images))
+    scenes = scenes_of(detect(images))
     images, again = images.float().cpu(), render(scenes)
     close = (1 - (images - again).abs().mean(1) / TOLERANCE).clamp(min=0)  # (B, H, W)
     tint = (torch.tensor(TINTS) / 255)[scenes.tint][:, :, None, None]
@@ -60,7 +60,7 @@ def diversity(images: Tensor, group_index: Tensor, metadata: Sequence[Mapping[st
         rows = [i for i, g in enumerate(group) if g == index]
         kept = [pictures[i] for i in rows if right[i]]
         if len(kept) > 1:
-            found[index] = _diversity(_scenes(kept), dict(metadata[rows[0]]))
+            found[index] = _diversity(scenes_of(kept), dict(metadata[rows[0]]))
     return found
 
 
@@ -104,7 +104,7 @@ def _distances(scenes: Scenes) -> Tensor:
     return torch.stack([layout, sizes, tints, colors]).sum((1, 2)) / pairs
 
 
-def _scenes(pictures: Sequence[Picture]) -> Scenes:
+def scenes_of(pictures: Sequence[Picture]) -> Scenes:
     """The known objects of pictures, in the order of SHAPES."""
     known = [sorted((o for o in p.objects if o.shape), key=lambda o: SHAPES.index(o.shape or "")) for p in pictures]
     size = len(pictures), max(MAX_OBJECTS, *(len(objects) for objects in known))

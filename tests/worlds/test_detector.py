@@ -1,0 +1,127 @@
+"""The detector is right on clean and on mildly spoilt renders, and calls what is no object unknown."""
+
+import time
+
+import pytest
+import torch
+from pictures import blurred, drawn, is_right, noisy, picture, washed
+
+from dgpo.errors import UserError
+from dgpo.worlds.shapes import detector
+from dgpo.worlds.shapes.detector import detect
+from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES, TINTS
+
+
+def share_right(scenes, images):
+    return sum(is_right(seen, scenes, row) for row, seen in enumerate(detect(images))) / len(images)
+
+
+def test_clean_renders_of_all_kinds_are_read_fully():
+    _, scenes, images = drawn(500)
+    assert share_right(scenes, images) >= 0.995
+    assert [seen.tint for seen in detect(images)] == scenes.tint.tolist()
+
+
+def test_blur_noise_and_washed_colours_are_borne():
+    _, scenes, images = drawn(250, key=1)
+    assert share_right(scenes, noisy(washed(blurred(images, 0.6), 0.95), 0.03)) >= 0.98
+    assert share_right(scenes, noisy(images, 0.06)) >= 0.98
+    assert share_right(scenes, blurred(images, 0.9)) >= 0.98
+
+
+def test_a_shifted_tint_is_borne():
+    _, scenes, images = drawn(100, key=2)
+    shift = torch.tensor([-0.03, 0.02, -0.02])[:, None, None]
+    assert share_right(scenes, (images + shift).clamp(0, 1)) >= 0.98
+
+
+def test_sizes_and_positions_are_exact():
+    (seen,) = detect(picture(("star", "purple", 20.3, 41.6, 11.4)))
+    (found,) = seen.objects
+    assert found.center == pytest.approx((20.3, 41.6), abs=0.1)
+    assert found.radius == pytest.approx(11.4, abs=0.15)
+    assert found.score > 0.95
+
+
+def test_an_image_takes_under_a_millisecond():
+    images = drawn(128)[2]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(4):
+            start = time.process_time()
+            detect(images.clone())
+            times.append(time.process_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    assert min(times) / len(images) < 1e-3
+
+
+def test_touching_objects_of_different_colours_are_two():
+    (seen,) = detect(picture(("square", "red", 22, 30, 11), ("square", "green", 22 + 2 * 0.76 * 11, 30, 11)))
+    assert sorted((o.shape, o.color) for o in seen.objects) == [("square", "green"), ("square", "red")]
+
+
+def test_touching_objects_of_one_colour_are_an_unknown_blob():
+    (seen,) = detect(picture(("circle", "red", 20, 30, 11), ("circle", "red", 38, 30, 11)))
+    assert [(o.shape, o.color) for o in seen.objects] == [(None, None)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_is_its_own_best_match(shape):
+    for tint in range(len(TINTS)):
+        images = torch.cat([picture((shape, color, 31.5, 30.2, 9.0), tint=tint) for color in COLORS])
+        found = [seen.objects for seen in detect(images)]
+        assert [[(o.shape, o.color) for o in objects] for objects in found] == [[(shape, c)] for c in COLORS]
+
+
+def unknown(image):
+    (seen,) = detect(image)
+    return [o.shape for o in seen.objects] == [None]
+
+
+def test_what_is_no_object_is_unknown():
+    assert unknown(picture(("circle", "blue", 32, 32, 4.5)))  # too small
+    assert unknown(picture(("circle", "blue", 32, 32, 24)))  # too large
+    assert unknown(picture(("triangle", "blue", 32, 32, 12)).flip(2))  # upside down
+    assert unknown(torch.lerp(picture(), picture(("circle", "blue", 32, 32, 12)), 0.6))  # pale
+    assert unknown(picture().index_fill(2, torch.arange(20, 30), 0.1))  # a bar
+    ring = picture(("circle", "red", 32, 32, 13))
+    hole = (torch.arange(64) - 32).square()[:, None] + (torch.arange(64) - 32).square() < 60
+    assert unknown(torch.where(hole, torch.tensor(TINTS[0])[:, None, None] / 255, ring))
+    brown = picture(("circle", "red", 32, 32, 12))
+    brown[:, 0] = torch.where(brown[:, 1] < 0.3, 0.45, brown[:, 0])
+    assert unknown(brown)
+
+
+def test_specks_and_hairlines_are_ignored_and_small_dots_are_not():
+    image = picture(("square", "black", 40, 40, 10))
+    image[0, :, 5, 5:30] = 0.0  # a line of one pixel
+    image[0, :, 10:12, 10:12] = 0.0  # a dot of four
+    assert len(detect(image)[0].objects) == 1
+    image[0, :, 20:23, 20:23] = 0.0
+    assert [o.shape for o in detect(image.clone())[0].objects].count(None) == 1
+
+
+def test_blank_and_noise_hold_nothing():
+    noise = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert not any(o.shape for seen in detect(noise) for o in seen.objects)
+    assert not detect(torch.ones(1, 3, 64, 64))[0].objects
+
+
+def test_one_tensor_is_read_once_until_it_changes(monkeypatch):
+    image = picture(("circle", "red", 32, 32, 12))
+    first = detect(image)
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "_detect", lambda images: pytest.fail("read again"))
+        assert detect(image) is first
+    image[:] = picture(("square", "red", 32, 32, 12))
+    assert detect(image)[0].objects[0].shape == "square"
+    with torch.inference_mode():
+        assert detect(picture(("star", "red", 32, 32, 12)))[0].objects[0].shape == "star"
+
+
+def test_other_sizes_are_refused():
+    with pytest.raises(UserError, match=r"64, 64\); got \(2, 3, 32, 32\)"):
+        detect(torch.zeros(2, 3, 32, 32))
