@@ -1,10 +1,12 @@
 """The detector is right on clean and on mildly spoilt renders, and calls what is no object unknown."""
 
+import math
 import time
 
 import pytest
 import torch
-from pictures import blurred, drawn, is_right, noisy, picture, washed
+from pictures import blurred, drawn, is_right, noisy, picture, ragged, washed
+from torch.nn.functional import affine_grid, grid_sample
 
 from dgpo.errors import UserError
 from dgpo.worlds.shapes import detector
@@ -93,6 +95,34 @@ def test_what_is_no_object_is_unknown():
     brown = picture(("circle", "red", 32, 32, 12))
     brown[:, 0] = torch.where(brown[:, 1] < 0.3, 0.45, brown[:, 0])
     assert unknown(brown)
+
+
+@pytest.mark.parametrize(
+    ("shape", "degrees"), [("square", 22), ("triangle", 30), ("cross", 45), ("star", 36), ("star", 18)]
+)
+def test_turned_shapes_are_unknown(shape, degrees):
+    turn = torch.tensor(degrees * math.pi / 180)
+    matrix = torch.tensor([[turn.cos(), -turn.sin(), 0.0], [turn.sin(), turn.cos(), 0.0]])
+    assert unknown(bent(picture((shape, "blue", 32, 32, 12)), matrix))
+
+
+def test_stretched_shapes_are_unknown():
+    matrix = torch.tensor([[0.85, 0.0, 0.0], [0.0, 1.15, 0.0]])
+    for shape in ("circle", "square", "star"):
+        assert unknown(bent(picture((shape, "blue", 32, 32, 12)), matrix))
+        assert not unknown(bent(picture((shape, "blue", 32, 32, 12)), torch.eye(3)[:2]))
+
+
+def bent(image, matrix):
+    grid = affine_grid(matrix[None], list(image.shape), align_corners=False)
+    return grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def test_rough_outlines_are_borne_alike_by_stout_and_slim_shapes():
+    for shape in SHAPES:
+        images = torch.cat([picture((shape, "blue", 32, 32, radius)) for radius in (10.0, 12.0, 14.0)])
+        found = [[o.shape for o in seen.objects] for seen in detect(ragged(images, 0.8))]
+        assert found == [[shape]] * 3
 
 
 def test_specks_and_hairlines_are_ignored_and_small_dots_are_not():

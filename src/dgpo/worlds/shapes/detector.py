@@ -5,9 +5,11 @@
 3. A blob is a 4-connected set of pixels of one colour around at least one 3x3 block; touching objects of different
    colours are thereby apart. What has no such block (specks, hairlines, the seam between two colours) is ignored.
 4. In every shape of the world the centroid is the centre and the area is a constant times the radius squared. So a
-   blob's own centroid and area place and size one template of each shape, without a search; the score is the
-   intersection over union with the best of them, on coverages sharpened about a half so that slight blur costs little.
-5. A blob is unknown if no shape scores MIN_SCORE, its radius is outside RADIUS_RANGE or its colour is off.
+   blob's own centroid and area place and size one template of each shape, without a search. The score is intersection
+   over union, on coverages sharpened about a half so that slight blur costs little. A slim shape loses more of it to
+   the same roughness than a stout one, so shapes compete by (1 - score) * area / perimeter, the distance of outlines.
+5. A blob is unknown if that distance is over MAX_ROUGHNESS of the radius for every shape, if its radius is outside
+   RADIUS_RANGE or if its colour is off.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dgpo.errors import UserError
 from dgpo.worlds.shapes.render import coverage
 from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, SHAPES, TINTS
 
-MIN_SCORE = 0.85  # a 4:3 ellipse or a square turned by 22 degrees scores .83, a pentagon .88
+MAX_ROUGHNESS = 0.06  # a circle may score .87, a star .72; a 4:3 ellipse or a square turned by 22 degrees has .08
 RADIUS_RANGE = (6.0, 17.0)  # pixels; scenes have 8 to 15
 MAX_COLOR_ERROR = 0.2  # RGB distance of a blob's mean colour from its palette colour
 PALE, THIRD = 0.8, 0.35
@@ -155,15 +157,16 @@ def _fit(blobs: _Blobs, away: Tensor, toward: Tensor) -> list[Found]:
     axis = torch.arange(WINDOW) + 0.5
     area = cover.sum((1, 2))
     center = torch.stack([cover.sum(1) @ axis, cover.sum(2) @ axis], 1) / area[:, None]
-    radius = (area[:, None] / _area_of_unit()).sqrt()
+    unit_area, unit_perimeter = _unit()
+    radius = (area[:, None] / unit_area).sqrt()
     rows = torch.arange(len(SHAPES)).repeat(len(area)), center.repeat_interleave(len(SHAPES), 0), radius.flatten()
     templates = _sharpen(coverage(*rows, size=WINDOW)).unflatten(0, (-1, len(SHAPES)))  # (N, shapes, W, W)
     shared = torch.minimum(templates, _sharpen(cover)[:, None]).sum((2, 3))
     either = templates.sum((2, 3)) + _sharpen(cover).sum((1, 2))[:, None] - shared
-    score, shape = (shared / either).max(1)
-    radius = radius.gather(1, shape[:, None])[:, 0]
-    known = (score >= MIN_SCORE) & (radius > RADIUS_RANGE[0]) & (radius < RADIUS_RANGE[1])
-    known &= error <= MAX_COLOR_ERROR
+    roughness, shape = ((1 - shared / either) * unit_area / unit_perimeter).min(1)
+    score, radius = (part.gather(1, shape[:, None])[:, 0] for part in (shared / either, radius))
+    known = (radius > RADIUS_RANGE[0]) & (radius < RADIUS_RANGE[1])
+    known &= (roughness <= MAX_ROUGHNESS) & (error <= MAX_COLOR_ERROR)
     columns = known, shape, blobs.color, center + corner, radius, score
     return [_found(*row) for row in zip(*(column.tolist() for column in columns))]
 
@@ -182,7 +185,7 @@ def _windows(blobs: _Blobs) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
 def _cover(blobs: _Blobs, away: Tensor, toward: Tensor, window: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """How far each pixel is from the tint to the blob's colour, in the blob and one pixel around it.
 
-    Returns coverages (N, W, W) in [0, 1] and colour errors (N,), RGB distances of mean colours from the palette.
+    Returns coverages (N, W, W) in [0, 1] and colour errors (N,), RGB distances of mean colours from the palette's.
     """
     half = (WINDOW // 2,) * 4
     ids = pad(blobs.ids, half, value=-2)[window]  # -2 outside the frame
@@ -200,11 +203,12 @@ def _sharpen(cover: Tensor) -> Tensor:
 
 
 @cache
-def _area_of_unit() -> Tensor:
-    """(shapes,) the area of each shape of radius 1, as the renderer draws it."""
+def _unit() -> tuple[Tensor, Tensor]:
+    """Areas and perimeters (shapes,) of shapes of radius 1, as the renderer draws them."""
     count, radius = len(SHAPES), 48.0
     cover = coverage(torch.arange(count), torch.full((count, 2), 64.0), torch.full((count,), radius), size=128)
-    return cover.sum((1, 2)) / radius**2
+    dy, dx = torch.gradient(cover, dim=(1, 2))
+    return cover.sum((1, 2)) / radius**2, torch.hypot(dx, dy).sum((1, 2)) / radius
 
 
 def _found(known: bool, shape: int, color: int, center: list[float], radius: float, score: float) -> Found:
