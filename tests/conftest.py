@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from diffusers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "models")]
 logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,24 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from runs import save_pipeline
 
     return save_pipeline(tmp_path_factory.mktemp("pipeline") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two iterations, each evaluated and saved. Copy it before writing into it."""
+    from runs import run, small
+
+    folder = tmp_path_factory.mktemp("finished")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red cat\na green cat\n")
+    config = small(
+        tiny_folder,
+        folder / "run",
+        iterations=2,
+        rewards={"runs:colour": 1.0},
+        eval_prompts={"seen": str(prompts), "unseen": str(prompts)},
+        eval_images_per_prompt=1,
+        eval_every=1,
+        num_samples=1,
+    )
+    return run(config, reward_functions={}).run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from dgpo import __version__
 from dgpo.cli import main
 from dgpo.config import Config, load_yaml, save_yaml
 from dgpo.recipes import recipe
+from dgpo.rewards.base import RewardError
+from dgpo.train import NonFiniteError
 
 
 @pytest.fixture
@@ -42,13 +45,25 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert "dgpo train --resume runs/x" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("error", [RewardError("the reward failed"), NonFiniteError("the loss is nan")])
+def test_a_run_that_fails_is_one_message_and_code_1(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: Config, resume: bool) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("dgpo.train"), "train", fail)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == f"dgpo: {error}\n"
+
+
 def test_fields_of_every_kind(trained: list[tuple[Config, bool]]) -> None:
     words = (
         "train shapes_all --num-groups 3 --group_size=5 --out x --seed 2 --eval-every 0 --algorithm.kl-coef 0.5 "
         "--algorithm.clip-range None --optimizer.betas 0.8 0.9 --gradient-checkpointing True --finetune lora "
         "--rewards shapes=1 crispness=0.3 --eval-prompts one=shapes:seen:counting two=a=b.txt --trackers"
     )
-    assert main(words.split()) == 0
+    assert main(shlex.split(words)) == 0
     config, _ = trained[0]
     assert (config.name, config.num_groups, config.group_size, config.out, config.seed) == ("shapes_all", 3, 5, "x", 2)
     assert (config.algorithm.kl_coef, config.algorithm.clip_range, config.optimizer.betas) == (0.5, None, (0.8, 0.9))
@@ -135,7 +150,7 @@ def test_mistakes_are_one_message_and_code_2(
             "train --help",
             [
                 *("usage: dgpo train", "shapes_all", "--resume RUN", "--group-size INT", "algorithm options"),
-                *("optimizer options", "[NAME=FLOAT ...]", "shapes=1.0", "--algorithm.beta"),
+                *("optimizer options", "[NAME=FLOAT ...]", "--algorithm.beta"),
             ],
         ),
         ("train shapes_all --help", ["(default: shapes_all)"]),

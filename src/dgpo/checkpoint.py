@@ -216,7 +216,7 @@ def _way_out(path: Path) -> str:
     earlier = list_checkpoints(path.parent.parent) if _NAME.fullmatch(path.name) else []
     for candidate in reversed(earlier):
         if iteration_of(candidate) < iteration_of(path) and damage(candidate) is None:
-            return f"To continue from {candidate}, the newest intact one before it, move {path} to another place"
+            return f"Move {path} to another place to continue from the newest intact one before it, {candidate}"
     return "There is no intact checkpoint before it"
 
 

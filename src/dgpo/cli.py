@@ -164,9 +164,10 @@ def _recipe_config(given: list[str]) -> Config:
         base,
         given,
         "dgpo train [RECIPE|FILE.yaml]",
-        f"Train a model. Recipes: {', '.join(RECIPES)}; without one, tiny. A config file holds the same fields as "
-        f"YAML, nested ones below their group's name. --resume RUN continues a run; with it only "
-        f"{', '.join(_may_change())} may be given. The defaults shown are the recipe's.",
+        "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n\n"
+        f"- RECIPE: {', '.join(RECIPES)}\n"
+        "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
+        f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(_may_change())}",
     )
 
 
@@ -195,10 +196,11 @@ def _source(given: list[str], usage: str) -> tuple[str, list[str]]:
 
 
 def _config_of(source: str) -> Config:
-    """A run's own config; for a model, the demo's with that model."""
-    if (Path(source) / "config.yaml").is_file():
-        return load_yaml(Path(source) / "config.yaml")
-    return replace(recipe("tiny"), model=source)
+    """A run's own config; for a model, the demo's with that model. Any number of solver steps goes with it."""
+    stored = Path(source) / "config.yaml"
+    config = load_yaml(stored) if stored.is_file() else replace(recipe("tiny"), model=source)
+    # nothing trains here, so training's levels need not be among the sampler's
+    return replace(config, algorithm=replace(config.algorithm, t_sampling="uniform"))
 
 
 def _take_option(given: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -69,10 +69,12 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
         reward.check_metadata(prompts.metadata)
     model, which = load_trained(source, config)
     metrics = evaluate(model, CondCache(model), sets, reward, config).metrics
-    table = Table("score", *(Column(name, justify="right") for name in sets), title=which, title_justify="left")
+    table = Table("score", *(Column(name, justify="right") for name in sets))
     for score in dict.fromkeys(key.split("/", 2)[2] for key in metrics if not key.endswith("/stderr")):
         table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in sets))
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    out = Console(markup=False, emoji=False, highlight=False)
+    out.print(which, soft_wrap=True)
+    out.print(table)
     return metrics
 
 

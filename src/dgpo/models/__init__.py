@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
@@ -124,7 +125,7 @@ def _load_pipeline(source: str, index: dict[str, Any], network: str, finetune: s
     absent = {part: None for part, value in index.items() if value == [None, None]}
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtypes, use_safetensors=True, **absent)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot load the pipeline {source}: {error}") from error
 
 
