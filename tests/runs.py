@@ -18,9 +18,9 @@ from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling
 
 PROMPTS = ("a red cat", "two dogs", "a cup", "green", "one bird")
 MODES: dict[str, tuple[DGPO, float]] = {  # the algorithm and the guidance of its rollouts
-    "cfg": (DGPO(beta=3.0, kl_coef=0.02, clip_range=0.02), 2.0),
-    "cfg-free, frozen ref": (DGPO(beta=3.0, kl_coef=0.02, clip_range=0.02, ref_guidance_scale=2.0), 1.0),
-    "cfg-free, dynamic ref": (DGPO(beta=30.0, kl_coef=0.02, clip_range=0.02, reference="old"), 1.0),
+    "cfg": (DGPO(beta=3.0, kl_coef=0.02, clip_range=1e-3), 2.0),
+    "cfg-free, frozen ref": (DGPO(beta=3.0, kl_coef=0.02, clip_range=1e-3, ref_guidance_scale=2.0), 1.0),
+    "cfg-free, dynamic ref": (DGPO(beta=30.0, kl_coef=0.02, clip_range=1e-3, reference="old"), 1.0),
 }
 
 

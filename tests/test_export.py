@@ -1,0 +1,83 @@
+"""What a run exports draws the same pictures in stock diffusers as its averaged weights do here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
+from dgpo import Optimizer, Sampling, load_model
+from dgpo.core import seeds
+from dgpo.rollout import decode, sample
+from runs import PROMPTS, run, small, tensors
+
+STEPS, GUIDANCE = 3, 3.0
+
+
+def streams():
+    return [seeds.generator(0, "export", i) for i in range(2)]
+
+
+@pytest.fixture(params=["lora", "full"])
+def trained(request, tiny_folder, tmp_path):
+    """A finished run, and a model with its averaged weights as the last checkpoint has them."""
+    config = small(tiny_folder, tmp_path / "run", iterations=2, finetune=request.param, optimizer=Optimizer(lr=2e-2))
+    run(config)
+    model = load_model(tiny_folder, device="cpu", finetune=config.finetune, lora=config.lora)
+    ema = {k.removeprefix("ema."): t for k, t in tensors(tmp_path / "run", 2).items() if k.startswith("ema.")}
+    model.weights.load("ema", ema)
+    return tmp_path / "run", config, model
+
+
+def stock_pipeline(folder, run_folder, finetune):
+    """Loaded as anybody would."""
+    if finetune == "lora":
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+        pipeline.load_lora_weights(run_folder / "final")
+    else:
+        transformer = SD3Transformer2DModel.from_pretrained(run_folder / "final" / "transformer")
+        pipeline = StableDiffusion3Pipeline.from_pretrained(
+            folder, transformer=transformer, text_encoder_3=None, tokenizer_3=None
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_stock_diffusers_draws_the_same(tiny_folder, trained):
+    run_folder, config, model = trained
+    stock = stock_pipeline(tiny_folder, run_folder, config.finetune)
+    prompts = list(PROMPTS[:2])
+    cond, noise, t = model.encode(prompts), model.init_noise(streams()), torch.tensor([0.9, 0.4])
+
+    with torch.no_grad():
+        (v,) = stock.transformer(
+            hidden_states=noise,
+            timestep=t * 1000,
+            encoder_hidden_states=cond.prompt_embeds,
+            pooled_projections=cond.pooled,
+            return_dict=False,
+        )
+        own = model.velocity(noise, t, cond, weights="ema")
+        before = model.velocity(noise, t, cond, weights="ref")
+    assert torch.equal(v, own), "velocities are equal bit for bit"
+    assert (own - before).abs().max() > 1e-3, "training has changed them"
+
+    sampling = Sampling(solver="euler", num_inference_steps=STEPS)
+    x0 = sample(model, cond, streams(), model.scheduler_sigmas(STEPS), sampling, GUIDANCE, "ema")
+    expected = stock(
+        prompt=prompts,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        max_sequence_length=0,
+        output_type="pt",
+    ).images
+    assert expected.std() > 0.01
+    torch.testing.assert_close(decode(model, x0, 2), expected, rtol=0, atol=1e-5)
+
+
+def test_every_lora_checkpoint_holds_one_for_stock_diffusers(tiny_folder, tmp_path):
+    config = small(tiny_folder, tmp_path / "run", iterations=2)
+    run(config)
+    last = tmp_path / "run" / "checkpoints" / "iteration-000002" / "lora" / "pytorch_lora_weights.safetensors"
+    assert last.read_bytes() == (tmp_path / "run" / "final" / last.name).read_bytes()
