@@ -164,7 +164,7 @@ def _recipe_config(given: list[str]) -> Config:
         base,
         given,
         "dgpo train [RECIPE|FILE.yaml]",
-        "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n\n"
+        "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n"
         f"- RECIPE: {', '.join(RECIPES)}\n"
         "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
         f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(_may_change())}",
