@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -57,9 +59,11 @@ def load_model(
     place = _device(device)
     source = locate(path_or_id)
     index = _model_index(source)
-    family = _family(source, index)
+    with _quiet():
+        family = _family(source, index)
+        pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
     return family(
-        _load_pipeline(source, index, family.network, finetune, DTYPES[dtype]),
+        pipeline,
         finetune=finetune,
         lora=lora,
         sets=sets,
@@ -91,6 +95,28 @@ def locate(path_or_id: str | Path) -> str:
         f"there is no folder {name!r}. Give a pipeline folder, a Hugging Face id as owner/name, "
         f"or an embedded model: {', '.join(EMBEDDED)}."
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and warnings of loading: of parts that are absent on purpose, of optional packages."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    before = [
+        (log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers_logging, transformers_logging)
+    ]
+    try:
+        for log, _, _ in before:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+    finally:
+        for log, verbosity, bars in before:
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
 
 
 def _family(source: str, index: dict[str, Any]) -> Any:
