@@ -24,6 +24,7 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import NonFiniteError, State, learn, make_optimizer, measures_noise, micro_batches, note_evaluation
+from dgpo.types import TrainPoint, Velocities
 from runs import MODES, PROMPTS, REWARDS, assert_same_run, colour, distance, rows, run, small, tensors
 
 loop = importlib.import_module("dgpo.train")  # `dgpo.train` is the function
@@ -125,6 +126,27 @@ def test_the_update_does_not_depend_on_the_micro_batch(fresh, tiny_folder, tmp_p
             for name in expected_metrics.keys() - {"train/grad_noise_scale", "train/grad_signal"}:
                 assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-5, abs=1e-8), name
         assert distance(moved, weights) < 1e-10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_update_is_the_gradient_of_the_mean_loss(fresh, tiny_folder, tmp_path, mode):
+    """By hand: the velocities of policy, ref and old for all images, the algorithm's loss, its mean over the points."""
+    config = small(tiny_folder, tmp_path, mode, finetune="full")
+    algorithm, model = config.algorithm, fresh(config, apart=True)
+    rollout = rollout_of(model, config)
+    losses = []
+    for x_t, t, target in algorithm.points(rollout, seeds.generator(0, "points", 0)):
+        v = model.velocity(x_t, t, rollout.cond)
+        with torch.no_grad():
+            ref = model.velocity(x_t, t, rollout.cond, algorithm.ref_guidance_scale, "ref")
+            old = model.velocity(x_t, t, rollout.cond, weights="old")
+        losses.append(algorithm.loss(TrainPoint(x_t, t, target), Velocities(v, ref, old), rollout)[0])
+    parameters = dict(model.weights.named_parameters())
+    expected = torch.autograd.grad(sum(losses) / len(losses), list(parameters.values()))
+    ((gradients, metrics),) = updates(model, rollout, config, State(old_is_policy=False, step=1))
+    assert distance(gradients, dict(zip(parameters, expected))) < 1e-6
+    assert metrics["train/loss"] == pytest.approx(sum(losses).item() / len(losses), rel=1e-5)
+    assert metrics["train/clip_fraction"] > 0, "without a clip `old` would not matter"
 
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])

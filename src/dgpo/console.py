@@ -89,8 +89,9 @@ class Console:
         return f" ({value - self._first[key]:+.3f})" if key in self._first else ""
 
     def _headlines(self) -> Iterator[str]:
-        """The score to show while training goes on: the first one watched, else the reward, on the first set."""
-        for score in (*self._config.eval_rewards, "reward"):
+        """The score to show while training goes on: a strict one, else the first watched, else the reward."""
+        strict = [name for name in self._config.rewards if name.endswith("strict")]
+        for score in (*strict, *self._config.eval_rewards, "reward"):
             for name in self._config.eval_prompts:
                 yield f"eval/{name}/{score}"
 
