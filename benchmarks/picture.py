@@ -1,6 +1,6 @@
 """The README's picture: the first and the last samples of a run, the same prompts and the same noise.
 
-    python benchmarks/picture.py runs/demo assets/before_after.png --columns 8
+python benchmarks/picture.py runs/demo assets/before_after.png --columns 8
 """
 
 from __future__ import annotations

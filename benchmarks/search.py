@@ -2,9 +2,9 @@
 
     python benchmarks/search.py --minutes 5 "optimizer.lr=1e-4" "optimizer.lr=3e-4 num_groups=8"
 
-Each candidate is a set of overrides of the recipe. It trains for the given minutes without evaluations; what counts is
-the strict score of its last rollouts, which are drawn for prompts of the train list. Appends a line with settings, curve
-and environment for each to benchmarks/results/search.jsonl.
+Each candidate is a set of overrides of the recipe. It trains for the given minutes without evaluations; what counts
+is the strict score of its last rollouts, which are drawn for prompts of the train list. Appends a line with settings,
+curve and environment for each to benchmarks/results/search.jsonl.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,15 @@ def test_make_targets_exist(line: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("dgpo train") and "--resume" not in line])
+@pytest.mark.parametrize(
+    "line", [line for line in COMMANDS if line.startswith("dgpo train") and "--resume" not in line]
+)
 def test_train_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dgpo import train as _  # noqa: F401  (the loop's module is loaded)
-
     seen: list[Config] = []
 
     def record(config: Config, **_: object):
         seen.append(config)
         raise KeyboardInterrupt
-
-    import sys
 
     monkeypatch.setattr(sys.modules["dgpo.train"], "train", record)
     monkeypatch.chdir(tmp_path)

@@ -1,1 +1,1 @@
-"""Embedded worlds: a task, a renderer, a detector and a small pretrained pipeline. Every claim can be checked on them."""
+"""Embedded worlds: task, renderer, detector and a small pretrained pipeline, on which every claim can be checked."""

@@ -31,10 +31,11 @@ class Muon(torch.optim.Optimizer):
                 self._step_batch(same, group["lr"], group["momentum"], group["weight_decay"])
 
     def _step_batch(self, parameters: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
-        for p in parameters:
-            buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            buffer.lerp_(p.grad, 1 - momentum)
-        ahead = torch.stack([p.grad.lerp(self.state[p]["momentum"], momentum) for p in parameters])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
+        for buffer, gradient in zip(buffers, gradients):
+            buffer.lerp_(gradient, 1 - momentum)
+        ahead = torch.stack([gradient.lerp(buffer, momentum) for buffer, gradient in zip(buffers, gradients)])
         updates = orthogonalise(ahead) * (0.2 * max(ahead.shape[1:]) ** 0.5)
         for p, update in zip(parameters, updates):
             p.mul_(1 - lr * weight_decay).sub_(update, alpha=lr)

@@ -1,9 +1,9 @@
 """Pretrains `tiny-sd3` on the shapes world: the autoencoder first, then the transformer with its text encoders.
 
-The autoencoder learns by L1 (foreground counts five times) from slightly noisy latents. The transformer learns by flow matching (Lipman et al.
-2023; t from a logit-normal as in SD3, Esser et al. 2024) with captions dropped for guidance and, in a known share, wrong
-(captions.py). Now and then a step appends 256 empty T5 tokens, as the stock pipeline does when it is called without
-`max_sequence_length=0`.
+The autoencoder learns by L1 (foreground counts five times) from slightly noisy latents. The transformer learns by
+flow matching (Lipman et al. 2023; t from a logit-normal as in SD3, Esser et al. 2024) with captions dropped for
+guidance and, in a known share, wrong (captions.py). Now and then a step appends 256 empty T5 tokens, as the stock
+pipeline does when it is called without `max_sequence_length=0`.
 
     python -m dgpo.worlds.shapes.pretrain --out runs/tiny-sd3 --device cuda
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -83,7 +84,7 @@ def main(settings: Pretrain) -> Path:
     return _write_pipeline(pipe, out / "pipeline")
 
 
-def train_autoencoder(vae: nn.Module, scenes: Scenes, settings: Pretrain) -> None:
+def train_autoencoder(vae: Any, scenes: Scenes, settings: Pretrain) -> None:
     """Weighted L1 on renders from noisy latents; each latent channel is held to mean 0 and deviation 1."""
     palette = torch.tensor(TINTS, device=settings.device) / 255
     vae.to(memory_format=torch.channels_last)
@@ -230,7 +231,7 @@ def _pool(captions: Captions, settings: Pretrain) -> tuple[Tensor, Scenes]:
 
 
 @torch.no_grad()
-def _encode_pool(vae: nn.Module, scenes: Scenes, batch: int = 500) -> Tensor:
+def _encode_pool(vae: Any, scenes: Scenes, batch: int = 500) -> Tensor:
     """Latent means of all scenes (N, C, h, w), scaled by the statistics that are then the autoencoder's config."""
     chunks = zip(*(part.split(batch) for part in scenes))
     latents = torch.cat([vae.encode(render(Scenes(*chunk)) * 2 - 1).latents for chunk in chunks])

@@ -1,7 +1,7 @@
 """Prompts of the shapes world: GenEval's six tasks (Ghosh et al. 2023), in GenEval's metadata schema.
 
-All prompts of the world can be listed (about 1,900). Some combinations are held out from reinforcement learning, so that
-`unseen` tells whether a model learned to follow prompts or learned its prompts. Pretraining sees them all.
+All prompts of the world can be listed (about 1,900). Some combinations are held out from reinforcement learning, so
+that `unseen` tells whether a model learned to follow prompts or learned its prompts. Pretraining sees them all.
 """
 
 from __future__ import annotations

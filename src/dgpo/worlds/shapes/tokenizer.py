@@ -26,7 +26,7 @@ def build_tokenizer() -> CLIPTokenizer:
     symbols += [s + "</w>" for s in symbols] + [a + b for a, b in merges] + [BEGIN, END]
     return CLIPTokenizer(
         vocab={symbol: i for i, symbol in enumerate(symbols)},
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]  (pairs, as the tokenizers library takes them)
         bos_token=BEGIN,
         eos_token=END,
         pad_token=END,
