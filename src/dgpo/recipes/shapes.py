@@ -33,15 +33,15 @@ def _shapes(name: str, kinds: tuple[str, ...], iterations: int) -> Config:
         checkpoint_every=15,
         algorithm=DGPO(
             beta=100.0,
-            kl_coef=0.01,
+            kl_coef=0.02,
             clip_range=None,
             num_points=3,
             t_sampling="stratified",
-            t_min=0.4,
+            t_min=0.6,
             t_max=0.98,
             shared_t=False,
             sampling_switch=10**6,
         ),
         sampling=Sampling(num_inference_steps=10, guidance_scale=1.0),
-        optimizer=Optimizer(lr=3e-4, weight_decay=0.0, ema_decay=0.9),
+        optimizer=Optimizer(lr=1e-4, weight_decay=0.0, ema_decay=0.9),
     )
