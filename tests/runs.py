@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_sd3
+from tiny import tiny_sd3  # pyright: ignore[reportMissingImports] (tests/models)
 from torch import Tensor
 
 import dgpo
-from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling
+from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling, checkpoint
 
 PROMPTS = ("a red cat", "two dogs", "a cup", "green", "one bird")
 MODES: dict[str, tuple[DGPO, float]] = {  # the algorithm and the guidance of its rollouts
@@ -69,8 +69,15 @@ def small(model: Path, out: Path, mode: str = "cfg", **changes: Any) -> Config:
 def run(config: Config, resume: bool = False, **options: Any) -> dgpo.Result:
     """`dgpo.train` with the colour reward, on one thread and without the report, whose figures take seconds."""
     torch.set_num_threads(1)
-    importlib.import_module("dgpo.train").write_report = lambda run: None
+    vars(importlib.import_module("dgpo.train"))["write_report"] = lambda run: None
     return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})
+
+
+def newest(out: Path) -> int:
+    """The iteration of a run's newest checkpoint."""
+    path = checkpoint.latest(out)
+    assert path is not None
+    return checkpoint.iteration_of(path)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

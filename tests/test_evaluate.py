@@ -102,26 +102,25 @@ def test_samples_are_the_first_image_of_the_first_prompts(score):
 
 def test_drift_is_the_references_own_loss_on_the_images(score, tiny_folder, model):
     """Recomputed by hand, for images of the reference itself and of other weights."""
-    prompts, noises = SETS["unseen"], []
+    prompts = SETS["unseen"]
     model = load_model(tiny_folder, device="cpu", sets=("ref", "ema"))
 
     def by_hand():
         kept = {}
         decode = model.decode
-        model.decode = lambda x0: kept.setdefault("x0", x0) is None or decode(x0)
-        drift = score(sets={"unseen": prompts}, model=model, eval_images_per_prompt=1).metrics["eval/unseen/drift"]
-        del model.decode
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "decode", lambda x0: kept.setdefault("x0", x0) is None or decode(x0))
+            found = score(sets={"unseen": prompts}, model=model, eval_images_per_prompt=1).metrics
         stream = seeds.generator(0, "eval", 0, 0)
         model.init_noise([stream])  # the stream's first draw was the image's initial noise
         noise = torch.randn(model.latent_shape, generator=stream)[None]
-        noises.append(noise)
         losses = []
         for level in DRIFT_T:
             t = torch.tensor([level])
             with torch.no_grad():
                 v = model.velocity(interpolate(kept["x0"], noise, t), t, model.encode(prompts.prompts), weights="ref")
             losses.append((v - (noise - kept["x0"])).square().mean().item())
-        return drift, sum(losses) / 3
+        return found["eval/unseen/drift"], sum(losses) / 3
 
     drift, expected = by_hand()
     assert drift == pytest.approx(expected, rel=1e-5)

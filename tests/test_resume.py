@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dgpo import checkpoint
-from runs import MODES, assert_same_run, colour, run, small
+from runs import MODES, assert_same_run, colour, newest, run, small
 
 ITERATIONS = 4
 
@@ -79,7 +79,7 @@ def test_killed_twice_and_resumed_equals_never_killed(processes, config, mode, f
     process.join()
     assert process.exitcode == 0
     rng = random.Random(f"{mode} {finetune}")
-    moments = [(rng.randint(1, 3), rng.uniform(0, 0.15)), (rng.randint(4, 5), rng.uniform(0, 0.15))]
+    moments = [(rng.randint(0, 3), rng.uniform(0, 0.15)), (rng.randint(4, 5), rng.uniform(0, 0.15))]
     kills = 0
     for attempt, moment in enumerate(moments):
         kills += kill_amid(processes.Process(target=run, args=(hurt, attempt > 0)), hurt, moment)
@@ -125,7 +125,7 @@ def test_ctrl_c_finishes_the_iteration_and_saves(tiny_folder, tmp_path, number, 
     assert (result.iterations, result.interrupted) == (2, True)
     assert signal.getsignal(number) == before
     assert "Stopping after this iteration" in capfd.readouterr().err
-    assert checkpoint.iteration_of(checkpoint.latest(result.run)) == 2
+    assert newest(result.run) == 2
     result = run(config, resume=True)
     assert (result.iterations, result.interrupted) == (3, False)
     run(replace(config, out=str(tmp_path / "unhurt")))
@@ -138,7 +138,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(config, reward_functions=interrupting(2, [signal.SIGINT, signal.SIGINT]))
     assert signal.getsignal(signal.SIGINT) == before
-    assert checkpoint.iteration_of(checkpoint.latest(tmp_path / "run")) == 0
+    assert newest(tmp_path / "run") == 0
 
 
 def test_ctrl_c_in_the_last_iteration_interrupts_nothing(tiny_folder, tmp_path):

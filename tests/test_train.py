@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from dgpo.rollout import CondCache, collect
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import NonFiniteError, State, learn, make_optimizer, measures_noise, micro_batches, note_evaluation
 from dgpo.types import TrainPoint, Velocities
-from runs import MODES, PROMPTS, REWARDS, assert_same_run, colour, distance, rows, run, small, tensors
+from runs import MODES, PROMPTS, REWARDS, assert_same_run, colour, distance, newest, rows, run, small, tensors
 
 loop = importlib.import_module("dgpo.train")  # `dgpo.train` is the function
 
@@ -142,10 +143,11 @@ def test_the_update_is_the_gradient_of_the_mean_loss(fresh, tiny_folder, tmp_pat
             old = model.velocity(x_t, t, rollout.cond, weights="old")
         losses.append(algorithm.loss(TrainPoint(x_t, t, target), Velocities(v, ref, old), rollout)[0])
     parameters = dict(model.weights.named_parameters())
-    expected = torch.autograd.grad(sum(losses) / len(losses), list(parameters.values()))
+    loss = torch.stack(losses).mean()
+    expected = torch.autograd.grad(loss, list(parameters.values()))
     ((gradients, metrics),) = updates(model, rollout, config, State(old_is_policy=False, step=1))
     assert distance(gradients, dict(zip(parameters, expected))) < 1e-6
-    assert metrics["train/loss"] == pytest.approx(sum(losses).item() / len(losses), rel=1e-5)
+    assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["train/clip_fraction"] > 0, "without a clip `old` would not matter"
 
 
@@ -228,7 +230,8 @@ def test_when_noise_is_measured(tiny_folder, tmp_path):
 )
 def test_micro_batches_hold_whole_groups_where_they_fit(tiny_folder, tmp_path, size, by_group, expected):
     config = small(tiny_folder, tmp_path, micro_batch_size=size)
-    parts = micro_batches(SimpleNamespace(prompts=["a"] * 7), config, by_group)
+    rollout: Any = SimpleNamespace(prompts=["a"] * 7)
+    parts = micro_batches(rollout, config, by_group)
     assert [part.stop - part.start for part in parts] == expected
     assert [part.start for part in parts] == [sum(expected[:i]) for i in range(len(expected))]
 
@@ -258,7 +261,7 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
     assert "train/grad_noise_scale" in rows(tmp_path / "ranks" / "aligned")[0]
     messages = [json.loads((tmp_path / "ranks" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert all("raised ConnectionError: the judge is away" in message for message in messages)
-    assert last_good(tmp_path / "ranks" / "failing") == 0
+    assert newest(tmp_path / "ranks" / "failing") == 0
 
 
 # --- what is evaluated
@@ -324,7 +327,7 @@ def test_ten_lines_of_python(tiny_folder, tmp_path, monkeypatch):
         dgpo.Config(
             model=str(tiny_folder),
             out=str(tmp_path / "run"),
-            prompts=["a cat", "a dog", "a cup"],
+            prompts=("a cat", "a dog", "a cup"),
             rewards={"greenness": 1.0},
             iterations=2,
             num_groups=3,
@@ -366,7 +369,7 @@ def test_what_a_run_leaves(tiny_folder, tmp_path):
     best = max(evaluations, key=lambda i: (evaluations[i]["eval/seen/reward"], -i))
     kept = [checkpoint.iteration_of(path) for path in checkpoint.list_checkpoints(result.run)]
     assert kept == sorted({best, 4}), "the newest and the best"
-    _, state = checkpoint.load(checkpoint.latest(result.run))
+    _, state = checkpoint.load(result.run / "checkpoints" / "iteration-000004")
     assert (state["iteration"], state["step"], state["best_iteration"]) == (4, 8, best)
 
 
@@ -410,11 +413,6 @@ def test_old_is_kept_if_a_longer_run_would_sample_from_it(tiny_folder, tmp_path,
 # --- what stops a run
 
 
-def last_good(out):
-    """The checkpoint of the iteration that a failed run had finished."""
-    return checkpoint.iteration_of(checkpoint.latest(out))
-
-
 @pytest.mark.parametrize("spoiled", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_before_the_step(fresh, tiny_folder, tmp_path, spoiled):
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10, noise_scale_every=1)
@@ -424,7 +422,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(fresh, tiny_folder,
     for part in ("train/loss", "train/grad_norm", "iteration 2 (step 2)", "checkpoints/", "optimizer.lr", "kl_coef"):
         assert part in str(error.value)
     assert [row["iteration"] for row in rows(tmp_path / "run")] == [1]
-    assert last_good(tmp_path / "run") == 1
+    assert newest(tmp_path / "run") == 1
     saved = {k.removeprefix("policy."): t for k, t in tensors(tmp_path / "run", 1).items() if k.startswith("policy.")}
     assert distance(model.weights.tensors("policy"), saved) == 0, "the weights are those before the step"
     assert not (tmp_path / "run" / "failed").exists()
@@ -440,7 +438,7 @@ def test_a_failure_amid_an_iteration_is_kept_aside(fresh, tiny_folder, tmp_path)
         model = fresh(config, spoil=lambda call, v: v * math.nan if call == 8 - 4 * (attempt - 1) else v)  # noqa: B023
         with pytest.raises(NonFiniteError, match=r"iteration 2 \(step 4\)"):
             run(config, model=model, resume=attempt == 2)
-        assert last_good(tmp_path / "run") == 1
+        assert newest(tmp_path / "run") == 1
         _, state = checkpoint.load(tmp_path / "run" / "failed" / "checkpoints" / "iteration-000001")
         assert (state["iteration"], state["step"]) == (1, 3)
         policy = tensors(tmp_path / "run" / "failed", 1)
@@ -448,6 +446,12 @@ def test_a_failure_amid_an_iteration_is_kept_aside(fresh, tiny_folder, tmp_path)
     run(config, resume=True)
     run(replace(config, out=str(tmp_path / "unhurt")))
     assert_same_run(tmp_path / "run", tmp_path / "unhurt", 3)
+
+
+@pytest.fixture(scope="module")
+def unhurt(tiny_folder, tmp_path_factory):
+    """The run that no reward disturbed."""
+    return run(small(tiny_folder, tmp_path_factory.mktemp("unhurt") / "run")).run
 
 
 def fail(images, prompts, metadata):
@@ -463,7 +467,7 @@ def fail(images, prompts, metadata):
         (lambda images, *_: images.mean((2, 3)), r"returned shape \(6, 3\)"),
     ],
 )
-def test_a_failing_reward_stops_and_counts_for_nothing(tiny_folder, tmp_path, wrong, message):
+def test_a_failing_reward_stops_and_counts_for_nothing(tiny_folder, tmp_path, unhurt, wrong, message):
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10)
     calls = []
 
@@ -474,12 +478,11 @@ def test_a_failing_reward_stops_and_counts_for_nothing(tiny_folder, tmp_path, wr
     with pytest.raises(RewardError, match=message):
         run(config, reward_functions={"colour": second})
     assert [row["iteration"] for row in rows(tmp_path / "run")] == [1]
-    assert last_good(tmp_path / "run") == 1, "the finished iteration is not lost"
+    assert newest(tmp_path / "run") == 1, "the finished iteration is not lost"
     (picture,) = (tmp_path / "run" / "failures").glob("*.png")
     assert json.loads(picture.with_suffix(".json").read_text())["prompt"] in calls[1]
     run(config, resume=True)
-    run(replace(config, out=str(tmp_path / "unhurt")))
-    assert_same_run(tmp_path / "run", tmp_path / "unhurt", 3)
+    assert_same_run(tmp_path / "run", unhurt, 3)
 
 
 @pytest.mark.parametrize("iteration", [0, 1])
@@ -495,7 +498,7 @@ def test_a_reward_that_fails_in_an_evaluation_is_evaluated_again(tiny_folder, tm
 
     with pytest.raises(RewardError, match="the judge is away"):
         run(config, reward_functions={"colour": sometimes})
-    assert last_good(tmp_path / "run") == iteration
+    assert newest(tmp_path / "run") == iteration
     run(config, resume=True)
     run(replace(config, out=str(tmp_path / "unhurt")))
     assert_same_run(tmp_path / "run", tmp_path / "unhurt", 2)

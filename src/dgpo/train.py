@@ -116,9 +116,11 @@ def train(
     sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
     encode, clock = CondCache(model), Stopwatch(model.device)
-    tracker = open_trackers(config, run, state.iteration if resume else None)
+    if config.checkpoint_every and not resume:
+        save(run, model, optimizer, state, config)  # so that a run killed in its first evaluation can be resumed
+    saved = state.iteration if config.checkpoint_every or resume else -1
+    tracker = open_trackers(config, run, state, resume)
     console = Console(config, model, algorithm, len(prompts))
-    saved = state.iteration if resume else -1
     latest: dict[str, float] = {}
 
     with closing(tracker), console, Interrupt() as interrupt, rescue(run, model, optimizer, state, config):
@@ -378,9 +380,12 @@ def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:
     return distributed.gather_objects(together(opened))[0]
 
 
-def open_trackers(config: Config, run: Path, resumed_at: int | None) -> TrackerGroup:
+def open_trackers(config: Config, run: Path, state: State, resume: bool) -> TrackerGroup:
+    """The main process's trackers; a resumed run takes back rows that its checkpoint does not know."""
     if not distributed.is_main():
         return TrackerGroup([NullTracker()])
+    first = -1  # the first checkpoint is older than the first evaluation
+    resumed_at = (state.iteration or first) if resume else None
     return make_trackers(config.trackers, run, to_dict(config), resumed_at)
 
 
