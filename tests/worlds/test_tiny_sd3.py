@@ -60,11 +60,11 @@ def test_clean_renders_survive_the_autoencoder(model) -> None:
     assert scores["shapes_strict"].mean() >= 0.98
 
 
-def test_it_follows_prompts_about_half_the_time(model) -> None:
+def test_it_follows_prompts_now_and_then(model) -> None:
     prompts = load_prompts("shapes:seen")
     cond = model.encode(prompts.prompts)
     noise = model.init_noise([seeds.generator(0, "base", i) for i in range(len(prompts))])
     with torch.no_grad():
-        x0 = solve(lambda x, t: model.velocity(x, t, cond), noise, model.sigmas(10))
+        x0 = solve(lambda x, t: model.velocity(x, t, cond, 2.0), noise, model.sigmas(10))
     scores, _ = RewardSet({"shapes_strict": 1.0})(decode(model, x0, 64), prompts.prompts, prompts.metadata)
-    assert 0.3 <= scores["shapes_strict"].mean() <= 0.7
+    assert 0.25 <= scores["shapes_strict"].mean() <= 0.65  # measured: 0.35 on twice as many images
