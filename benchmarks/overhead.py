@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 
 from dgpo import runfolder
-from dgpo.core import seeds
 from dgpo.core.flow import interpolate, velocity_target
-from dgpo.data import PromptSampler, load_prompts
+from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, chunks, collect, grid
 from dgpo.stopwatch import Stopwatch
-from dgpo.train import State, learn, load, make_optimizer
+from dgpo.train import State, improve, load, make_optimizer, to_train
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,16 +64,17 @@ class _Loop:
         self.optimizer, self.sampler = make_optimizer(model, config), PromptSampler(len(prompts), 0)
         self.state, self.clock = State(step=1, old_is_policy=False), Stopwatch(model.device)
 
+    def _draw(self, number: int) -> PromptSet:
+        return self.prompts.subset(self.sampler.next(number))
+
     def iteration(self, number: int) -> dict[str, float]:
         started = time.perf_counter()
-        batch = self.prompts.subset(self.sampler.next(self.config.num_groups))
-        algorithm = self.config.algorithm
-        rollout = collect(self.model, algorithm, self.reward, self.encode, batch, self.config, number, self.clock)
-        for update in range(self.config.updates_per_rollout):
-            with self.clock.phase("update"):
-                points = list(algorithm.points(rollout, seeds.generator(0, "points", number, update)))
-                learn(self.model, algorithm, self.optimizer, rollout, points, self.state, self.config)
-                self.state.step += self.state.step % max(1, self.config.noise_scale_every) == 0
+        config, algorithm = self.config, self.config.algorithm
+        rollout = collect(self.model, algorithm, self.reward, self.encode, self._draw, config, number, self.clock)
+        with self.clock.phase("update"):
+            rollout = to_train(rollout, self.encode, config)
+            improve(self.model, algorithm, self.optimizer, rollout, self.state, config)
+        self.state.step += self.state.step % max(1, config.noise_scale_every) == 0
         return {"total": time.perf_counter() - started, **self.clock.read()}
 
 
@@ -95,10 +95,18 @@ def _bare(config, model, prompts) -> float:
     noise = torch.randn_like(x)
     t = torch.rand(images, device=model.device)
     x_t, target = interpolate(x, noise, t), velocity_target(x, noise)
-    for _ in range(config.updates_per_rollout * config.algorithm.num_points):
+    for _ in range(
+        config.updates_per_rollout * config.algorithm.points_per_update(config.sampling.num_inference_steps)
+    ):
         with torch.no_grad():
             for name in needs:
-                model.velocity(x_t, t, cond, config.algorithm.ref_guidance_scale if name == "ref" else 1.0, name)
+                model.velocity(
+                    x_t,
+                    t,
+                    cond,
+                    config.algorithm.ref_guidance(config.sampling.guidance_scale) if name == "ref" else 1.0,
+                    name,
+                )
         for rows in chunks(images, config.micro_batch_size or images):
             (model.velocity(x_t[rows], t[rows], cond[rows]) - target[rows]).square().mean().backward()
     for parameter in model.weights.parameters():

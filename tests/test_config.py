@@ -159,7 +159,7 @@ def test_changed_fields_are_named_with_their_group() -> None:
         FULL, seed=3, rewards={"shapes": 2}, optimizer=replace(FULL.optimizer, lr=1.0), algorithm=DGPO(clip_range=None)
     )
     changed = changed_fields(FULL, after)
-    assert changed == ["seed", "rewards", "algorithm.reference", "algorithm.t_sampling", "optimizer.lr"]
+    assert changed == ["seed", "rewards", "algorithm.t_sampling", "algorithm.reference", "optimizer.lr"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo import load_model, load_prompts
+from dgpo import distributed, load_model, load_prompts
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect, together
+from dgpo.rollout import CondCache, chunks, collect
 from dgpo.stopwatch import Stopwatch
 from runs import PROMPTS, colour, small
 
@@ -27,12 +28,17 @@ def draw(model, tiny_folder, tmp_path):
     """A rollout of the first prompts, one pass of the network per image unless told."""
 
     def collected(batch_size=1, iteration=4, prompts=PROMPTS[:2], model=model, reward=colour, **changes):
-        config = small(tiny_folder, tmp_path, **changes)
+        given = load_prompts(prompts)
+        config = small(tiny_folder, tmp_path, **{"num_groups": len(given), **changes})
         config = replace(config, sampling=replace(config.sampling, batch_size=batch_size))
         rewards = RewardSet({"colour": 1.0}, {"colour": reward})
         clock = Stopwatch(model.device)
-        batch = load_prompts(prompts)
-        return collect(model, config.algorithm, rewards, CondCache(model), batch, config, iteration, clock)
+        rest = iter(range(len(given)))
+
+        def next_prompts(number):
+            return given.subset(itertools.islice(rest, number))
+
+        return collect(model, config.algorithm, rewards, CondCache(model), next_prompts, config, iteration, clock)
 
     return collected
 
@@ -121,10 +127,10 @@ def test_chunks_cover_every_row_once():
 
 
 def test_work_that_fails_raises_its_own_error():
-    assert together(lambda: 3) == 3
+    assert distributed.together(lambda: 3) == 3
 
     def fail():
         raise RewardError("mend me")
 
     with pytest.raises(RewardError, match="mend me"):
-        together(fail)
+        distributed.together(fail)

@@ -24,7 +24,16 @@ from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect
 from dgpo.stopwatch import Stopwatch
-from dgpo.train import NonFiniteError, State, learn, make_optimizer, measures_noise, micro_batches, note_evaluation
+from dgpo.train import (
+    NonFiniteError,
+    State,
+    follow,
+    learn,
+    make_optimizer,
+    measures_noise,
+    micro_batches,
+    note_evaluation,
+)
 from dgpo.types import TrainPoint, Velocities
 from runs import MODES, PROMPTS, REWARDS, assert_same_run, colour, distance, newest, rows, run, small, tensors
 
@@ -70,9 +79,13 @@ def fresh(tiny_folder):
 
 def rollout_of(model, config):
     rewards = RewardSet({"colour": 1.0}, REWARDS)
-    batch = load_prompts(PROMPTS[: config.num_groups])
+    prompts = load_prompts(PROMPTS)
     clock = Stopwatch(model.device)
-    return collect(model, config.algorithm, rewards, CondCache(model), batch, config, 0, clock)
+
+    def first(number):
+        return prompts.subset(range(number))
+
+    return collect(model, config.algorithm, rewards, CondCache(model), first, config, 0, clock)
 
 
 def updates(model, rollout, config, state, count=1):
@@ -81,6 +94,7 @@ def updates(model, rollout, config, state, count=1):
     for update in range(count):
         points = list(config.algorithm.points(rollout, seeds.generator(0, "points", update)))
         metrics = learn(model, config.algorithm, optimizer, rollout, points, state, config)
+        follow(model, config.algorithm, state)
         gradients = {k: p.grad.clone() for k, p in model.weights.named_parameters() if p.grad is not None}
         found.append((gradients, metrics))
     return found
@@ -136,7 +150,7 @@ def test_the_update_is_the_gradient_of_the_mean_loss(fresh, tiny_folder, tmp_pat
     algorithm, model = config.algorithm, fresh(config, apart=True)
     rollout = rollout_of(model, config)
     losses = []
-    for x_t, t, target in algorithm.points(rollout, seeds.generator(0, "points", 0)):
+    for x_t, t, target, *_ in algorithm.points(rollout, seeds.generator(0, "points", 0)):
         v = model.velocity(x_t, t, rollout.cond)
         with torch.no_grad():
             ref = model.velocity(x_t, t, rollout.cond, algorithm.ref_guidance_scale, "ref")
@@ -230,7 +244,7 @@ def test_when_noise_is_measured(tiny_folder, tmp_path):
 )
 def test_micro_batches_hold_whole_groups_where_they_fit(tiny_folder, tmp_path, size, by_group, expected):
     config = small(tiny_folder, tmp_path, micro_batch_size=size)
-    rollout: Any = SimpleNamespace(prompts=["a"] * 7)
+    rollout: Any = SimpleNamespace(prompts=["a"] * 7, group_sizes=torch.tensor([3, 3, 1]))
     parts = micro_batches(rollout, config, by_group)
     assert [part.stop - part.start for part in parts] == expected
     assert [part.start for part in parts] == [sum(expected[:i]) for i in range(len(expected))]

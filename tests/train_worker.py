@@ -33,8 +33,10 @@ def rollout_of(folder: Path) -> dict[str, torch.Tensor]:
     model = load_model(folder, device="cpu")
     config = small(folder, folder, num_groups=3, group_size=5, sampling=Sampling(num_inference_steps=3, batch_size=1))
     rewards, clock = RewardSet({"colour": 1.0}, REWARDS), Stopwatch(model.device)
-    batch = load_prompts(PROMPTS[:3])
-    rollout = collect(model, config.algorithm, rewards, CondCache(model), batch, config, 0, clock)
+    prompts = load_prompts(PROMPTS)
+    rollout = collect(
+        model, config.algorithm, rewards, CondCache(model), lambda n: prompts.subset(range(n)), config, 0, clock
+    )
     fields = ("x0", "images", "rewards", "advantages", "group_index", "image_index")
     return {name: distributed.all_gather_rows(getattr(rollout, name)) for name in fields}
 

@@ -6,7 +6,7 @@ result = dgpo.train(dgpo.Config(iterations=20, out="runs/first"))
 
 __version__ = "0.1.0"
 
-from dgpo.algorithms import DGPO
+from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 from dgpo.data import load_prompts
 from dgpo.errors import UserError
@@ -14,8 +14,12 @@ from dgpo.models import load_model
 from dgpo.train import Result, train
 
 __all__ = [
+    "AWM",
     "DGPO",
     "Config",
+    "DiffusionDPO",
+    "DiffusionNFT",
+    "FlowGRPO",
     "LoraConfig",
     "Optimizer",
     "Result",

@@ -14,6 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from dgpo import __version__, fields
+from dgpo.algorithms import ALGORITHMS, DGPO
 from dgpo.config import MAY_CHANGE, Config, load_yaml
 from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import RECIPES, recipe
@@ -21,6 +22,7 @@ from dgpo.recipes import RECIPES, recipe
 USAGE = f"""usage: dgpo COMMAND ...
 
   dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]   train a model; no argument: recipe tiny
+  dgpo train RECIPE --algorithm NAME [...]            the same with another algorithm
   dgpo train --resume RUN [--iterations N ...]        continue a run that was stopped or killed
   dgpo eval RUN|MODEL [--FIELD VALUE ...]             score a run's best weights, or a model
   dgpo sample RUN|MODEL --prompt TEXT                 draw pictures
@@ -82,7 +84,7 @@ def dispatch(given: list[str]) -> int:
 
 def train(given: list[str]) -> int:
     """Train the model of a recipe or a config file, or continue a run."""
-    resume, rest = _take_option(given, "--resume")
+    resume, rest = _take_option(given, "--resume", "a run folder: --resume runs/tiny")
     config = _recipe_config(rest) if resume is None else _resumed_config(resume, rest)
     from dgpo.rewards.base import RewardError
     from dgpo.train import NonFiniteError
@@ -160,12 +162,18 @@ def _recipe_config(given: list[str]) -> Config:
     if given and not given[0].startswith("-"):
         name, *given = given
         base = load_yaml(name) if name.endswith((".yaml", ".yml")) else recipe(name)
+    algorithm, given = _take_option(given, "--algorithm", "the name of one: --algorithm flow_grpo")
+    if algorithm is not None:
+        if algorithm not in ALGORITHMS:
+            raise UserError(f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, ALGORITHMS)}")
+        base = replace(base, algorithm=ALGORITHMS[algorithm]())
     return _parse(
         base,
         given,
         "dgpo train [RECIPE|FILE.yaml]",
         "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n"
         f"- RECIPE: {', '.join(RECIPES)}\n"
+        f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(ALGORITHMS)}\n"
         "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
         f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(_may_change())}",
     )
@@ -199,17 +207,17 @@ def _config_of(source: str) -> Config:
     """A run's own config; for a model, the demo's with that model. Any number of solver steps goes with it."""
     stored = Path(source) / "config.yaml"
     config = load_yaml(stored) if stored.is_file() else replace(recipe("tiny"), model=source)
-    # nothing trains here, so training's levels need not be among the sampler's
-    return replace(config, algorithm=replace(config.algorithm, t_sampling="uniform"))
+    # nothing trains here, so the sampler's steps need not be those that the algorithm asks for
+    return replace(config, algorithm=DGPO(t_sampling="uniform"))
 
 
-def _take_option(given: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of one option, taken out of the command line."""
+def _take_option(given: list[str], name: str, needs: str) -> tuple[str | None, list[str]]:
+    """The value of one option, taken out of the command line; `needs` says what stands behind it."""
     for i, word in enumerate(given):
         if word == name and i + 1 < len(given):
             return given[i + 1], given[:i] + given[i + 2 :]
         if word == name:
-            raise UserError(f"{name} needs a run folder: {name} runs/tiny")
+            raise UserError(f"{name} needs {needs}")
         if word.startswith(f"{name}="):
             return word.split("=", 1)[1], given[:i] + given[i + 1 :]
     return None, given
@@ -226,7 +234,7 @@ def _parse(default: T, given: list[str], usage: str, description: str) -> T:
                 args=given,
                 prog=usage,
                 description=description,
-                config=(tyro.conf.FlagConversionOff,),
+                config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
                 registry=REGISTRY,
                 return_unknown_args=True,
             )
@@ -240,7 +248,7 @@ def _parse(default: T, given: list[str], usage: str, description: str) -> T:
         raise
     for word in unknown:
         if word.startswith("--"):
-            raise fields.unknown(type(default), word[2:].partition("=")[0].replace("-", "_"))
+            raise fields.unknown(default, word[2:].partition("=")[0].replace("-", "_"))
         raise UserError(f"{word!r} has no place here: {usage} [--FIELD VALUE ...]")
     return value
 

@@ -15,10 +15,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from dgpo import fields
-from dgpo.algorithms import ALGORITHMS, DGPO
+from dgpo.algorithms import ALGORITHMS, DGPO, AnyAlgorithm
 from dgpo.algorithms.base import require
 from dgpo.core.solvers import SOLVERS
 from dgpo.errors import UserError, did_you_mean
@@ -43,7 +44,7 @@ class Sampling:
     """How rollouts and evaluations are sampled."""
 
     solver: str = "dpm_solver_pp_2m"
-    """dpm_solver_pp_2m, euler or heun."""
+    """dpm_solver_pp_2m, euler or heun; of evaluations, and of rollouts unless the algorithm's sampler is stochastic."""
     num_inference_steps: int = 10
     """Solver steps."""
     guidance_scale: float = 4.5
@@ -112,6 +113,16 @@ class Config:
     """Images per forward and backward; None: all. Does not change the update."""
     updates_per_rollout: int = 1
     """Optimizer steps on one rollout, each with its own draws of t and noise."""
+    split_updates: bool = False
+    """Each of these steps has its own part of the rollout's images instead of all of them."""
+    drop_equal_groups: bool = False
+    """Spend no update on groups whose images all earned the same: their advantages are 0, only a KL would act."""
+    redraw_groups: int = 0
+    """With drop_equal_groups: how often, at most, new prompts are sampled in place of the dropped ones."""
+    train_images: int | None = None
+    """Train only so many images of each group, half with the largest and half with the smallest advantages; even."""
+    text_dropout: float = 0.0
+    """Share of the trained images whose prompt is replaced by the empty one, so that guidance keeps its meaning."""
 
     rewards: dict[str, float] = field(default_factory=lambda: {"shapes": 1.0})
     """Name of a built-in reward, or package.module:name, with its weight in the sum."""
@@ -135,7 +146,7 @@ class Config:
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb or trackio, beside metrics.jsonl, which is always written."""
 
-    algorithm: DGPO = DGPO()
+    algorithm: AnyAlgorithm = DGPO()
     """The paper's constants."""
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
@@ -150,14 +161,38 @@ class Config:
                 bool(re.fullmatch(r"[\w.-]+", name)),
                 f"eval_prompts has a set called {name!r}; names are part of eval/NAME/SCORE, so use letters and digits",
             )
-        solver, steps, a = self.sampling.solver, self.sampling.num_inference_steps, self.algorithm
-        require(solver in SOLVERS, f"sampling.solver={solver!r} is unknown. {did_you_mean(solver, SOLVERS)}")
         require(
-            a.t_sampling != "grid" or a.trunc_steps < steps,
-            f"algorithm.trunc_steps={a.trunc_steps} needs at least {a.trunc_steps + 1} noise levels, and "
-            f"sampling.num_inference_steps={steps} has fewer. Lower trunc_steps, raise the steps, or use "
-            "algorithm.t_sampling='uniform'",
+            not (self.split_updates and self.algorithm.couples_group),
+            f"split_updates gives an update part of each group, and {type(self.algorithm).__name__} needs whole groups",
         )
+        solver = self.sampling.solver
+        require(solver in SOLVERS, f"sampling.solver={solver!r} is unknown. {did_you_mean(solver, SOLVERS)}")
+        self.algorithm.check_sampling(self.sampling.num_inference_steps)
+        require(
+            self.redraw_groups == 0 or self.drop_equal_groups,
+            f"redraw_groups={self.redraw_groups} draws new prompts for dropped groups, and drop_equal_groups is off; "
+            "switch it on, or take redraw_groups=0",
+        )
+        require(
+            self.train_images is None or (self.train_images % 2 == 0 and 2 <= self.train_images <= self.group_size),
+            f"train_images={self.train_images} must be an even number from 2 to group_size={self.group_size}, half of "
+            "it from either end of a group; or None for all",
+        )
+        require(
+            self.train_images is None or not self.algorithm.skips_zero,
+            f"train_images={self.train_images} chooses images, and {type(self.algorithm).__name__} chooses its own; "
+            "take train_images=None",
+        )
+        require(
+            not self.text_dropout or self._deterministic(),
+            f"text_dropout={self.text_dropout}: {type(self.algorithm).__name__} trains on the densities of the rollout's "
+            "own steps, which were sampled with their prompts; take text_dropout=0",
+        )
+        require(0 <= self.text_dropout <= 1, f"text_dropout={self.text_dropout} is a share; it must be in [0, 1]")
+
+    def _deterministic(self) -> bool:
+        """Whether the algorithm's rollouts are those of an ODE solver."""
+        return self.algorithm.sampler(0, self.sampling.num_inference_steps, torch.Generator()) is None
 
 
 _AT_LEAST = {
@@ -166,6 +201,7 @@ _AT_LEAST = {
     "group_size": 2,
     "micro_batch_size": 1,
     "updates_per_rollout": 1,
+    "redraw_groups": 0,
     "eval_images_per_prompt": 1,
     "eval_every": 0,
     "num_samples": 0,

@@ -102,9 +102,12 @@ def network_evaluations(config: Config) -> int:
     s, a = config.sampling, config.algorithm
     steps = 2 * s.num_inference_steps - 1 if s.solver == "heun" else s.num_inference_steps
     sampling = steps * (2 if s.guidance_scale != 1 else 1)
-    reference = (2 if a.ref_guidance_scale != 1 else 1) if "ref" in a.needs else 0
-    per_point = 1 + reference + ("old" in a.needs)
-    return images * (sampling + config.updates_per_rollout * a.num_points * per_point)
+    policy = 2 if a.policy_guidance(s.guidance_scale) != 1 else 1
+    reference = (2 if a.ref_guidance(s.guidance_scale) != 1 else 1) if "ref" in a.needs else 0
+    per_point = policy * (1 + ("old" in a.needs)) + reference
+    passes = 1 if config.split_updates else config.updates_per_rollout
+    trained = config.num_groups * (config.train_images or config.group_size)
+    return images * sampling + trained * passes * a.points_per_update(s.num_inference_steps) * per_point
 
 
 def _kinds(config: Config) -> str:

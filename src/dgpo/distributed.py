@@ -7,15 +7,17 @@ losses that couple a group take its total from `all_reduce_sum`. Collectives car
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dgpo.errors import UserError
+
+T = TypeVar("T")
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -123,6 +125,20 @@ def gather_objects(items: list[Any]) -> list[Any]:
     parts: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another."""
+    done: list[T] = []
+    failure = None
+    try:
+        done.append(work())
+    except (UserError, RuntimeError) as error:
+        failure = error
+    failures = gather_objects([failure] if failure else [])
+    if failures:
+        raise failure or failures[0]
+    return done[0]
 
 
 def broadcast(tensors: Iterable[Tensor], source: int = 0) -> None:

@@ -23,7 +23,7 @@ from dgpo.core.losses import dsm_loss
 from dgpo.data import PromptSet
 from dgpo.models import Cond, VelocityModel
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, decode, grid, sample, together
+from dgpo.rollout import CondCache, chunks, decode, grid, sample
 
 DRIFT_T = (0.3, 0.6, 0.9)
 
@@ -50,7 +50,7 @@ def evaluate(
     copies = config.eval_images_per_prompt
     for name, prompts in sets.items():
         mine = range(len(prompts))[distributed.shard(len(prompts))]
-        images, scores = together(partial(_score, model, encode, prompts, mine, reward, config, weights))
+        images, scores = distributed.together(partial(_score, model, encode, prompts, mine, reward, config, weights))
         parts = [part for part in distributed.gather_objects([scores]) if part]
         for score in parts[0]:
             metrics |= _summary(f"eval/{name}/{score}", torch.cat([part[score] for part in parts]), prompts, copies)

@@ -7,7 +7,7 @@ true. A nested dataclass is a mapping in plain values, and a dot in names: `opti
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -22,7 +22,7 @@ def build(kind: Any, values: Mapping[Any, Any], root: Any, prefix: str = "") -> 
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in hints:
-            raise unknown(root, name)
+            raise unknown(root, name, [f"{prefix}{own}" for own in hints])
         if dataclasses.is_dataclass(hints[key]) and not isinstance(value, hints[key]):
             value = build(hints[key], mapping(name, value), root, f"{name}.")
         arguments[key] = value = _tuples(value)
@@ -51,12 +51,15 @@ def changed(before: Any, after: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def unknown(root: Any, name: str) -> UserError:
-    """The error for a name that is no field of `root`: it tells the nearest one that is."""
+def unknown(root: Any, name: str, siblings: Sequence[str] = ()) -> UserError:
+    """The error for a name that is no field of the dataclass `root` or instance of one: it tells the nearest that is.
+
+    siblings: the fields that stand beside the unknown one; by default those of `root` under the same heading.
+    """
     known = list(_names(root))
     group, _, own = name.rpartition(".")
     elsewhere = [full for full in known if full.endswith(f".{own}")]
-    siblings = [full for full in known if full.rpartition(".")[0] == group]
+    siblings = siblings or [full for full in known if full.rpartition(".")[0] == group]
     hint = f"Did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, siblings or known)
     return UserError(f"unknown field {name!r}. {hint}")
 
@@ -91,7 +94,9 @@ def _adapters(kind: Any) -> dict[str, TypeAdapter[Any]]:
 
 def _names(kind: Any, prefix: str = "") -> Iterator[str]:
     """All fields, nested ones as `sampling.solver`."""
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind if isinstance(kind, type) else type(kind))
+    for name, hint in hints.items():
+        hint = hint if isinstance(kind, type) else getattr(kind, name)
         yield from _names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]
 
 

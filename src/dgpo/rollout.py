@@ -2,14 +2,14 @@
 
 An image is a pure function of (seed, iteration, group, member): each has its own noise generator and each prompt is
 encoded alone, so that neither the sampling batch nor the spread over ranks nor a resume changes it (another sampling
-batch rounds the network's sums otherwise). Only x0 is kept, since the losses train at noise levels of their own.
+batch rounds the network's sums otherwise). Only x0 is kept, since most losses train at noise levels of their own; a
+policy gradient also gets the stochastic sampler's path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,16 +18,13 @@ from dgpo import distributed
 from dgpo.algorithms import Algorithm
 from dgpo.config import Config, Sampling
 from dgpo.core import seeds
-from dgpo.core.solvers import solve
+from dgpo.core.advantages import most_informative, unequal_groups
+from dgpo.core.solvers import VelocityFn, sde_solve, solve
 from dgpo.data import PromptSet
-from dgpo.errors import UserError
 from dgpo.models import Cond, VelocityModel
-from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.stopwatch import Stopwatch
-from dgpo.types import Rollout
-
-T = TypeVar("T")
+from dgpo.types import Rollout, Sde, Trajectory
 
 
 class CondCache:
@@ -47,44 +44,103 @@ def collect(
     algorithm: Algorithm,
     reward: RewardSet,
     encode: CondCache,
-    batch: PromptSet,
+    draw_prompts: Callable[[int], PromptSet],
     config: Config,
     iteration: int,
     clock: Stopwatch,
 ) -> Rollout:
-    """Sample `config.group_size` images for each prompt of `batch`, this rank's share of them, and score them."""
-    num_groups, group_size, device = len(batch), config.group_size, model.device
-    everyone = torch.arange(num_groups).repeat_interleave(group_size)  # (B,) the group of each image, over all ranks
-    mine = torch.arange(len(everyone))[distributed.shard(len(everyone))]
-    group_index = everyone[mine]
-    rows = batch.subset(group_index.tolist())
-    streams = [seeds.generator(config.seed, "rollout", iteration, *divmod(i, group_size)) for i in mine.tolist()]
+    """One scored rollout, this rank's share of it. draw_prompts: n -> the next n prompts, one for each group.
+
+    Groups whose images all earned the same are sampled again for other prompts, `config.redraw_groups` times at most.
+    """
+    steps = config.sampling.num_inference_steps
+    sde = algorithm.sampler(iteration, steps, seeds.generator(config.seed, "sampler", iteration))
+    groups, rollout = list(range(config.num_groups)), None
+    for attempt in range(1 + config.redraw_groups):
+        batch = draw_prompts(len(groups))
+        drawn = _sample_groups(model, algorithm, reward, encode, batch, groups, config, iteration, attempt, sde, clock)
+        rollout = drawn if rollout is None else rollout.cat(drawn)
+        if attempt < config.redraw_groups:
+            rewards, index = map(distributed.all_gather_rows, (rollout.rewards, rollout.group_index))
+            unequal = unequal_groups(rewards, index, config.num_groups)
+            groups = torch.nonzero(~unequal).flatten().tolist()
+            if not groups:
+                break
+            rollout = rollout.rows(unequal[rollout.group_index])
+    assert rollout is not None
+    return _compared(algorithm, rollout, config)
+
+
+def _sample_groups(
+    model: VelocityModel,
+    algorithm: Algorithm,
+    reward: RewardSet,
+    encode: CondCache,
+    batch: PromptSet,
+    groups: Sequence[int],
+    config: Config,
+    iteration: int,
+    attempt: int,
+    sde: Sde | None,
+    clock: Stopwatch,
+) -> Rollout:
+    """`config.group_size` images for each prompt of `batch`, this rank's share, as the groups of these numbers."""
+    size, device, sampling = config.group_size, model.device, config.sampling
+    everyone = torch.tensor([(place, member) for place in range(len(batch)) for member in range(size)])
+    mine = everyone[distributed.shard(len(everyone))]
+    rows = batch.subset(mine[:, 0].tolist())
+    group_index = torch.tensor(groups)[mine[:, 0]]
+    image_index = (attempt * config.num_groups + group_index) * size + mine[:, 1]
+    streams = [seeds.generator(config.seed, "rollout", iteration, *divmod(i, size)) for i in image_index.tolist()]
     with clock.phase("rollout"):
         cond = encode(rows.prompts).to(device)
-        sigmas = grid(model, config.sampling)
-        weights = algorithm.rollout_weights(iteration)
-        x0 = sample(model, cond, streams, sigmas, config.sampling, config.sampling.guidance_scale, weights)
-        images = decode(model, x0, config.sampling.batch_size)
+        sigmas, scale = grid(model, sampling), sampling.guidance_scale
+        weights, trajectory = algorithm.rollout_weights(iteration), None
+        if sde is None:
+            x0 = sample(model, cond, streams, sigmas, sampling, scale, weights)
+        else:
+            trajectory = sample_path(model, cond, streams, sigmas, sde, sampling, scale, weights)
+            x0 = trajectory.latents[:, -1]
+        images = decode(model, x0, sampling.batch_size)
     with clock.phase("reward"):
-        scores, rewards = together(lambda: reward(images, rows.prompts, rows.metadata))
-    advantages = algorithm.advantages(distributed.all_gather_rows(rewards), everyone, num_groups)[mine]
+        scores, rewards = distributed.together(lambda: reward(images, rows.prompts, rows.metadata))
     return Rollout(
         iteration=iteration,
-        num_groups=num_groups,
-        group_sizes=torch.full((num_groups,), group_size, device=device),
+        num_groups=config.num_groups,
+        group_sizes=torch.full((config.num_groups,), size, device=device),
         prompts=rows.prompts,
         metadata=rows.metadata,
         group_index=group_index.to(device),
-        image_index=mine.to(device),
+        image_index=image_index.to(device),
         cond=cond,
         sigmas=sigmas,
-        guidance_scale=config.sampling.guidance_scale,
+        guidance_scale=scale,
         x0=x0,
         images=images,
         scores=scores,
         rewards=rewards.to(device),
-        advantages=advantages.to(device),
+        advantages=torch.zeros(len(rows), device=device),
+        trained=torch.ones(len(rows), dtype=torch.bool, device=device),
+        trajectory=trajectory,
     )
+
+
+def _compared(algorithm: Algorithm, rollout: Rollout, config: Config) -> Rollout:
+    """The rollout with its advantages, and the choice of the images that train: facts of the batch over all ranks."""
+    place = distributed.all_gather_rows(rollout.image_index)
+    order = place.argsort()
+    rewards, index = (distributed.all_gather_rows(part)[order] for part in (rollout.rewards, rollout.group_index))
+    advantages = algorithm.advantages(rewards, index, rollout.num_groups)
+    trained = torch.ones_like(index, dtype=torch.bool)
+    if config.train_images:
+        advantages, trained = most_informative(advantages, index, rollout.num_groups, config.train_images)
+    if config.drop_equal_groups:
+        trained &= unequal_groups(rewards, index, rollout.num_groups)[index]
+    if algorithm.skips_zero:
+        trained &= advantages != 0
+    mine = torch.searchsorted(place[order], rollout.image_index)
+    sizes = torch.bincount(index[trained], minlength=rollout.num_groups)
+    return rollout._replace(advantages=advantages[mine], trained=trained[mine], group_sizes=sizes)
 
 
 def grid(model: VelocityModel, sampling: Sampling) -> Tensor:
@@ -105,13 +161,37 @@ def sample(
     """One image per row of `cond` and stream: x0 (n, *latent_shape)."""
     parts = []
     for rows in chunks(len(cond), sampling.batch_size):
-        part = cond[rows].to(model.device)
-
-        def velocity(x: Tensor, t: Tensor, part: Cond = part) -> Tensor:
-            return model.velocity(x, t, part, guidance_scale, weights)
-
+        velocity = _velocity_fn(model, cond[rows], guidance_scale, weights)
         parts.append(solve(velocity, model.init_noise(streams[rows]), sigmas, sampling.solver))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def sample_path(
+    model: VelocityModel,
+    cond: Cond,
+    streams: list[torch.Generator],
+    sigmas: Tensor,
+    sde: Sde,
+    sampling: Sampling,
+    guidance_scale: float,
+    weights: str,
+) -> Trajectory:
+    """The stochastic sampler's path for each row of `cond` and stream; the last latents are x0."""
+    latents, log_probs = [], []
+    for rows in chunks(len(cond), sampling.batch_size):
+        velocity, noise = _velocity_fn(model, cond[rows], guidance_scale, weights), model.init_noise(streams[rows])
+        _, path, densities = sde_solve(
+            velocity, noise, sigmas, streams[rows], sde.noise_level, sde.window, sde.constant
+        )
+        latents.append(path)
+        log_probs.append(densities)
+    return Trajectory(torch.cat(latents), torch.cat(log_probs), sde)
+
+
+def _velocity_fn(model: VelocityModel, cond: Cond, guidance_scale: float, weights: str) -> VelocityFn:
+    cond = cond.to(model.device)
+    return lambda x, t: model.velocity(x, t, cond, guidance_scale, weights)
 
 
 def decode(model: VelocityModel, x0: Tensor, batch_size: int) -> Tensor:
@@ -122,17 +202,3 @@ def decode(model: VelocityModel, x0: Tensor, batch_size: int) -> Tensor:
 def chunks(total: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` rows that cover range(total)."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
-
-
-def together(work: Callable[[], T]) -> T:
-    """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another."""
-    done: list[T] = []
-    failure = None
-    try:
-        done.append(work())
-    except (RewardError, UserError) as error:
-        failure = error
-    failures = distributed.gather_objects([failure] if failure else [])
-    if failures:
-        raise failure or failures[0]
-    return done[0]

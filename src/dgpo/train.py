@@ -2,8 +2,8 @@
 
     for every iteration:
         prompts -> a group of images each, by a deterministic solver -> rewards -> advantages        (rollout.py)
-        for every update:
-            for every drawn (t, noise): velocities of ref, old and policy -> the algorithm's loss -> backward
+        for every update:                                                                               (`improve`)
+            for every drawn (t, noise): velocities of ref, old and policy -> the algorithm's loss -> backward  (`learn`)
             clip, step, follow with old and ema
         log, now and then evaluate and save
 
@@ -36,7 +36,7 @@ from dgpo.console import Console
 from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
 from dgpo.core.groups import Reduce, identity
-from dgpo.data import PromptSampler, load_prompts
+from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.errors import UserError, did_you_mean
 from dgpo.evaluate import evaluate
 from dgpo.interrupt import Interrupt
@@ -46,7 +46,7 @@ from dgpo.report import write_report
 from dgpo.report.grids import write_samples
 from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect, together
+from dgpo.rollout import CondCache, chunks, collect
 from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
@@ -116,6 +116,10 @@ def train(
     sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
     encode, clock = CondCache(model), Stopwatch(model.device)
+
+    def draw_prompts(number: int) -> PromptSet:
+        return prompts.subset(sampler.next(number))
+
     if config.checkpoint_every and not resume:
         save(run, model, optimizer, state, config)  # so that a run killed in its first evaluation can be resumed
     saved = state.iteration if config.checkpoint_every or resume else -1
@@ -142,14 +146,10 @@ def train(
                 break
 
             started = time.perf_counter()
-            batch = prompts.subset(sampler.next(config.num_groups))
-            rollout = collect(model, algorithm, reward, encode, batch, config, state.iteration, clock)
-            metrics = describe(rollout)
-            for update in range(config.updates_per_rollout):
-                with clock.phase("update"):
-                    generator = seeds.generator(config.seed, "points", state.iteration, update)
-                    points = list(algorithm.points(rollout, generator))
-                    metrics |= learn(model, algorithm, optimizer, rollout, points, state, config)
+            rollout = collect(model, algorithm, reward, encode, draw_prompts, config, state.iteration, clock)
+            metrics = describe(rollout, config)
+            with clock.phase("update"):
+                metrics |= improve(model, algorithm, optimizer, to_train(rollout, encode, config), state, config)
             state.iteration, state.position = state.iteration + 1, sampler.position
             state.elapsed += (seconds := time.perf_counter() - started)
             metrics |= {**clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
@@ -158,6 +158,26 @@ def train(
         if distributed.is_main():
             finish(run, model, state, config)
     return Result(run, state.iteration, latest, state.iteration < config.iterations)
+
+
+def improve(
+    model: VelocityModel,
+    algorithm: Algorithm,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    state: State,
+    config: Config,
+) -> dict[str, float]:
+    """All updates of one rollout; none where no image of it trains. Metrics are those of the last that had them."""
+    metrics: dict[str, float] = {}
+    for update in range(config.updates_per_rollout if rollout.group_sizes.any() else 0):
+        part = share_of_update(rollout, update, config)
+        generator = seeds.generator(config.seed, "points", rollout.iteration, update)
+        points = list(algorithm.points(part, generator))
+        metrics |= learn(model, algorithm, optimizer, part, points, state, config)
+        if algorithm.old_follows == "step" or update + 1 == config.updates_per_rollout:
+            follow(model, algorithm, state)
+    return metrics
 
 
 def learn(
@@ -169,12 +189,13 @@ def learn(
     state: State,
     config: Config,
 ) -> dict[str, float]:
-    """One optimizer step on one rollout: the mean of the loss over all images and points."""
+    """One optimizer step on one rollout: the mean of the loss over groups, their trained images and points."""
     parameters = model.weights.parameters()
     meter = GradientMeter(parameters) if measures_noise(state, config) else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
-    images = config.num_groups * config.group_size
+    images = config.num_groups * int(rollout.group_sizes.max())  # a group that was dropped counts, with a loss of 0
+    guidance = algorithm.policy_guidance(rollout.guidance_scale)
     sums: dict[str, Tensor] = {}
 
     optimizer.zero_grad(set_to_none=True)
@@ -184,7 +205,7 @@ def learn(
         part = rollout.rows(rows)
         for point, given, reduce in zip(points, fixed, reducers):
             at, given = point.rows(rows), given.rows(rows)
-            v = model.velocity(at.x_t, at.t, part.cond)
+            v = model.velocity(at.x_t, at.t, part.cond, guidance)
             old = v.detach() if state.old_is_policy else given.old
             loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
             share = len(part.prompts) / images / len(points)
@@ -197,21 +218,49 @@ def learn(
 
     distributed.all_reduce_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm).item()
-    metrics = {f"train/{name}": distributed.all_reduce_sum(value).item() for name, value in sums.items()}
+    metrics = {f"train/{name}": value for name, value in summed(sums).items()}
     metrics |= {"train/grad_norm": norm, "train/lr": set_lr(optimizer, state.step, config)}
     require_finite(metrics, state)
     optimizer.step()
-
-    if "old" in model.weights.names:
-        decay = algorithm.old_decay(state.step)
-        model.weights.ema_update("old", decay)
-        state.old_is_policy = decay == 0
     model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)))
+    state.old_is_policy = False
     state.step += 1
     if group_sq_norms is not None:
-        state.noise.add(distributed.all_gather_rows(group_sq_norms), norm**2)
+        sq_norms = distributed.all_gather_rows(group_sq_norms)
+        dropped = sq_norms.new_zeros(config.num_groups - len(sq_norms))
+        state.noise.add(torch.cat([sq_norms, dropped]), norm**2)
         metrics |= {"train/grad_noise_scale": state.noise.groups, "train/grad_signal": state.noise.signal}
     return metrics
+
+
+def follow(model: VelocityModel, algorithm: Algorithm, state: State) -> None:
+    """`old` follows the policy after an optimizer step."""
+    if "old" in model.weights.names:
+        decay = algorithm.old_decay(state.step - 1)
+        model.weights.ema_update("old", decay)
+        state.old_is_policy = decay == 0
+
+
+def to_train(rollout: Rollout, encode: CondCache, config: Config) -> Rollout:
+    """The images that train, some of them with the empty prompt."""
+    rollout = rollout.rows(rollout.trained)
+    if not config.text_dropout or not rollout.prompts:
+        return rollout
+    rng = seeds.generator(config.seed, "text dropout", rollout.iteration)
+    images = (1 + config.redraw_groups) * config.num_groups * config.group_size
+    dropped = torch.rand(images, generator=rng).to(rollout.x0.device)[rollout.image_index] < config.text_dropout
+    own, empty = torch.arange(len(dropped), device=dropped.device), len(dropped)
+    choices = rollout.cond.cat(encode([""]).to(dropped.device))
+    return rollout._replace(cond=choices[torch.where(dropped, empty, own)])
+
+
+def share_of_update(rollout: Rollout, update: int, config: Config) -> Rollout:
+    """All images, or with `split_updates` those that are this update's."""
+    if not config.split_updates:
+        return rollout
+    part = rollout.rows(rollout.image_index % config.updates_per_rollout == update)
+    counts = torch.bincount(part.group_index, minlength=rollout.num_groups)
+    return part._replace(group_sizes=distributed.all_reduce_sum(counts))
 
 
 @torch.no_grad()
@@ -229,13 +278,15 @@ def fixed_velocities(
     While `old` still equals the policy, the policy's own forward stands in for it.
     """
     at = [(point.rows(rows), rollout.cond[rows]) for rows in micro]
+    policy_scale = algorithm.policy_guidance(rollout.guidance_scale)
+    ref_scale = algorithm.ref_guidance(rollout.guidance_scale)
     ref = old = policy = None
-    if "ref" in algorithm.needs:
-        ref = torch.cat([model.velocity(p.x_t, p.t, c, algorithm.ref_guidance_scale, "ref") for p, c in at])
-    if split:
-        policy = torch.cat([model.velocity(p.x_t, p.t, c) for p, c in at])
-    if "old" in algorithm.needs and not state.old_is_policy:
-        old = torch.cat([model.velocity(p.x_t, p.t, c, weights="old") for p, c in at])
+    if "ref" in algorithm.needs and at:
+        ref = torch.cat([model.velocity(p.x_t, p.t, c, ref_scale, "ref") for p, c in at])
+    if split and at:
+        policy = torch.cat([model.velocity(p.x_t, p.t, c, policy_scale) for p, c in at])
+    if "old" in algorithm.needs and not state.old_is_policy and at:
+        old = torch.cat([model.velocity(p.x_t, p.t, c, policy_scale, "old") for p, c in at])
     return Velocities(policy, ref, policy if state.old_is_policy else old)
 
 
@@ -244,14 +295,14 @@ def group_totals(
 ) -> Reduce:
     """A `reduce` that answers with the sums over whole groups, whatever rows it is asked from."""
     parts = [algorithm.statistic(point.rows(rows), given.rows(rows), rollout.rows(rows)) for rows in micro]
-    total = distributed.all_reduce_sum(torch.stack(parts).sum(0))
+    total = distributed.all_reduce_sum(sum(parts, torch.zeros_like(rollout.group_sizes, dtype=torch.float32)))
     return lambda partial: total
 
 
 def micro_batches(rollout: Rollout, config: Config, by_group: bool = False) -> list[slice]:
     """This rank's rows, cut up: as many whole groups as fit (one if `by_group`), or parts of a group."""
-    rows, group = len(rollout.prompts), config.group_size
-    size = config.micro_batch_size or rows
+    rows, group = len(rollout.prompts), max(1, int(rollout.group_sizes.max()))
+    size = config.micro_batch_size or max(1, rows)
     if by_group or group <= size < rows:
         size = group if by_group else size - size % group
     return list(chunks(rows, size))
@@ -259,8 +310,9 @@ def micro_batches(rollout: Rollout, config: Config, by_group: bool = False) -> l
 
 def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
     """Whether any group is spread over micro-batches or ranks, on any rank."""
-    counts = torch.stack([torch.bincount(rollout.group_index[rows], minlength=rollout.num_groups) for rows in micro])
-    split = ((counts > 0) & (counts < rollout.group_sizes)).any()
+    counts = [torch.bincount(rollout.group_index[rows], minlength=rollout.num_groups) for rows in micro]
+    split = sum(((count > 0) & (count < rollout.group_sizes)).any() for count in counts)
+    split = torch.as_tensor(split, device=rollout.group_sizes.device)
     return distributed.all_reduce_sum(split.float()).item() > 0
 
 
@@ -284,8 +336,15 @@ def require_finite(metrics: Mapping[str, float], state: State) -> None:
         )
 
 
-def describe(rollout: Rollout) -> dict[str, float]:
-    """What a rollout earned, over all ranks."""
+def summed(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Sums over ranks by name; a rank without images has no names."""
+    parts = distributed.gather_objects([{name: value.item() for name, value in sums.items()}])
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: math.fsum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+def describe(rollout: Rollout, config: Config) -> dict[str, float]:
+    """What a rollout earned, over all ranks, and how much of it trains."""
     rewards = distributed.all_gather_rows(rollout.rewards)
     groups = distributed.all_gather_rows(rollout.group_index)
     scores = {name: distributed.all_gather_rows(score) for name, score in rollout.scores.items()}
@@ -294,7 +353,13 @@ def describe(rollout: Rollout) -> dict[str, float]:
         "train/reward_std": rewards.std().item(),
         "train/frac_reward_zero_std": frac_reward_zero_std(rewards, groups, rollout.num_groups).item(),
         **{f"train/score/{name}": score.mean().item() for name, score in scores.items()},
+        **({"train/frac_trained": rollout.group_sizes.sum().item() / len(rewards)} if chooses(config) else {}),
     }
+
+
+def chooses(config: Config) -> bool:
+    """Whether some images of a rollout may not train."""
+    return config.drop_equal_groups or config.train_images is not None or config.algorithm.skips_zero
 
 
 def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
@@ -377,7 +442,7 @@ def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:
             return []
         return [runfolder.reopen(config.out or "", config) if resume else runfolder.create(config)]
 
-    return distributed.gather_objects(together(opened))[0]
+    return distributed.gather_objects(distributed.together(opened))[0]
 
 
 def open_trackers(config: Config, run: Path, state: State, resume: bool) -> TrackerGroup:

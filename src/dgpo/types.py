@@ -8,11 +8,30 @@ import torch
 from torch import Tensor
 
 
+class Sde(NamedTuple):
+    """How a stochastic rollout is sampled: which of the grid's steps get noise, and how much."""
+
+    noise_level: float  # > 0
+    constant: bool  # whether noise_level is the noise's own rate, else it multiplies sqrt(t / (1 - t))
+    window: range  # the steps with noise, counted from 0; Euler's elsewhere
+
+
 class Trajectory(NamedTuple):
     """The stochastic sampler's path, kept only for policy-gradient algorithms."""
 
     latents: Tensor  # (B, S + 1, *latent) fp32, latents[:, 0] is the initial noise
     log_probs: Tensor  # (B, S) fp32, mean over latent elements of each step's Gaussian log density
+    sde: Sde
+
+    def rows(self, index: slice | Tensor) -> Trajectory:
+        """The same for only some images."""
+        return Trajectory(self.latents[index], self.log_probs[index], self.sde)
+
+    def cat(self, other: Trajectory) -> Trajectory:
+        """These rows, then those of another path of the same sampler."""
+        return Trajectory(
+            torch.cat([self.latents, other.latents]), torch.cat([self.log_probs, other.log_probs]), self.sde
+        )
 
 
 class Rollout(NamedTuple):
@@ -20,7 +39,7 @@ class Rollout(NamedTuple):
 
     iteration: int
     num_groups: int
-    group_sizes: Tensor  # (num_groups,) images of each group in the whole batch
+    group_sizes: Tensor  # (num_groups,) images of each group that train, in the whole batch
     prompts: list[str]  # B
     metadata: list[dict[str, Any]]  # B
     group_index: Tensor  # (B,) int64 in [0, num_groups): the prompt an image belongs to
@@ -33,6 +52,7 @@ class Rollout(NamedTuple):
     scores: dict[str, Tensor]  # name -> (B,) raw reward
     rewards: Tensor  # (B,) weighted
     advantages: Tensor  # (B,) sums to zero over a group
+    trained: Tensor  # (B,) bool: whether an update spends anything on the image
     trajectory: Trajectory | None = None
 
     def rows(self, index: slice | Tensor) -> Rollout:
@@ -43,12 +63,23 @@ class Rollout(NamedTuple):
             metadata=[self.metadata[i] for i in numbers],
             cond=self.cond[index],
             scores={name: score[index] for name, score in self.scores.items()},
-            trajectory=self.trajectory and Trajectory(*(part[index] for part in self.trajectory)),
+            trajectory=self.trajectory and self.trajectory.rows(index),
             **{name: getattr(self, name)[index] for name in _ROW_TENSORS},
         )
 
+    def cat(self, other: Rollout) -> Rollout:
+        """These rows, then those of a rollout of the same iteration, grid and sampler."""
+        return self._replace(
+            prompts=self.prompts + other.prompts,
+            metadata=self.metadata + other.metadata,
+            cond=self.cond.cat(other.cond),
+            scores={name: torch.cat([score, other.scores[name]]) for name, score in self.scores.items()},
+            trajectory=self.trajectory and other.trajectory and self.trajectory.cat(other.trajectory),
+            **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _ROW_TENSORS},
+        )
 
-_ROW_TENSORS = ("group_index", "image_index", "x0", "images", "rewards", "advantages")
+
+_ROW_TENSORS = ("group_index", "image_index", "x0", "images", "rewards", "advantages", "trained")
 
 
 class TrainPoint(NamedTuple):
@@ -56,11 +87,13 @@ class TrainPoint(NamedTuple):
 
     x_t: Tensor  # (B, *latent) fp32
     t: Tensor  # (B,) fp32 in [0, 1], 1 is pure noise
-    target: Tensor  # (B, *latent) fp32, the velocity noise - x0
+    target: Tensor  # (B, *latent) fp32, the velocity noise - x0; of a stochastic step, the latents it led to
+    t_next: Tensor | None = None  # (B,) fp32, where a stochastic step led
+    log_prob: Tensor | None = None  # (B,) fp32, its log density when it was sampled
 
     def rows(self, index: slice | Tensor) -> TrainPoint:
         """The same point for only some images."""
-        return TrainPoint(*(part[index] for part in self))
+        return TrainPoint(*(None if part is None else part[index] for part in self))
 
 
 class Velocities(NamedTuple):

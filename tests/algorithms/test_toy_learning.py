@@ -4,7 +4,7 @@ import pytest
 import torch
 import toy
 
-from dgpo.algorithms.dgpo import DGPO
+from dgpo.algorithms import DGPO, FlowGRPO
 
 # A mean over two numbers moves far more than one over an image's thousands, hence a smaller beta than the paper's.
 MODES = {
@@ -42,10 +42,7 @@ def test_rewards_of_other_images_teach_nothing(seed):
 
 
 def test_a_stochastic_algorithm_gets_its_trajectory():
-    class Stochastic(DGPO):
-        sampler = "sde"
-
-    rollout = toy.collect(toy.ToyModel(), Stochastic(), 0, seed=0, num_groups=2, group_size=3, shuffle=False)
+    rollout = toy.collect(toy.ToyModel(), FlowGRPO(), 0, seed=0, num_groups=2, group_size=3, shuffle=False)
     assert rollout.trajectory is not None
     assert rollout.trajectory.latents.shape == (6, 11, 2)
     assert rollout.trajectory.log_probs.shape == (6, 10)

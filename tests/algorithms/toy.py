@@ -20,6 +20,7 @@ from dgpo.core.solvers import flow_sigmas, sde_solve, solve
 from dgpo.types import Rollout, TrainPoint, Trajectory, Velocities
 
 MODES, RADIUS, STD = 6, 2.0, 0.25
+STEPS = 10
 ANGLES = torch.arange(MODES) * (2 * math.pi / MODES)
 CENTRES = RADIUS * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)  # (MODES, 2)
 
@@ -73,13 +74,13 @@ def collect(
     def velocity(x, t):
         return model.velocity(x, t, place, weights)
 
-    if algorithm.sampler == "sde":
-        sigmas = flow_sigmas(10, t_max=1.0)
-        x0, latents, log_probs = sde_solve(velocity, noise, sigmas, streams)
-        trajectory = Trajectory(latents, log_probs)
-    else:
-        sigmas = flow_sigmas(10)
+    sigmas = flow_sigmas(STEPS)
+    sde = algorithm.sampler(iteration, STEPS, generator(seed, "sampler", iteration))
+    if sde is None:
         x0 = solve(velocity, noise, sigmas)
+    else:
+        x0, latents, log_probs = sde_solve(velocity, noise, sigmas, streams, sde.noise_level, sde.window, sde.constant)
+        trajectory = Trajectory(latents, log_probs, sde)
     rewards = reward(x0, place)
     if shuffle:
         rewards = rewards[torch.randperm(size, generator=generator(seed, "shuffle", iteration))]
@@ -99,6 +100,7 @@ def collect(
         scores={"near": rewards},
         rewards=rewards,
         advantages=algorithm.advantages(rewards, group_index, num_groups),
+        trained=torch.ones(size, dtype=torch.bool),
         trajectory=trajectory,
     )
 
@@ -143,5 +145,5 @@ def score(model: ToyModel, weights: str = "policy", samples_per_prompt: int = 64
     """Mean reward over all prompts on noise that training never saw."""
     place = torch.arange(MODES).repeat_interleave(samples_per_prompt)
     noise = randn_rows([generator(0, "score", row) for row in range(len(place))], (2,))
-    x0 = solve(lambda x, t: model.velocity(x, t, place, weights), noise, flow_sigmas(10))
+    x0 = solve(lambda x, t: model.velocity(x, t, place, weights), noise, flow_sigmas(STEPS))
     return float(reward(x0, place).mean())

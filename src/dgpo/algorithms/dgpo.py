@@ -16,23 +16,18 @@ does not depend on how images are spread over ranks; weights that nothing uses a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from dgpo.algorithms.base import require
-from dgpo.core import seeds, timesteps
-from dgpo.core.advantages import group_advantages
+from dgpo.algorithms.base import averaged, given, require, require_known
+from dgpo.algorithms.parts import ForwardProcess, GroupAdvantages
 from dgpo.core.ema import warmup_decay
-from dgpo.core.flow import interpolate, velocity_target
 from dgpo.core.groups import Reduce, group_size, group_sum, identity
 from dgpo.core.losses import dsm_clip_mask, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
-
-TSampling = Literal["grid", "uniform", "logit_normal", "stratified"]
 
 
 def dgpo_loss(
@@ -77,7 +72,7 @@ def group_weight(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DGPO:
+class DGPO(ForwardProcess, GroupAdvantages):
     """The paper's constants. The defaults are its mode with guided rollouts, as set for text rendering."""
 
     beta: float = 100.0
@@ -95,32 +90,8 @@ class DGPO:
     ref_guidance_scale: float = 1.0
     """Classifier-free guidance of the frozen reference, in d_ref and the KL alike; >= 1, 1 is none."""
 
-    num_points: int = 4
-    """Draws of (t, noise) per update, all on the same images; >= 1."""
-
-    t_sampling: TSampling = "grid"
-    """Where t comes from: the rollout's own first noise levels, or a distribution on [t_min, t_max]."""
-
-    trunc_steps: int = 6
-    """Of "grid": t is drawn without replacement from the rollout's first trunc_steps + 1 noise levels; >= 0."""
-
-    t_min: float = 0.6
-    """Of the other draws: smallest t trained; small t teaches the few-step sampler's artefacts. In [0, t_max)."""
-
-    t_max: float = 1.0
-    """Of the other draws: largest t trained, 1 is pure noise. In (t_min, 1]."""
-
-    shared_t: bool = True
-    """One t for all groups at a draw; otherwise each group has its own."""
-
-    shared_noise: bool = True
-    """One noise for the images of a group at a draw; otherwise each image has its own."""
-
     std: Literal["group", "batch"] = "batch"
     """A = (r - group mean) / (std + 1e-4): the deviation of the group's rewards, or of the whole batch's."""
-
-    advantage_clip: float = 5.0
-    """A is clipped to [-advantage_clip, advantage_clip]; > 0."""
 
     sampling_switch: int = 200
     """Iterations whose rollouts the policy samples; after them `old` does. >= 0."""
@@ -132,13 +103,9 @@ class DGPO:
     """The largest decay of `old`; in [0, 1)."""
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("reference", ("ref", "old")),
-            ("std", ("group", "batch")),
-            ("t_sampling", get_args(TSampling)),
-        ):
-            value = getattr(self, name)
-            require(value in known, f"{name}={value!r} is not known; use one of {', '.join(known)}.")
+        ForwardProcess.__post_init__(self)
+        GroupAdvantages.__post_init__(self)
+        require_known(self, "reference", ("ref", "old"))
         require(self.beta > 0, f"beta={self.beta} would ignore or reverse the preference; it must be above 0.")
         require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} would reward leaving the reference; 0 switches the KL off.")
         require(
@@ -148,18 +115,6 @@ class DGPO:
         require(
             self.ref_guidance_scale >= 1, f"ref_guidance_scale={self.ref_guidance_scale} must be at least 1 (none)."
         )
-        require(self.num_points >= 1, f"num_points={self.num_points} trains nothing; it must be at least 1.")
-        require(self.trunc_steps >= 0, f"trunc_steps={self.trunc_steps} leaves no noise level; it must be at least 0.")
-        require(
-            self.t_sampling != "grid" or self.num_points <= self.trunc_steps + 1,
-            f"num_points={self.num_points} cannot be drawn without replacement from trunc_steps + 1 = "
-            f"{self.trunc_steps + 1} noise levels. Lower num_points, raise trunc_steps, or take t_sampling='uniform'.",
-        )
-        require(
-            0 <= self.t_min < self.t_max <= 1,
-            f"t_min={self.t_min}, t_max={self.t_max}: t is drawn between them; they need 0 <= t_min < t_max <= 1.",
-        )
-        require(self.advantage_clip > 0, f"advantage_clip={self.advantage_clip} would remove every advantage; use 5.")
         require(self.sampling_switch >= 0, f"sampling_switch={self.sampling_switch} counts iterations; use 0 or more.")
         require(self.old_decay_rate >= 0, f"old_decay_rate={self.old_decay_rate} must be 0 (`old` is a copy) or more.")
         require(
@@ -174,11 +129,6 @@ class DGPO:
         return frozenset(name for name, needed in (("ref", ref), ("old", old)) if needed)
 
     @property
-    def sampler(self) -> Literal["ode", "sde"]:
-        """Deterministic: the loss needs no density of the sampler."""
-        return "ode"
-
-    @property
     def couples_group(self) -> bool:
         """sigmoid(s) needs the sum over a whole group."""
         return True
@@ -187,41 +137,18 @@ class DGPO:
         """Who samples the rollout of this iteration, counted from 0."""
         return "policy" if iteration < self.sampling_switch else "old"
 
+    def ref_guidance(self, rollout_scale: float) -> float:
+        """Its own setting: rollouts without guidance can be measured against a guided reference."""
+        return self.ref_guidance_scale
+
     def old_decay(self, step: int) -> float:
         """Decay of `old` after this optimizer step, counted from 0: at first a copy."""
         return warmup_decay(step, self.old_decay_rate, self.old_max_decay)
 
-    def advantages(self, rewards: Tensor, group_index: Tensor, num_groups: int) -> Tensor:
-        """rewards: (B,) of the whole batch; group_index: (B,) int64; returns (B,), summing to zero over a group."""
-        return group_advantages(rewards, group_index, num_groups, self.std, self.advantage_clip)
-
-    def points(self, rollout: Rollout, generator: torch.Generator) -> Iterator[TrainPoint]:
-        """`num_points` draws of (t, noise), keyed by group or image, so that any part of a batch gets its own again."""
-        columns = 1 if self.shared_t else rollout.num_groups
-        t_draws = torch.stack([self._draw_t(rollout, generator) for _ in range(columns)], 1)  # (num_points, columns)
-        keys = torch.randint(2**62, (self.num_points,), generator=generator).tolist()
-        for t, key in zip(t_draws, keys):
-            t = t.expand(rollout.num_groups).to(rollout.x0.device)[rollout.group_index]  # (B,)
-            noise = self._draw_noise(rollout, key)
-            yield TrainPoint(interpolate(rollout.x0, noise, t), t, velocity_target(rollout.x0, noise))
-
-    def _draw_t(self, rollout: Rollout, generator: torch.Generator) -> Tensor:
-        """Returns (num_points,) fp32 on the CPU."""
-        if self.t_sampling == "grid":
-            return timesteps.grid_draws(rollout.sigmas, self.trunc_steps, self.num_points, generator)
-        return timesteps.DRAWS[self.t_sampling](self.num_points, self.t_min, self.t_max, generator)
-
-    def _draw_noise(self, rollout: Rollout, key: int) -> Tensor:
-        """Returns (B, *latent), one noise per group or per image."""
-        owners = rollout.group_index if self.shared_noise else rollout.image_index
-        owner, place = owners.unique(return_inverse=True)
-        streams = [seeds.generator(key, "train noise", number) for number in owner.tolist()]
-        return seeds.randn_rows(streams, rollout.x0.shape[1:]).to(rollout.x0)[place]
-
     def statistic(self, point: TrainPoint, velocities: Velocities, rollout: Rollout) -> Tensor:
         """These rows' share of sum_i A_i (d_i - d_ref_i); returns (num_groups,)."""
         with torch.no_grad():
-            margin = dsm_loss(_given(velocities, "policy"), point.target) - self._dsm_ref(point, velocities)
+            margin = dsm_loss(given(velocities, "policy"), point.target) - self._dsm_ref(point, velocities)
             return group_sum(rollout.advantages * margin, rollout.group_index, rollout.num_groups)
 
     def loss(
@@ -229,7 +156,7 @@ class DGPO:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`mean_i sigmoid(s_group) A_i d_i + kl_coef mean_i (v - v_ref)^2` over these rows, and its metrics."""
         advantages, group_index = rollout.advantages, rollout.group_index
-        dsm, dsm_ref = dsm_loss(_given(velocities, "policy"), point.target), self._dsm_ref(point, velocities)
+        dsm, dsm_ref = dsm_loss(given(velocities, "policy"), point.target), self._dsm_ref(point, velocities)
         weight = group_weight(
             dsm, dsm_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
         )[group_index]  # (B,)
@@ -237,25 +164,17 @@ class DGPO:
         loss = (weight * advantages * torch.where(clipped, dsm.detach(), dsm)).mean()
         metrics = {"dsm": dsm, "dsm_ref": dsm_ref, "group_weight": weight, "clip_fraction": clipped}
         if "ref" in self.needs:
-            metrics["kl"] = kl = velocity_kl(_given(velocities, "policy"), _given(velocities, "ref"))
+            metrics["kl"] = kl = velocity_kl(given(velocities, "policy"), given(velocities, "ref"))
             loss = loss + self.kl_coef * kl.mean()
-        return loss, {"loss": loss.detach().float()} | {k: m.detach().float().mean() for k, m in metrics.items()}
+        return averaged(loss, metrics)
 
     def _dsm_ref(self, point: TrainPoint, velocities: Velocities) -> Tensor:
         """d_ref of the weights that `reference` names; returns (B,)."""
-        return dsm_loss(_given(velocities, self.reference), point.target).detach()
+        return dsm_loss(given(velocities, self.reference), point.target).detach()
 
     def _clipped(self, dsm: Tensor, point: TrainPoint, velocities: Velocities, advantages: Tensor) -> Tensor:
         """Images whose dsm gives no gradient; returns (B,) bool."""
         if self.clip_range is None:
             return torch.zeros_like(dsm, dtype=torch.bool)
-        dsm_old = dsm_loss(_given(velocities, "old"), point.target)
+        dsm_old = dsm_loss(given(velocities, "old"), point.target)
         return dsm_clip_mask(dsm, dsm_old, advantages, self.clip_range)
-
-
-def _given(velocities: Velocities, name: Literal["policy", "ref", "old"]) -> Tensor:
-    """The velocity of a weight set that must have been evaluated; returns (B, *latent)."""
-    velocity = getattr(velocities, name)
-    if velocity is None:
-        raise ValueError(f"this DGPO reads {name!r}: evaluate the policy and every weight set in `needs`")
-    return velocity

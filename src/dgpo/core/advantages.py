@@ -39,6 +39,30 @@ def group_advantages(
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
 
+def most_informative(advantages: Tensor, group_index: Tensor, num_groups: int, keep: int) -> tuple[Tensor, Tensor]:
+    """The `keep` images of each group with the largest and smallest advantages, which are then centred anew.
+
+    advantages: (B,); group_index: (B,) int64; keep: even, 2 or more; half of them from either end, ties by position.
+    Returns advantages (B,), 0 for images not chosen and summing to zero over a group, and chosen (B,) bool.
+    """
+    chosen = torch.zeros_like(group_index, dtype=torch.bool)
+    for group in range(num_groups):
+        rows = torch.nonzero(group_index == group).flatten()
+        order = rows[advantages[rows].argsort(stable=True)]
+        chosen[order[: keep // 2]] = True
+        chosen[order[len(order) - keep // 2 :]] = True
+    kept = advantages.double()[chosen]
+    own = group_index[chosen]
+    centred = torch.zeros_like(advantages, dtype=torch.float64)
+    centred[chosen] = kept - group_mean(kept, own, num_groups)[own]
+    return centred.to(advantages), chosen
+
+
+def unequal_groups(rewards: Tensor, group_index: Tensor, num_groups: int) -> Tensor:
+    """Groups whose rewards differ at all. rewards: (B,); group_index: (B,) int64; returns (num_groups,) bool."""
+    return group_max(rewards, group_index, num_groups) > -group_max(-rewards, group_index, num_groups)
+
+
 def best_worst_pairs(rewards: Tensor, group_index: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """The rows of each group's largest and smallest reward; where all are equal, the same row twice.
 
@@ -55,6 +79,4 @@ def frac_reward_zero_std(rewards: Tensor, group_index: Tensor, num_groups: int) 
 
     rewards: (B,) float; group_index: (B,) int64; returns 0-dim fp32 in [0, 1].
     """
-    highest = group_max(rewards, group_index, num_groups)
-    lowest = -group_max(-rewards, group_index, num_groups)
-    return (highest == lowest).float().mean()
+    return 1 - unequal_groups(rewards, group_index, num_groups).float().mean()

@@ -47,3 +47,11 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> T
     ratio, advantages: (B,); returns (B,).
     """
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+
+
+def gaussian_kl(mean: Tensor, mean_ref: Tensor, std: Tensor) -> Tensor:
+    """KL divergence of two Gaussians of equal deviation, `(mean - mean_ref)^2 / (2 std^2)`, averaged over elements.
+
+    mean, mean_ref: (B, *latent); std: (B, 1, ..., 1) > 0; returns (B,).
+    """
+    return _mean_square(mean, mean_ref) / (2 * std.flatten().square())

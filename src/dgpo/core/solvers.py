@@ -91,14 +91,18 @@ def solve(velocity_fn: VelocityFn, x: Tensor, sigmas: Tensor, solver: str = "dpm
     return SOLVERS[solver](velocity_fn, x, sigmas)
 
 
-def sde_moments(x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise_level: float = 0.7) -> tuple[Tensor, Tensor]:
+def sde_moments(
+    x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise_level: float = 0.7, constant: bool = False
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation of one stochastic step, differentiable in v.
 
-    `s = noise_level sqrt(t / (1 - t))`, `dt = t_next - t`, `std = s sqrt(-dt)`,
-    `mean = x (1 + s^2 dt / (2 t)) + v (1 + s^2 (1 - t) / (2 t)) dt`.
+    `s = noise_level sqrt(t / (1 - t))`, or `noise_level` itself if constant (DanceGRPO, arXiv 2505.07818),
+    `dt = t_next - t`, `std = s sqrt(-dt)`, `mean = x (1 + s^2 dt / (2 t)) + v (1 + s^2 (1 - t) / (2 t)) dt`.
     x, v: (B, *latent); t > t_next: (B,) in [0, 1]; returns mean (B, *latent), std (B, 1, ..., 1).
     """
-    variance_rate = noise_level**2 * t / (1 - torch.where(t > _NEAR_ONE, t_next, t))  # s^2
+    variance_rate = torch.full_like(t, noise_level**2)  # s^2
+    if not constant:
+        variance_rate = variance_rate * t / (1 - torch.where(t > _NEAR_ONE, t_next, t))
     s2, t, dt = expand(variance_rate, x), expand(t, x), expand(t_next - t, x)
     mean = x * (1 + s2 / (2 * t) * dt) + v * (1 + s2 * (1 - t) / (2 * t)) * dt
     return mean, (s2 * -dt).sqrt()
@@ -114,13 +118,13 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def sde_step(
-    x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise: Tensor, noise_level: float = 0.7
+    x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise: Tensor, noise_level: float = 0.7, constant: bool = False
 ) -> tuple[Tensor, Tensor]:
     """One stochastic step and its log density. Arguments as in `sde_moments`, noise_level > 0.
 
     noise: (B, *latent) standard normal; returns x at t_next (B, *latent), log_prob (B,).
     """
-    mean, std = sde_moments(x, v, t, t_next, noise_level)
+    mean, std = sde_moments(x, v, t, t_next, noise_level, constant)
     x_next = mean + std * noise
     return x_next, gaussian_log_prob(x_next, mean, std)
 
@@ -132,6 +136,7 @@ def sde_solve(
     generators: Sequence[torch.Generator],
     noise_level: float = 0.7,
     window: range | None = None,
+    constant: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample with noise at every step, or only at the steps in `window`, Euler's elsewhere (MixGRPO, arXiv 2507.21802).
 
@@ -145,7 +150,7 @@ def sde_solve(
         if window is None or step in window:
             noise = randn_rows(generators, x.shape[1:]).to(x)
             t, t_next = x.new_full((len(x),), sigma), x.new_full((len(x),), sigma_next)
-            x, log_prob = sde_step(x, v, t, t_next, noise, noise_level)
+            x, log_prob = sde_step(x, v, t, t_next, noise, noise_level, constant)
         else:
             x = x + (sigma_next - sigma) * v
         latents.append(x)

@@ -18,10 +18,19 @@ from dgpo.worlds.shapes.vocabulary import COLORS, KINDS
 WRONG = {
     "single_object": 0.1,
     "two_object": 0.35,
-    "counting": 0.55,
+    "counting": 0.5,
     "colors": 0.42,
-    "position": 0.42,
-    "color_attr": 0.42,
+    "position": 0.35,
+    "color_attr": 0.35,
+}
+# The share of each kind among the pictures: scenes of two and more shapes are harder to draw and get more of them.
+SHARE = {
+    "single_object": 0.06,
+    "two_object": 0.2,
+    "counting": 0.2,
+    "colors": 0.1,
+    "position": 0.22,
+    "color_attr": 0.22,
 }
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -51,9 +60,10 @@ def build_captions() -> Captions:
 
 
 def draw_prompts(captions: Captions, count: int, generator: torch.Generator) -> Tensor:
-    """Rows of prompts (count,), each kind equally often."""
+    """Rows of prompts (count,), each kind as often as SHARE says."""
     device = generator.device
-    kind = torch.randint(len(KINDS), (count,), generator=generator, device=device)
+    shares = torch.tensor([SHARE[kind] for kind in KINDS], device=device)
+    kind = torch.multinomial(shares, count, replacement=True, generator=generator)
     sizes = torch.bincount(captions.kind, minlength=len(KINDS))
     first = sizes.cumsum(0) - sizes
     share = torch.rand(count, generator=generator, device=device)
