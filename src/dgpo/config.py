@@ -185,8 +185,8 @@ class Config:
         )
         require(
             not self.text_dropout or self._deterministic(),
-            f"text_dropout={self.text_dropout}: {type(self.algorithm).__name__} trains on the densities of the rollout's "
-            "own steps, which were sampled with their prompts; take text_dropout=0",
+            f"text_dropout={self.text_dropout}: {type(self.algorithm).__name__} trains on the densities of the "
+            "rollout's own steps, which were sampled with their prompts; take text_dropout=0",
         )
         require(0 <= self.text_dropout <= 1, f"text_dropout={self.text_dropout} is a share; it must be in [0, 1]")
 
