@@ -126,7 +126,8 @@ def _family(source: str, index: dict[str, Any]) -> Any:
         raise UserError(
             f"{source} is a {name}; supported: {', '.join(FAMILIES)}. Another family needs one file in dgpo/models "
             "with a class that implements VelocityModel (dgpo/models/base.py): encode, init_noise, velocity as "
-            "noise - x0 at t in [0, 1], decode, sigmas, latent_shape, device and weights; and a line in FAMILIES."
+            "noise - x0 at t in [0, 1], decode, encode_images, sigmas, latent_shape, latent_space, device and weights; "
+            "and a line in FAMILIES."
         )
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -7,7 +7,7 @@ network is the same thing after a change of coordinates (`core/flow.py`). n is t
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,11 @@ class VelocityModel(Protocol):
         """The network's weight sets: policy, ref, old, ema."""
         ...
 
+    @property
+    def latent_space(self) -> dict[str, Any]:
+        """What latents mean, in plain JSON: models that answer the same can decode each other's."""
+        ...
+
     def encode(self, prompts: list[str]) -> Cond:
         """n prompts -> n rows of conditioning, without gradient. Frozen encoders: compute once per prompt."""
         ...
@@ -82,6 +87,10 @@ class VelocityModel(Protocol):
 
     def decode(self, x0: Tensor) -> Tensor:
         """(n, *latent_shape) clean latents -> (n, 3, H, W) images, fp32 in [0, 1], without gradient."""
+        ...
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) in [0, 1] -> (n, *latent_shape) fp32, without gradient: what `decode` turns back into them."""
         ...
 
     def sigmas(self, num_steps: int) -> Tensor:

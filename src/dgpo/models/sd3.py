@@ -9,6 +9,7 @@ the default is none, so the stock call that draws the same picture is `pipeline(
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,6 +109,21 @@ class SD3Model:
     def device(self) -> torch.device:
         return self.transformer.device
 
+    @cached_property
+    def latent_space(self) -> dict[str, Any]:
+        """The autoencoder is told by a hash of its small tensors, which is quick and enough."""
+        vae: Any = self.pipeline.vae
+        digest = hashlib.sha256()
+        for name, tensor in sorted(vae.state_dict().items()):
+            if tensor.numel() <= 4096:
+                digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+        return {
+            "latent_shape": list(self.latent_shape),
+            "scaling_factor": vae.config.scaling_factor,
+            "shift_factor": vae.config.shift_factor or 0.0,
+            "autoencoder": digest.hexdigest(),
+        }
+
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> SD3Cond:
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
@@ -156,6 +172,19 @@ class SD3Model:
         latents = x0 / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        vae: Any = self.pipeline.vae
+        height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
+        if images.shape[1:] != (3, height, width):
+            raise UserError(
+                f"an image has {images.shape[-1]} x {images.shape[-2]} pixels, and the model draws {width} x {height}; "
+                "resize the images, or set resolution"
+            )
+        encoded = vae.encode((images * 2 - 1).to(vae.device, vae.dtype), return_dict=False)[0]
+        latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # AutoencoderTiny knows no distribution
+        return (latents.float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     def sigmas(self, num_steps: int) -> Tensor:
         return flow_sigmas(num_steps, self.shift).to(self.device)
