@@ -56,7 +56,7 @@ def save(
         header = {"format": FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": list(tensors)}
         _write_json(partial / "state.json", {**header, "state": dict(state)})
         _write_json(partial / "checksums.json", {name: _sha256(partial / name) for name in _files(partial)})
-        _sync_tree(partial)
+        sync_tree(partial)
         _put_in_place(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -264,7 +264,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
     """Force every file below `folder`, and the folders themselves, to the disk."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():

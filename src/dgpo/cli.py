@@ -26,6 +26,8 @@ USAGE = f"""usage: dgpo COMMAND ...
   dgpo train --resume RUN [--iterations N ...]        continue a run that was stopped or killed
   dgpo eval RUN|MODEL [--FIELD VALUE ...]             score a run's best weights, or a model
   dgpo sample RUN|MODEL --prompt TEXT                 draw pictures
+  dgpo collect RUN|MODEL --groups N [...]             draw and score groups into a dataset
+  dgpo train RECIPE --offline DATASET [...]           learn from such a dataset, or from your own pictures
   dgpo report RUN                                     write RUN/report.html anew
   dgpo --version
 
@@ -133,6 +135,33 @@ def sample(given: list[str]) -> int:
     return 0
 
 
+def collect(given: list[str]) -> int:
+    """Draw and score groups of images into a folder that `dgpo train --offline` learns from."""
+    usage = "dgpo collect RUN|MODEL --groups N"
+    source, rest = _source(given, usage)
+    groups, rest = _take_option(rest, "--groups", "the number of groups: --groups 100")
+    config = _parse(
+        replace(_config_of(source), out=None),
+        rest,
+        usage,
+        "Draw groups of images for the config's prompts, with a run's best weights or a model, score them with the\n"
+        "config's rewards, and write them into a new folder.\n"
+        "- --groups N: how many\n"
+        "- --out FOLDER: where; None: the folder groups",
+    )
+    if groups is None or not groups.isdecimal():
+        raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
+    from dgpo.rewards.base import RewardError
+    from dgpo.tools import collect_source
+
+    try:
+        print(collect_source(source, config, int(groups), Path(config.out or "groups")))
+    except RewardError as error:
+        print(f"dgpo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def report(given: list[str]) -> int:
     """Write a run's report anew."""
     usage = "dgpo report RUN"
@@ -152,6 +181,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
+    "collect": collect,
     "report": report,
 }
 

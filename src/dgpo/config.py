@@ -105,6 +105,8 @@ class Config:
 
     prompts: str | tuple[str, ...] = "shapes:train"
     """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KIND,KIND], or the prompts themselves."""
+    offline: str | None = None
+    """A folder of scored groups to learn from instead of rollouts; prompts and group_size are then the groups' own."""
     num_groups: int = 8
     """Prompts of one rollout, over all processes."""
     group_size: int = 16
@@ -187,6 +189,16 @@ class Config:
             not self.text_dropout or self._deterministic(),
             f"text_dropout={self.text_dropout}: {type(self.algorithm).__name__} trains on the densities of the "
             "rollout's own steps, which were sampled with their prompts; take text_dropout=0",
+        )
+        require(
+            self.offline is None or (self._deterministic() and self.algorithm.rollout_weights(0) == "policy"),
+            f"offline={self.offline!r}: {type(self.algorithm).__name__} learns only from rollouts that it samples "
+            "itself; take algorithm dgpo, awm or diffusion_dpo",
+        )
+        require(
+            self.offline is None or self.redraw_groups == 0,
+            f"redraw_groups={self.redraw_groups} samples anew, and offline={self.offline!r} samples nothing; take "
+            "redraw_groups=0",
         )
         require(0 <= self.text_dropout <= 1, f"text_dropout={self.text_dropout} is a share; it must be in [0, 1]")
 

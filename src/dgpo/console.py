@@ -47,12 +47,17 @@ class Console:
     def plan(self) -> list[str]:
         """What will be done, before anything is."""
         c, images = self._config, self._config.num_groups * self._config.group_size
+        drawn = (
+            f"{self._num_prompts} prompts x {c.group_size}"
+            if c.offline is None
+            else f"the dataset's {self._num_prompts} groups x up to {c.group_size}"
+        )
         trainable = sum(p.numel() for p in self._model.weights.parameters())
         return [
             f"{c.name}: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), {c.dtype} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
-            f"  an iteration: {c.num_groups} of {self._num_prompts} prompts x {c.group_size} images = {images} images, "
+            f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
             f"{c.updates_per_rollout} optimizer step(s), {network_evaluations(c):,} network evaluations",
             f"  {c.iterations} iterations; run folder {c.out}",
         ]
@@ -101,7 +106,7 @@ def network_evaluations(config: Config) -> int:
     images = config.num_groups * config.group_size
     s, a = config.sampling, config.algorithm
     steps = 2 * s.num_inference_steps - 1 if s.solver == "heun" else s.num_inference_steps
-    sampling = steps * (2 if s.guidance_scale != 1 else 1)
+    sampling = steps * (2 if s.guidance_scale != 1 else 1) * (config.offline is None)
     policy = 2 if a.policy_guidance(s.guidance_scale) != 1 else 1
     reference = (2 if a.ref_guidance(s.guidance_scale) != 1 else 1) if "ref" in a.needs else 0
     per_point = policy * (1 + ("old" in a.needs)) + reference
@@ -111,6 +116,8 @@ def network_evaluations(config: Config) -> int:
 
 
 def _kinds(config: Config) -> str:
+    if config.offline is not None:
+        return f"learning offline from the dataset {config.offline}; nothing is sampled but for evaluations"
     source = config.prompts if isinstance(config.prompts, str) else f"{len(config.prompts)} prompts"
     return f"prompts {source}, reward {' + '.join(f'{weight:g} {name}' for name, weight in config.rewards.items())}"
 

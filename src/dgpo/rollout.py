@@ -22,6 +22,7 @@ from dgpo.core.advantages import most_informative, unequal_groups
 from dgpo.core.solvers import VelocityFn, sde_solve, solve
 from dgpo.data import PromptSet
 from dgpo.models import Cond, VelocityModel
+from dgpo.offline import GroupDataset
 from dgpo.rewards.combine import RewardSet
 from dgpo.stopwatch import Stopwatch
 from dgpo.types import Rollout, Sde, Trajectory
@@ -68,6 +69,54 @@ def collect(
                 break
             rollout = rollout.rows(unequal[rollout.group_index])
     assert rollout is not None
+    return _compared(algorithm, rollout, config)
+
+
+def replay(
+    model: VelocityModel,
+    algorithm: Algorithm,
+    dataset: GroupDataset,
+    groups: Sequence[int],
+    encode: CondCache,
+    config: Config,
+    iteration: int,
+    clock: Stopwatch,
+) -> Rollout:
+    """These groups of a dataset as a rollout, this rank's share of it: what `collect` would have returned."""
+    device, sizes = model.device, dataset.sizes
+    everyone = [(place, member) for place, group in enumerate(groups) for member in range(sizes[group])]
+    mine = everyone[distributed.shard(len(everyone))]
+    places = list(dict.fromkeys(place for place, _ in mine))
+    members = {place: [member for other, member in mine if other == place] for place in places}
+    rows = dataset.prompts.subset(groups[place] for place, _ in mine)
+    group_index, member = torch.tensor(mine).unbind(1)
+
+    def labels(of: Callable[[int], Tensor]) -> Tensor:
+        return torch.cat([of(groups[place])[members[place]] for place in places])
+
+    with clock.phase("rollout"):
+        x0 = distributed.together(
+            lambda: torch.cat([dataset.x0(groups[place], members[place], model) for place in places])
+        )
+        cond = encode(rows.prompts).to(device)
+    rollout = Rollout(
+        iteration=iteration,
+        num_groups=len(groups),
+        group_sizes=torch.tensor([sizes[group] for group in groups], device=device),
+        prompts=rows.prompts,
+        metadata=rows.metadata,
+        group_index=group_index.to(device),
+        image_index=(group_index * config.group_size + member).to(device),
+        cond=cond,
+        sigmas=grid(model, config.sampling),
+        guidance_scale=config.sampling.guidance_scale,
+        x0=x0,
+        images=torch.empty(len(rows), 0),
+        scores={name: labels(lambda group, name=name: dataset.scores(group)[name]) for name in dataset.scores(0)},
+        rewards=labels(dataset.rewards).to(device),
+        advantages=torch.zeros(len(rows), device=device),
+        trained=torch.ones(len(rows), dtype=torch.bool, device=device),
+    )
     return _compared(algorithm, rollout, config)
 
 

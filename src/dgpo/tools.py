@@ -1,8 +1,9 @@
-"""What is done with a run or a model outside of training: evaluate it, draw with it."""
+"""What is done with a run or a model outside of training: evaluate it, draw with it, collect groups to learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,13 +14,15 @@ from torch import Tensor
 from dgpo import checkpoint
 from dgpo.config import Config
 from dgpo.core import seeds
-from dgpo.data import load_prompts
+from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.evaluate import evaluate
 from dgpo.models import VelocityModel, load_model
+from dgpo.offline import Group, require_new, write_groups
 from dgpo.report.grids import sample_grid
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, decode, grid, sample
+from dgpo.rollout import CondCache, chunks, decode, grid, sample
+from dgpo.runfolder import environment
 
 
 def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
@@ -92,6 +95,54 @@ def sample_source(source: str, config: Config, prompts: Sequence[str], images: i
     with torch.no_grad():
         sample_grid(decode(model, x0, sampling.batch_size), images).save(out)
     return out
+
+
+def collect_source(source: str, config: Config, number: int, folder: Path) -> str:
+    """Draw and score `number` groups into a new dataset folder, and return a line that says what is in it."""
+    if number < 1:
+        raise UserError(f"--groups {number} would make an empty dataset; give at least 1")
+    require_new(folder)
+    prompts, reward = load_prompts(config.prompts), RewardSet(config.rewards)
+    reward.check_metadata(prompts.metadata)
+    model, which = load_trained(source, config)
+    sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
+    about = {
+        "weights": which,
+        "prompts": config.prompts,
+        "rewards": config.rewards,
+        "sampling": sampling,
+        "seed": config.seed,
+        "environment": environment(),
+    }
+    rewards: list[Tensor] = []
+
+    def noted() -> Iterator[Group]:
+        for group in scored_groups(model, prompts, reward, config, number):
+            rewards.append(group.rewards)
+            yield group
+
+    write_groups(folder, noted(), model.latent_space, about)
+    mean, std = torch.cat(rewards).mean(), torch.stack([r.std(correction=0) for r in rewards]).mean()
+    return (
+        f"{folder}: {number} groups of {config.group_size} images, mean reward {mean:.3f}, within a group ± {std:.3f}"
+    )
+
+
+def scored_groups(
+    model: VelocityModel, prompts: PromptSet, reward: RewardSet, config: Config, number: int
+) -> Iterator[Group]:
+    """`number` groups in the order of a run's prompts, by the weights "ema"; as many at a time as fill a batch."""
+    size, sampling, encode = config.group_size, config.sampling, CondCache(model)
+    index = PromptSampler(len(prompts), config.seed).next(number)
+    for groups in chunks(number, max(1, sampling.batch_size // size)):
+        batch = prompts.subset(i for i in index[groups] for _ in range(size))
+        streams = [seeds.generator(config.seed, "collect", g, i) for g in range(number)[groups] for i in range(size)]
+        cond, sigmas = encode(batch.prompts), grid(model, sampling)
+        x0 = sample(model, cond, streams, sigmas, sampling, sampling.guidance_scale, "ema")
+        scores, rewards = reward(decode(model, x0, sampling.batch_size), batch.prompts, batch.metadata)
+        for rows in chunks(len(batch), size):
+            own = {name: score[rows] for name, score in scores.items()}
+            yield Group(batch.prompts[rows.start], batch.metadata[rows.start], x0[rows], rewards[rows], own)
 
 
 def _require_new_png(path: Path) -> None:

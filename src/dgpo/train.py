@@ -2,6 +2,7 @@
 
     for every iteration:
         prompts -> a group of images each, by a deterministic solver -> rewards -> advantages        (rollout.py)
+            or, offline, such groups from a dataset
         for every update:                                                                               (`improve`)
             for every drawn (t, noise): velocities of ref, old and policy -> the algorithm's loss -> backward  (`learn`)
             clip, step, follow with old and ema
@@ -42,11 +43,12 @@ from dgpo.evaluate import evaluate
 from dgpo.interrupt import Interrupt
 from dgpo.meter import GradientMeter, NoiseAverage
 from dgpo.models import VelocityModel, load_model
+from dgpo.offline import GroupDataset
 from dgpo.report import write_report
 from dgpo.report.grids import write_samples
 from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect
+from dgpo.rollout import CondCache, chunks, collect, replay
 from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
@@ -97,17 +99,22 @@ def train(
     """
     device = distributed.init(device_of(config.device))
     algorithm = config.algorithm
-    prompts = load_prompts(config.prompts)
+    dataset = None if config.offline is None else GroupDataset(config.offline)
+    config = config if dataset is None else resolved(config, dataset)
+    prompts = load_prompts(config.prompts) if dataset is None else dataset.prompts
     sources = config.eval_prompts if config.eval_every else {}
     eval_sets = {name: load_prompts(source) for name, source in sources.items()}
     reward, eval_reward = reward_sets(config, reward_functions or {})
-    reward.check_metadata(prompts.metadata)
+    if dataset is None:
+        reward.check_metadata(prompts.metadata)
     for some in eval_sets.values():
         eval_reward.check_metadata(some.metadata)
     require_trackers(config.trackers)
     if model is None:
         model = load(config, device)
     require_feasible(model, config, resume)
+    if dataset is not None:
+        require_trainable(dataset, model, config)
     run, config = open_folder(config, resume)
     reward.save_failures_to = eval_reward.save_failures_to = run / "failures"
 
@@ -146,7 +153,11 @@ def train(
                 break
 
             started = time.perf_counter()
-            rollout = collect(model, algorithm, reward, encode, draw_prompts, config, state.iteration, clock)
+            if dataset is None:
+                rollout = collect(model, algorithm, reward, encode, draw_prompts, config, state.iteration, clock)
+            else:
+                groups = sampler.next(config.num_groups)
+                rollout = replay(model, algorithm, dataset, groups, encode, config, state.iteration, clock)
             metrics = describe(rollout, config)
             with clock.phase("update"):
                 metrics |= improve(model, algorithm, optimizer, to_train(rollout, encode, config), state, config)
@@ -195,6 +206,7 @@ def learn(
     micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
     images = config.num_groups * int(rollout.group_sizes.max())  # a group that was dropped counts, with a loss of 0
+    trained = int(rollout.group_sizes.sum())  # over all ranks
     guidance = algorithm.policy_guidance(rollout.guidance_scale)
     sums: dict[str, Tensor] = {}
 
@@ -208,10 +220,9 @@ def learn(
             v = model.velocity(at.x_t, at.t, part.cond, guidance)
             old = v.detach() if state.old_is_policy else given.old
             loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
-            share = len(part.prompts) / images / len(points)
-            (loss * share).backward()
+            (loss * (len(part.prompts) / images / len(points))).backward()
             for name, value in metrics.items():
-                sums[name] = sums.get(name, 0) + value * share
+                sums[name] = sums.get(name, 0) + value * (len(part.prompts) / trained / len(points))
         if meter:
             meter.cut()
     group_sq_norms = meter.finish() if meter else None
@@ -393,7 +404,7 @@ def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[Reward
 
 def weight_sets(config: Config) -> set[str]:
     """The weight sets that training uses beside the policy."""
-    samplers = {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON)}
+    samplers = {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON) if config.offline is None}
     return {"ema", *config.algorithm.needs, *(samplers - {"policy"})}
 
 
@@ -432,6 +443,23 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
         checkpoints = config.keep_checkpoints + 2  # the best, and the one that is being written
         bytes_each = sum(p.nbytes for p in model.weights.parameters()) * sets
         checkpoint.require_free_space(config.out or "runs", bytes_each * checkpoints)
+
+
+def resolved(config: Config, dataset: GroupDataset) -> Config:
+    """The group_size of the dataset's largest group; the noise scale is measured on groups of one size only."""
+    same = len(set(dataset.sizes)) == 1
+    return replace(config, group_size=max(dataset.sizes), noise_scale_every=config.noise_scale_every if same else 0)
+
+
+def require_trainable(dataset: GroupDataset, model: VelocityModel, config: Config) -> None:
+    """Refuse a dataset of another model, or of too few images for these processes."""
+    distributed.together(lambda: dataset.require_fits(model))
+    images, processes = config.num_groups * min(dataset.sizes), distributed.world_size()
+    if images < processes:
+        raise UserError(
+            f"{config.num_groups} groups of {min(dataset.sizes)} images, the smallest of {dataset.folder}, cannot "
+            f"occupy {processes} processes; raise num_groups, or use at most {images} processes"
+        )
 
 
 def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:

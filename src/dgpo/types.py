@@ -48,7 +48,7 @@ class Rollout(NamedTuple):
     sigmas: Tensor  # (S + 1,) fp32, descending, the grid the rollout used, trailing 0
     guidance_scale: float  # the rollout's classifier-free guidance, 1.0 is none
     x0: Tensor  # (B, *latent) fp32
-    images: Tensor  # (B, 3, H, W) float in [0, 1]
+    images: Tensor  # (B, 3, H, W) float in [0, 1]; (B, 0) where the rollout was read from a dataset
     scores: dict[str, Tensor]  # name -> (B,) raw reward
     rewards: Tensor  # (B,) weighted
     advantages: Tensor  # (B,) sums to zero over a group
