@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made import SPLITS, first_point, gradient_in_parts, make_rollout, make_velocities, randn
 
 from dgpo.algorithms import ALGORITHMS
 from dgpo.algorithms.base import Algorithm
@@ -19,50 +20,7 @@ from dgpo.core.losses import dsm_loss
 from dgpo.core.seeds import generator
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
-from dgpo.types import Rollout, Velocities
-
-LATENT = (2, 3, 3)
-
-
-def randn(*shape, key=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator(key, "test")).to(dtype)
-
-
-def make_rollout(num_groups=3, group_size=4, dtype=torch.float64, sigmas=None, rewards=None) -> Rollout:
-    """A rollout of the right shapes whose pictures were never drawn."""
-    size = num_groups * group_size
-    group_index = torch.arange(num_groups).repeat_interleave(group_size)
-    rewards = randn(size, key=1) if rewards is None else rewards
-    return Rollout(
-        iteration=0,
-        num_groups=num_groups,
-        group_sizes=torch.full((num_groups,), group_size),
-        prompts=[f"prompt {g}" for g in group_index.tolist()],
-        metadata=[{}] * size,
-        group_index=group_index,
-        image_index=torch.arange(size),
-        cond=group_index,
-        sigmas=flow_sigmas(10) if sigmas is None else sigmas,
-        guidance_scale=1.0,
-        x0=randn(size, *LATENT, key=2, dtype=dtype),
-        images=torch.zeros(size, 3, 1, 1),
-        scores={"reward": rewards},
-        rewards=rewards,
-        advantages=group_advantages(rewards, group_index, num_groups).to(dtype),
-        trained=torch.ones(size, dtype=torch.bool),
-    )
-
-
-def make_velocities(point, *, near=0.02, leaf=None) -> Velocities:
-    """A policy close to its reference, so that s is neither 0 nor saturated."""
-    ref = point.target + randn(*point.target.shape, key=3).to(point.target)
-    policy = ref + near * randn(*point.target.shape, key=4).to(ref) if leaf is None else leaf
-    old = ref + near * randn(*point.target.shape, key=5).to(ref)
-    return Velocities(policy=policy.detach().requires_grad_(), ref=ref, old=old)
-
-
-def first_point(rollout, algorithm=None):
-    return next((algorithm or DGPO()).points(rollout, generator(0, "points")))
+from dgpo.types import Velocities
 
 
 def test_hand_computed():
@@ -201,7 +159,7 @@ def test_two_ranks_equal_one(counts_given):
 
 def test_loss_is_the_mean_of_dgpo_loss_plus_the_kl():
     rollout = make_rollout()
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point)
     loss, metrics = DGPO(clip_range=None, kl_coef=0.3).loss(point, v, rollout)
     dsm, dsm_ref = dsm_loss(v.policy, point.target), dsm_loss(v.ref, point.target)
@@ -226,7 +184,7 @@ def test_loss_is_the_mean_of_dgpo_loss_plus_the_kl():
 
 def test_where_the_policy_is_the_reference_each_group_weighs_half():
     rollout = make_rollout()
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point, near=0.0)
     _, metrics = DGPO().loss(point, v, rollout)
     assert metrics["group_weight"] == 0.5
@@ -236,7 +194,7 @@ def test_where_the_policy_is_the_reference_each_group_weighs_half():
 
 def test_the_step_lowers_dsm_of_the_good_and_raises_it_of_the_bad():
     rollout = make_rollout()
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point, near=0.0)
     loss, _ = DGPO(kl_coef=0.0).loss(point, v, rollout)
     (grad,) = torch.autograd.grad(loss, v.policy)
@@ -246,7 +204,7 @@ def test_the_step_lowers_dsm_of_the_good_and_raises_it_of_the_bad():
 
 def test_clipped_images_give_no_gradient_but_count_in_the_group_sum():
     rollout = make_rollout(num_groups=2)
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point, near=0.05)
     algorithm = DGPO(kl_coef=0.0, clip_range=1e-3)
     loss, metrics = algorithm.loss(point, v, rollout)
@@ -265,7 +223,7 @@ def test_clipped_images_give_no_gradient_but_count_in_the_group_sum():
 
 def test_the_kl_is_not_clipped():
     rollout = make_rollout(num_groups=2)
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point, near=0.05)
     grads = [
         torch.autograd.grad(DGPO(kl_coef=kl, clip_range=1e-3).loss(point, v, rollout)[0], v.policy)[0]
@@ -290,7 +248,7 @@ def test_what_is_needed_is_enough_and_nothing_else_is_read(settings, needs):
     rollout = make_rollout()
     algorithm = DGPO(**settings)
     assert algorithm.needs == needs
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point)
     only = v._replace(**dict.fromkeys({"ref", "old"} - needs))
     loss, metrics = algorithm.loss(point, only, rollout)
@@ -304,30 +262,11 @@ def test_what_is_needed_is_enough_and_nothing_else_is_read(settings, needs):
 
 def test_the_dynamic_reference_is_old_and_the_kl_stays_with_ref():
     rollout = make_rollout()
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point)
     _, metrics = DGPO(reference="old").loss(point, v, rollout)
     assert metrics["dsm_ref"].item() == pytest.approx(dsm_loss(v.old, point.target).mean().item())
     assert metrics["kl"].item() == pytest.approx((v.policy - v.ref).square().mean().item())
-
-
-def gradient_in_parts(algorithm, point, velocities, rollout, parts):
-    """The loop's two passes: sum the statistic over micro-batches, then accumulate the loss of each."""
-    pieces = [(point.rows(part), velocities.rows(part), rollout.rows(part)) for part in parts]
-    total = sum(algorithm.statistic(*piece) for piece in pieces)
-    assert not total.requires_grad
-    loss = sum(
-        algorithm.loss(*piece, reduce=lambda _: total)[0] * len(part) / len(rollout.prompts)
-        for piece, part in zip(pieces, parts)
-    )
-    return torch.autograd.grad(loss, velocities.policy)[0], loss
-
-
-SPLITS = {
-    "through groups": [torch.arange(0, 5), torch.arange(5, 7), torch.arange(7, 12)],
-    "one by one": list(torch.arange(12).split(1)),
-    "interleaved": [torch.arange(0, 12, 2), torch.arange(1, 12, 2)],
-}
 
 
 @pytest.mark.parametrize("parts", SPLITS.values(), ids=SPLITS)
@@ -351,7 +290,7 @@ def test_micro_batches_equal_the_whole(parts, dtype, tolerance):
 def test_a_slice_is_a_whole_when_the_loop_holds_two_ranks():
     rollout = make_rollout()
     algorithm = DGPO()
-    point = first_point(rollout)
+    point = first_point(rollout, DGPO())
     v = make_velocities(point)
     (grad,) = torch.autograd.grad(algorithm.loss(point, v, rollout)[0], v.policy)
     rows = [torch.tensor([0, 3, 4, 5, 9, 10]), torch.tensor([1, 2, 6, 7, 8, 11])]
@@ -441,7 +380,7 @@ def test_points_do_not_depend_on_which_part_of_the_batch_asks(shared_t, shared_n
 
 def test_a_rollout_too_short_for_the_grid_says_so():
     with pytest.raises(UserError, match="trunc_steps=6"):
-        first_point(make_rollout(sigmas=flow_sigmas(5)))
+        first_point(make_rollout(sigmas=flow_sigmas(5)), DGPO())
 
 
 def test_the_defaults_are_the_papers_and_satisfy_the_protocol():

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo.core.advantages import best_worst_pairs, frac_reward_zero_std, group_advantages
+from dgpo.core.advantages import (
+    best_worst_pairs,
+    frac_reward_zero_std,
+    group_advantages,
+    most_informative,
+    unequal_groups,
+)
 from dgpo.core.groups import group_sum
 
 REWARDS = torch.tensor([1.0, 3.0, 0.5, 0.5, 2.0])
@@ -75,3 +81,41 @@ def test_best_and_worst_rows():
 
 def test_share_of_groups_that_teach_nothing():
     assert frac_reward_zero_std(torch.tensor([0.1, 0.1, 0.2, 0.3]), torch.tensor([0, 0, 1, 1]), 2) == 0.5
+
+
+def test_the_most_informative_are_the_extremes_centred_anew():
+    advantages = torch.tensor([0.5, -2.0, 0.1, 3.0, -1.0, 1.0, 0.0, -0.6])
+    index = torch.tensor([0, 1, 0, 0, 0, 1, 1, 0])
+    centred, chosen = most_informative(advantages, index, 2, keep=2)
+    assert chosen.tolist() == [False, True, False, True, True, True, False, False]
+    assert centred.tolist() == [0.0, -1.5, 0.0, 2.0, -2.0, 1.5, 0.0, 0.0]
+    centred, chosen = most_informative(advantages[index == 0], torch.zeros(5, dtype=torch.int64), 1, keep=4)
+    assert chosen.tolist() == [True, False, True, True, True]
+    assert centred.tolist() == pytest.approx([0.025, 0, 2.525, -1.475, -1.075])
+
+
+def test_of_equal_images_the_first_and_the_last_are_chosen():
+    advantages, index = torch.zeros(10), torch.arange(2).repeat(5)
+    centred, chosen = most_informative(advantages, index, 2, keep=2)
+    assert torch.nonzero(chosen).flatten().tolist() == [0, 1, 8, 9]
+    assert (centred == 0).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-50, 50), min_size=12, max_size=12), st.sampled_from([2, 4]))
+def test_half_of_the_chosen_come_from_either_end(values, keep):
+    advantages, index = torch.tensor(values) / 10, torch.arange(2).repeat(6)
+    centred, chosen = most_informative(advantages, index, 2, keep)
+    assert centred.dtype == advantages.dtype
+    torch.testing.assert_close(group_sum(centred, index, 2), torch.zeros(2), rtol=0, atol=1e-5)
+    for group in range(2):
+        own, among = advantages[index == group], chosen[index == group]
+        assert among.sum() == keep
+        expected = torch.cat([own.sort().values[: keep // 2], own.sort().values[-keep // 2 :]])
+        assert torch.equal(own[among].sort().values, expected)
+
+
+def test_unequal_groups():
+    rewards, index = torch.tensor([0.1, 0.3, 0.1, 0.3, 0.1, 0.3000001]), torch.tensor([0, 1, 0, 1, 0, 2])
+    assert unequal_groups(rewards, index, 3).tolist() == [False, False, False]
+    assert unequal_groups(rewards, torch.tensor([0, 1, 0, 1, 0, 1]), 2).tolist() == [False, True]

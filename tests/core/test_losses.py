@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dgpo.core.losses import clipped_surrogate, dsm_clip_mask, dsm_loss, velocity_kl
+from dgpo.core.losses import clipped_surrogate, dsm_clip_mask, dsm_loss, gaussian_kl, velocity_kl
 
 
 def test_dsm_is_the_mean_square_of_each_image():
@@ -41,3 +41,13 @@ def test_clipped_surrogate_is_ppo():
     assert ratio.grad is not None
     assert ratio.grad.tolist() == [0.0, 2.0, -2.0, 0.0]
     assert math.isclose(loss.sum().item(), 1.2, rel_tol=1e-6)
+
+
+def test_gaussian_kl_is_torchs_averaged_over_elements():
+    mean, mean_ref = torch.tensor([[[1.0, 2.0]], [[0.0, 0.0]]]), torch.tensor([[[0.0, 4.0]], [[0.0, 3.0]]])
+    std = torch.tensor([0.5, 2.0]).reshape(2, 1, 1)
+    kl = gaussian_kl(mean, mean_ref, std)
+    assert kl.tolist() == [5 / 2 / 0.5, 9 / 2 / 8]
+    normal = torch.distributions.Normal
+    exact = torch.distributions.kl_divergence(normal(mean, std.expand(2, 1, 2)), normal(mean_ref, std.expand(2, 1, 2)))
+    torch.testing.assert_close(kl, exact.mean((1, 2)))

@@ -191,6 +191,16 @@ def test_sde_step_by_hand():
     assert log_prob.item() == pytest.approx(-0.125 - math.log(std) - 0.5 * math.log(2 * math.pi), rel=1e-5)
 
 
+def test_noise_of_a_constant_rate_by_hand():
+    """s = .7 at any t; it is never infinite, so t = 1 needs no exception."""
+    x, v = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[-1.0]], dtype=torch.float64)
+    for t, t_next in ((0.8, 0.6), (1.0, 0.8)):
+        at, to = (torch.tensor([value], dtype=torch.float64) for value in (t, t_next))
+        mean, std = sde_moments(x, v, at, to, constant=True)
+        assert std.item() == pytest.approx(0.7 * math.sqrt(0.2))
+        assert mean.item() == pytest.approx(2 * (1 - 0.49 * 0.2 / (2 * t)) + 0.2 * (1 + 0.49 * (1 - t) / (2 * t)))
+
+
 def test_without_noise_the_step_is_eulers():
     x, v = noise(3, 4), noise(3, 4) * 2
     mean, std = sde_moments(x, v, torch.full((3,), 0.8), torch.full((3,), 0.6), noise_level=0.0)
@@ -237,10 +247,11 @@ def test_outside_its_window_the_sampler_is_euler():
     )
 
 
-def test_the_stochastic_sampler_has_the_same_marginal():
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_stochastic_sampler_has_the_same_marginal(constant):
     streams = [generator(0, "sde", i) for i in range(40)]
     x = randn_rows(streams, (100,)).double()
-    x0, _, _ = sde_solve(gaussian_velocity, x, flow_sigmas(150, shift=2.0, t_max=1.0), streams, noise_level=0.7)
+    x0, _, _ = sde_solve(gaussian_velocity, x, flow_sigmas(150, shift=2.0, t_max=1.0), streams, constant=constant)
     assert x0.mean() == pytest.approx(MEAN, abs=0.03)
     assert x0.std() == pytest.approx(STD, rel=0.05)
     assert abs(torch.corrcoef(torch.stack([x.flatten(), x0.flatten()]))[0, 1]) < 0.9  # the ODE's is 1

@@ -80,7 +80,7 @@ class Algorithm(Protocol):
 
     def statistic(self, point: TrainPoint, velocities: Velocities, rollout: Rollout) -> Tensor:
         """These rows' share of the sum over each group, without gradient; returns (num_groups,)."""
-        raise NotImplementedError(f"{type(self).__name__} couples no group")
+        raise TypeError(f"{type(self).__name__} couples no group")
 
     def loss(
         self, point: TrainPoint, velocities: Velocities, rollout: Rollout, reduce: Reduce = identity
