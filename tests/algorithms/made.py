@@ -111,6 +111,8 @@ def assert_parts_equal_the_whole(
 def assert_gradcheck(algorithm: Algorithm, point: TrainPoint, velocities: Velocities, rollout: Rollout) -> None:
     """The gradient is that of the loss's value, by finite differences."""
 
+    assert velocities.policy is not None
+
     def loss(policy: Tensor) -> Tensor:
         return algorithm.loss(point, velocities._replace(policy=policy), rollout)[0]
 

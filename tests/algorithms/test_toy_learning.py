@@ -1,10 +1,10 @@
-"""DGPO teaches the toy its prompts in seconds, and learns nothing where rewards do not belong to their images."""
+"""Each algorithm teaches the toy its prompts in seconds, and nothing where rewards do not belong to their images."""
 
 import pytest
 import torch
 import toy
 
-from dgpo.algorithms import DGPO, FlowGRPO
+from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
 
 # A mean over two numbers moves far more than one over an image's thousands, hence a smaller beta than the paper's.
 MODES = {
@@ -15,6 +15,13 @@ MODES = {
     ),
     "sampled by old": DGPO(beta=1.0, kl_coef=0.01, sampling_switch=10, std="group"),
 }
+PEERS = {  # the algorithm and its optimizer steps on one rollout
+    "flow_grpo": (FlowGRPO(clip_range=0.2, kl_coef=0.01, window=3, window_end=5), 2),
+    "diffusion_nft": (DiffusionNFT(old_decay_rate=0.01), 1),
+    "awm": (AWM(), 1),
+    "diffusion_dpo": (DiffusionDPO(beta=2.0), 1),
+}
+SLIDING = FlowGRPO(clip_range=0.2, kl_coef=0.01, window=4, window_shift_every=2, constant_noise=True)
 BASE = 0.2
 
 
@@ -33,6 +40,36 @@ def test_reward_rises(algorithm):
     assert toy.score(model) > 2 * BASE
     assert toy.score(model, "old") > 2 * BASE
     assert all(metric == metric for metric in history[-1].values())
+
+
+@pytest.mark.parametrize(("algorithm", "updates"), [*PEERS.values(), (SLIDING, 2)], ids=[*PEERS, "sliding window"])
+def test_reward_rises_with_other_algorithms(algorithm, updates):
+    model, history = train(algorithm, updates=updates)
+    assert toy.score(model) > 2 * BASE
+    assert toy.score(model, "old") > 2 * BASE
+    assert all(metric == metric for metric in history[-1].values())
+
+
+@pytest.mark.parametrize(("algorithm", "updates"), PEERS.values(), ids=PEERS)
+def test_rewards_of_other_images_teach_other_algorithms_nothing(algorithm, updates):
+    model, _ = train(algorithm, updates=updates, shuffle=True)
+    assert toy.score(model) < 1.25 * BASE
+
+
+def test_old_stays_while_a_rollout_is_trained_on_if_the_algorithm_says_so():
+    """In the second update of a rollout AWM's ratio is measured from the policy that drew it."""
+    _, (both,) = toy.train(AWM(kl_coef=0.0), 1, updates=2)
+    _, (first,) = toy.train(AWM(kl_coef=0.0), 1, updates=1)
+    assert first["ratio"] == 1
+    assert both["ratio"] != 1
+
+
+def test_only_pairs_train_with_diffusion_dpo():
+    rollout = toy.collect(toy.ToyModel(), DiffusionDPO(), 0, seed=0, num_groups=3, group_size=5, shuffle=False)
+    part = rollout.rows(rollout.trained)
+    assert part.group_index.tolist() == [0, 0, 1, 1, 2, 2]
+    assert rollout.group_sizes.tolist() == [2, 2, 2]
+    assert part.advantages.reshape(3, 2).sum(1).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

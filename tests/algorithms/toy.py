@@ -84,10 +84,12 @@ def collect(
     rewards = reward(x0, place)
     if shuffle:
         rewards = rewards[torch.randperm(size, generator=generator(seed, "shuffle", iteration))]
+    advantages = algorithm.advantages(rewards, group_index, num_groups)
+    trained = advantages != 0 if algorithm.skips_zero else torch.ones(size, dtype=torch.bool)
     return Rollout(
         iteration=iteration,
         num_groups=num_groups,
-        group_sizes=torch.full((num_groups,), group_size),
+        group_sizes=torch.bincount(group_index[trained], minlength=num_groups),
         prompts=[f"place {number}" for number in place.tolist()],
         metadata=[{}] * size,
         group_index=group_index,
@@ -99,8 +101,8 @@ def collect(
         images=torch.zeros(size, 3, 1, 1),
         scores={"near": rewards},
         rewards=rewards,
-        advantages=algorithm.advantages(rewards, group_index, num_groups),
-        trained=torch.ones(size, dtype=torch.bool),
+        advantages=advantages,
+        trained=trained,
         trajectory=trajectory,
     )
 
@@ -119,6 +121,7 @@ def train(
     learning_rate: float = 3e-3,
     num_groups: int = 12,
     group_size: int = 12,
+    updates: int = 1,
     shuffle: bool = False,
 ) -> tuple[ToyModel, list[dict[str, float]]]:
     """The training loop in small. Returns the model and the metrics of each iteration, means over points."""
@@ -127,15 +130,17 @@ def train(
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate)
     for iteration in range(iterations):
         rollout = collect(model, algorithm, iteration, seed, num_groups, group_size, shuffle)
-        logs = []
-        for point in algorithm.points(rollout, generator(seed, "points", iteration)):
-            loss, metrics = algorithm.loss(point, evaluate_point(model, algorithm, point, rollout), rollout)
-            loss.backward()
-            logs.append(metrics)
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema_update(old.parameters(), policy.parameters(), algorithm.old_decay(iteration))
+        rollout, logs = rollout.rows(rollout.trained), []
+        for update in range(updates):
+            for point in algorithm.points(rollout, generator(seed, "points", iteration, *[update] * (updates > 1))):
+                loss, metrics = algorithm.loss(point, evaluate_point(model, algorithm, point, rollout), rollout)
+                loss.backward()
+                logs.append(metrics)
+            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if algorithm.old_follows == "step" or update + 1 == updates:
+                ema_update(old.parameters(), policy.parameters(), algorithm.old_decay(iteration * updates + update))
         history.append({name: float(torch.stack([log[name] for log in logs]).mean()) for name in logs[0]})
     return model, history
 
