@@ -15,6 +15,8 @@ from torch import Tensor
 
 import dgpo
 from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling, checkpoint
+from dgpo.core import seeds
+from dgpo.report.grids import to_pil
 
 PROMPTS = ("a red cat", "two dogs", "a cup", "green", "one bird")
 MODES: dict[str, tuple[DGPO, float]] = {  # the algorithm and the guidance of its rollouts
@@ -71,6 +73,26 @@ def run(config: Config, resume: bool = False, **options: Any) -> dgpo.Result:
     torch.set_num_threads(1)
     vars(importlib.import_module("dgpo.train"))["write_report"] = lambda run: None
     return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})
+
+
+def write_pictures(folder: Path) -> Path:
+    """A dataset of PNG files: three images of ranks with a tie, and two of which one is preferred."""
+    (folder / "png").mkdir(parents=True)
+    for i in range(5):
+        to_pil(picture(i)).save(folder / "png" / f"{i}.png")
+    names = [f"png/{i}.png" for i in range(5)]
+    groups = [
+        {"prompt": "a red cat", "images": names[:3], "ranks": [1, 3, 1]},
+        {"prompt": "two dogs", "images": names[3:], "rewards": [0, 1]},
+    ]
+    (folder / "groups.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
+    (folder / "dataset.json").write_text('{"format": 1}')
+    return folder
+
+
+def picture(number: int) -> Tensor:
+    """(3, 64, 64) in [0, 1], at random."""
+    return torch.rand(3, 64, 64, generator=seeds.generator(number, "picture"))
 
 
 def newest(out: Path) -> int:

@@ -18,13 +18,12 @@ from safetensors.torch import load_file, save_file
 from dgpo import UserError, distributed, load_model, load_prompts
 from dgpo import rollout as rollout_module
 from dgpo.algorithms import ALGORITHMS
-from dgpo.cli import main
+from dgpo.cli import COMMANDS, main
 from dgpo.config import Config, load_yaml
 from dgpo.console import network_evaluations
 from dgpo.core import seeds
 from dgpo.data import PromptSampler
 from dgpo.offline import Group, GroupDataset, write_groups
-from dgpo.report.grids import to_pil
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect, replay
 from dgpo.stopwatch import Stopwatch
@@ -32,7 +31,7 @@ from dgpo.types import Rollout
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import draw, requests
-from runs import PROMPTS, REWARDS, assert_same_run, rows, run, small
+from runs import PROMPTS, REWARDS, assert_same_run, picture, rows, run, small, write_pictures
 
 DOCS = (Path(__file__).parents[1] / "docs" / "offline.md").read_text(encoding="utf-8")
 
@@ -53,11 +52,6 @@ def some_groups(model: Any, sizes: tuple[int, ...] = (3, 2)) -> list[Group]:
     return groups
 
 
-def picture(number: int) -> torch.Tensor:
-    """(3, 64, 64) in [0, 1]."""
-    return torch.rand(3, 64, 64, generator=seeds.generator(number, "picture"))
-
-
 @pytest.fixture
 def latents(model: Any, tmp_path: Path) -> Path:
     """A dataset of latents: groups of three and of two images."""
@@ -66,19 +60,8 @@ def latents(model: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Two groups of PNG files as people make them: ranks of three images with a tie, and one preferred of two."""
-    folder = tmp_path / "pictures"
-    (folder / "png").mkdir(parents=True)
-    for i in range(5):
-        to_pil(picture(i)).save(folder / "png" / f"{i}.png")
-    names = [f"png/{i}.png" for i in range(5)]
-    write_lines(
-        folder,
-        {"prompt": "a red cat", "images": names[:3], "ranks": [1, 3, 1]},
-        {"prompt": "two dogs", "images": names[3:], "rewards": [0, 1]},
-    )
-    (folder / "dataset.json").write_text('{"format": 1}')
-    return folder
+    """Two groups of PNG files, of three and two images, as people make them."""
+    return write_pictures(tmp_path / "pictures")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -235,6 +218,17 @@ def test_groups_of_different_sizes_train_alike_in_any_micro_batch(tiny_folder: P
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-3, abs=1e-6)
     assert found[0]["train/grad_norm"] > 0
+    assert found[0]["train/group_weight"] == pytest.approx(0.5)  # sigmoid(0): the policy is still the reference
+
+
+def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pictures: Path) -> None:
+    tie = {"prompt": "a cup", "images": ["png/0.png", "png/1.png"], "ranks": [1, 1]}
+    write_lines(pictures, tie, tie)
+    options = {"iterations": 1, "offline": str(pictures), "algorithm": ALGORITHMS["diffusion_dpo"]()}
+    run(small(tiny_folder, pictures.with_name("run"), **options))
+    (row,) = rows(pictures.with_name("run"))
+    assert row["train/frac_trained"] == 0
+    assert "train/loss" not in row
 
 
 def test_each_rank_takes_its_share(
@@ -448,6 +442,14 @@ def test_the_commands_refuse(
     assert main(words.split()) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("line", [line for line in DOCS.splitlines() if line.startswith("dgpo ")])
+def test_the_pages_commands_exist(line: str) -> None:
+    command, *words = line.split("#")[0].split()[1:]
+    options = [word for word in words if word.startswith("--")]
+    assert command in COMMANDS
+    assert {*options} <= {"--groups", "--out", "--offline", "--algorithm", "--resume"}
 
 
 def test_the_pages_own_dataset_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

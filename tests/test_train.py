@@ -262,7 +262,7 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
 
     drawn, alone = torch.load(tmp_path / "ranks" / "rollout.pt"), train_worker.rollout_of(tiny_folder)
     assert all(torch.equal(drawn[name], alone[name]) for name in alone)
-    for name in ("straddling", "aligned"):
+    for name in ("straddling", "aligned", "offline"):
         one, two = tmp_path / "alone" / name, tmp_path / "ranks" / name
         run(getattr(train_worker, name)(tiny_folder, one))
         for left, right in zip(rows(two), rows(one), strict=True):

@@ -13,7 +13,7 @@ from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect
 from dgpo.stopwatch import Stopwatch
-from runs import PROMPTS, REWARDS, colour, run, small
+from runs import PROMPTS, REWARDS, colour, run, small, write_pictures
 
 
 def straddling(model: Path, out: Path) -> Config:
@@ -26,6 +26,15 @@ def straddling(model: Path, out: Path) -> Config:
 def aligned(model: Path, out: Path) -> Config:
     """Two groups of four, whole on their ranks, so that the noise scale is measured; the full network trains."""
     return small(model, out, group_size=4, iterations=2, finetune="full", noise_scale_every=1)
+
+
+def offline(model: Path, out: Path) -> Config:
+    """Five pictures of two groups in a dataset: on two ranks the first of them lies on both."""
+    data = out.parent / "pictures"
+    if distributed.is_main():
+        write_pictures(data)
+    distributed.barrier()
+    return small(model, out, offline=str(data), iterations=2)
 
 
 def rollout_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -54,6 +63,7 @@ def main(folder: Path, out: Path) -> None:
     drawn = rollout_of(folder)
     run(straddling(folder, out / "straddling"))
     run(aligned(folder, out / "aligned"))
+    run(offline(folder, out / "offline"))
     try:
         run(small(folder, out / "failing"), reward_functions={"colour": fail_on_the_second_rank})
     except RewardError as error:

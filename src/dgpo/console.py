@@ -78,7 +78,7 @@ class Console:
         left = (self._config.iterations - iteration) * seconds
         line = (
             f"reward {metrics['train/reward_mean']:.3f}  {self._watched}"
-            f"clip {metrics.get('train/clip_fraction', 0):.3f}  grad {metrics['train/grad_norm']:.3f}  "
+            f"clip {metrics.get('train/clip_fraction', 0):.3f}  grad {metrics.get('train/grad_norm', 0):.3f}  "
             f"{images / seconds:.1f} images/s  {_span(left)} left"
         )
         if not self._timed:

@@ -205,8 +205,9 @@ def learn(
     meter = GradientMeter(parameters) if measures_noise(state, config) else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
-    images = config.num_groups * int(rollout.group_sizes.max())  # a group that was dropped counts, with a loss of 0
     trained = int(rollout.group_sizes.sum())  # over all ranks
+    # a group that was dropped counts like the others, with a loss of 0
+    images = config.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
     guidance = algorithm.policy_guidance(rollout.guidance_scale)
     sums: dict[str, Tensor] = {}
 
