@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_sd3  # pyright: ignore[reportMissingImports] (tests/models)
@@ -71,8 +72,9 @@ def small(model: Path, out: Path, mode: str = "cfg", **changes: Any) -> Config:
 def run(config: Config, resume: bool = False, **options: Any) -> dgpo.Result:
     """`dgpo.train` with the colour reward, on one thread and without the report, whose figures take seconds."""
     torch.set_num_threads(1)
-    vars(importlib.import_module("dgpo.train"))["write_report"] = lambda run: None
-    return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("dgpo.train"), "write_report", lambda run: None)
+        return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})
 
 
 def write_pictures(folder: Path) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,3 +212,17 @@ def test_resume_of_another_versions_folder_speaks_of_the_version_not_of_its_fiel
     (run / "config.yaml").write_text("a_field_of_the_future: 1\n")
     assert main(["train", "--resume", str(run)]) == 2
     assert "was written by dgpo 9.0.0" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Closed(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed(io.BufferedWriter(io.FileIO(tmp_path / "out", "w"))))
+    assert main(["--help"]) == 0
+
+
+def test_the_benchmark_says_which_run_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--only", "dpgo"]) == 2
+    assert "Did you mean 'dgpo'" in capsys.readouterr().err

@@ -35,6 +35,7 @@ LAYERS = {
     "dgpo/evaluate.py": 3,
     "dgpo/tools.py": 3,
     "dgpo/recipes": 4,
+    "dgpo/bench": 4,
     "dgpo/cli.py": 4,
     "dgpo/__init__.py": 4,
     "dgpo/__main__.py": 4,
@@ -56,7 +57,8 @@ SIDEWAYS = {
     "dgpo/train.py": {"dgpo/rollout.py", "dgpo/evaluate.py"},
     "dgpo/tools.py": {"dgpo/rollout.py", "dgpo/evaluate.py"},
     "dgpo/evaluate.py": {"dgpo/rollout.py"},
-    "dgpo/cli.py": {"dgpo/recipes"},
+    "dgpo/bench": {"dgpo/recipes"},
+    "dgpo/cli.py": {"dgpo/recipes", "dgpo/bench"},
     "dgpo/__main__.py": {"dgpo/cli.py"},
 }
 

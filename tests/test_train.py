@@ -541,3 +541,13 @@ def test_a_model_with_other_sets_than_the_checkpoint_is_refused(tiny_folder, tmp
     other = load_model(tiny_folder, device="cpu", lora=config.lora)
     with pytest.raises(UserError, match="holds no weights old; resume with the model that the run began with"):
         run(replace(config, iterations=2), model=other, resume=True)
+
+
+def test_a_run_may_be_limited_in_time_and_go_on_later(tiny_folder, tmp_path):
+    config = small(tiny_folder, tmp_path / "run", iterations=4, max_minutes=1e-6)
+    result = run(config)
+    assert (result.iterations, result.interrupted) == (1, False)
+    assert (result.run / "final").is_dir()
+    assert run(replace(config, iterations=3, max_minutes=None), resume=True).iterations == 3
+    alone = run(small(tiny_folder, tmp_path / "alone", iterations=3))
+    assert_same_run(result.run, alone.run, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -29,6 +30,7 @@ USAGE = f"""usage: dgpo COMMAND ...
   dgpo collect RUN|MODEL --groups N [...]             draw and score groups into a dataset
   dgpo train RECIPE --offline DATASET [...]           learn from such a dataset, or from your own pictures
   dgpo report RUN                                     write RUN/report.html anew
+  dgpo bench [--only NAME ...] [...]                  compare the algorithms on the embedded task: hours
   dgpo --version
 
 Recipes: {", ".join(RECIPES)}. All fields: dgpo train --help. Options of a command: dgpo COMMAND --help"""
@@ -60,10 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 1 for a run that failed, 2 for bad input, 130 for Ctrl-C."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        return dispatch(given)
+        code = dispatch(given)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"dgpo: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
 
@@ -177,12 +184,30 @@ def report(given: list[str]) -> int:
     return 0
 
 
+def benchmark(given: list[str]) -> int:
+    """Run what is missing of the benchmark and write its page."""
+    from dgpo.bench import Plan, bench, read_rows, write_page
+
+    plan = _parse(
+        Plan(),
+        given,
+        "dgpo bench",
+        "Train every algorithm on the embedded task from the same base model, and write a page that compares them.\n"
+        "Runs that have their result are not run again; one that was stopped is continued.",
+    )
+    finished = bench(plan)
+    if finished or read_rows(plan.out):
+        print(f"Page: {write_page(plan.out)}")
+    return 0 if finished else 130
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "sample": sample,
     "collect": collect,
     "report": report,
+    "bench": benchmark,
 }
 
 

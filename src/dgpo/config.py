@@ -89,6 +89,8 @@ class Config:
     """Of everything that is drawn."""
     iterations: int = 100
     """An iteration is one rollout and its updates."""
+    max_minutes: float | None = None
+    """End after the iteration in which training, evaluations not counted, has taken so long; None: no limit."""
 
     model: str = "tiny-sd3"
     """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3, which is inside this package."""
@@ -140,7 +142,8 @@ class Config:
     """Pictures of fixed prompts and noise kept at every evaluation."""
 
     checkpoint_every: int = 10
-    """Iterations between checkpoints; the last iteration always leaves one, unless this is 0: never."""
+    """Iterations between checkpoints; the last iteration always leaves one, unless this is 0: never, but for
+    interruptions and failures, which always do."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep, beside the best one."""
     noise_scale_every: int = 5
@@ -227,7 +230,7 @@ _AT_LEAST = {
     "lora.rank": 1,
     "lora.alpha": 1,
 }
-_ABOVE_ZERO = ("sampling.shift", "optimizer.lr", "optimizer.eps", "optimizer.max_grad_norm")
+_ABOVE_ZERO = ("max_minutes", "sampling.shift", "optimizer.lr", "optimizer.eps", "optimizer.max_grad_norm")
 _WHY = {
     "group_size": ", because the images of a prompt are compared with each other",
     "micro_batch_size": ", or None for the whole batch",
@@ -257,6 +260,7 @@ def _check_ranges(config: Config) -> None:
 MAY_CHANGE = (
     "out",
     "iterations",
+    "max_minutes",
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",

@@ -52,6 +52,7 @@ class Console:
             if c.offline is None
             else f"the dataset's {self._num_prompts} groups x up to {c.group_size}"
         )
+        limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
         trainable = sum(p.numel() for p in self._model.weights.parameters())
         return [
             f"{c.name}: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
@@ -59,7 +60,7 @@ class Console:
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
             f"{c.updates_per_rollout} optimizer step(s), {network_evaluations(c):,} network evaluations",
-            f"  {c.iterations} iterations; run folder {c.out}",
+            f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
 
     def evaluated(self, iteration: int, metrics: dict[str, float]) -> None:
@@ -76,6 +77,8 @@ class Console:
         images = self._config.num_groups * self._config.group_size
         seconds = metrics["time/iteration"]
         left = (self._config.iterations - iteration) * seconds
+        if self._config.max_minutes is not None:
+            left = min(left, 60 * self._config.max_minutes - metrics["time/elapsed"])
         line = (
             f"reward {metrics['train/reward_mean']:.3f}  {self._watched}"
             f"clip {metrics.get('train/clip_fraction', 0):.3f}  grad {metrics.get('train/grad_norm', 0):.3f}  "

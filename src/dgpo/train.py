@@ -136,7 +136,7 @@ def train(
 
     with closing(tracker), console, Interrupt() as interrupt, rescue(run, model, optimizer, state, config):
         while True:
-            last = state.iteration == config.iterations
+            last = done(state, config)
             if eval_sets and state.evaluated < state.iteration and (last or state.iteration % config.eval_every == 0):
                 with clock.phase("eval"):
                     latest, images, shown = evaluate(model, encode, eval_sets, eval_reward, config)
@@ -168,7 +168,7 @@ def train(
             console.iterated(state.iteration, metrics)
         if distributed.is_main():
             finish(run, model, state, config)
-    return Result(run, state.iteration, latest, state.iteration < config.iterations)
+    return Result(run, state.iteration, latest, not done(state, config))
 
 
 def improve(
@@ -385,9 +385,14 @@ def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
 
 def checkpoint_due(state: State, config: Config) -> bool:
     """Every so many iterations, after the last one, and where an evaluation was the best so far."""
-    milestones = (config.iterations, state.best_iteration)
     every = config.checkpoint_every
-    return bool(every) and (state.iteration % every == 0 or state.iteration in milestones)
+    best = state.iteration == state.best_iteration
+    return bool(every) and (state.iteration % every == 0 or best or done(state, config))
+
+
+def done(state: State, config: Config) -> bool:
+    """Whether the run has had all its iterations, or all its time."""
+    return state.iteration >= config.iterations or state.elapsed >= 60 * (config.max_minutes or math.inf)
 
 
 def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:
@@ -547,6 +552,6 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
 
 def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
     """The averaged weights as stock diffusers reads them, and the report."""
-    if state.iteration == config.iterations and config.checkpoint_every:
+    if done(state, config) and config.checkpoint_every:
         model.weights.export(run / "final", "ema")
     write_report(run)

@@ -1,0 +1,198 @@
+"""The benchmark's page: what the results in OUT/results/bench say, with plots over wall time and over images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED
+from dgpo.bench.run import best_lr, late_reward, load, results
+from dgpo.errors import UserError
+from dgpo.report.words import duration
+
+SCORE = "shapes_strict"
+SETS = ("seen", "unseen")
+HELD_OUT = ("crispness", "diversity", "drift")
+TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class Curve(NamedTuple):
+    """The evaluations of one seed."""
+
+    seconds: list[float]  # of training
+    images: list[float]  # sampled for rollouts
+    score: list[float]
+
+
+class Row(NamedTuple):
+    """One contender over its seeds."""
+
+    name: str
+    lr: float
+    seeds: list[int]
+    curves: dict[str, list[Curve]]  # evaluation set -> one of each seed
+    runs: list[dict[str, Any]]
+
+
+def write_page(out: str | Path) -> Path:
+    """Write OUT/bench.html from the results so far, and return its path."""
+    rows = read_rows(out)
+    if not rows:
+        raise UserError(f"{results(out)} holds no finished run yet; dgpo bench --out {out} makes them")
+    page = Path(out) / "bench.html"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dgpo", "bench"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template("bench.html.j2").render(
+        plots=[
+            (f"{SCORE}, {split}, over {label}", _plot(rows, split, axis, label))
+            for split in SETS
+            for axis, label in (("seconds", "wall time"), ("images", "rollout images"))
+        ],
+        times=_times(rows),
+        finals=[(row.name, f"{row.lr:g}", _finals(row)) for row in rows],
+        score_names=[f"{split} {SCORE}" for split in SETS] + [f"{split} {name}" for split in SETS for name in HELD_OUT],
+        costs=[(row.name, _costs(row)) for row in rows],
+        search=_search(out, [row.name for row in rows]),
+        grids=[(row.name, grid) for row in rows if (grid := _grid(out, row))],
+        targets=TARGETS,
+        rates=[f"{rate:g}" for rate in LEARNING_RATES],
+        machines=sorted({str(run["environment"].get("machine")) for row in rows for run in row.runs}),
+        minutes=sorted({run["minutes"] for row in rows for run in row.runs}),
+    )
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def read_rows(out: str | Path) -> list[Row]:
+    """The contenders with finished runs, in the plan's order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(results(out).glob("*.json")):
+        run = load(path)
+        if run["seed"] != SEARCH_SEED:
+            found.setdefault(run["contender"], []).append(run)
+    return [_row(name, found[name]) for name in CONTENDERS if name in found]
+
+
+def _row(name: str, runs: list[dict[str, Any]]) -> Row:
+    curves = {split: [_curve(run, split) for run in runs] for split in SETS}
+    return Row(name, runs[0]["lr"], [run["seed"] for run in runs], curves, runs)
+
+
+def _curve(run: dict[str, Any], split: str) -> Curve:
+    evaluated = [row for row in run["metrics"] if f"eval/{split}/{SCORE}" in row]
+    per_iteration = run["config"]["num_groups"] * run["config"]["group_size"]
+    return Curve(
+        [row["time/elapsed"] for row in evaluated],
+        [row["iteration"] * per_iteration for row in evaluated],
+        [row[f"eval/{split}/{SCORE}"] for row in evaluated],
+    )
+
+
+def time_to(curve: Curve, target: float) -> float | None:
+    """Seconds of training until the score first reached `target`, between evaluations by a straight line; or None."""
+    for k, score in enumerate(curve.score):
+        if score >= target:
+            if k == 0:
+                return curve.seconds[0]
+            share = (target - curve.score[k - 1]) / (score - curve.score[k - 1])
+            return curve.seconds[k - 1] + share * (curve.seconds[k] - curve.seconds[k - 1])
+    return None
+
+
+def speed_up(fast: Row, slow: Row, split: str = "seen") -> list[float | None]:
+    """For each seed both have: the time `slow` took in all over the time in which `fast` reached slow's last score."""
+    factors: list[float | None] = []
+    for seed in (s for s in fast.seeds if s in slow.seeds):
+        end = slow.curves[split][slow.seeds.index(seed)]
+        reached = time_to(fast.curves[split][fast.seeds.index(seed)], end.score[-1])
+        factors.append(end.seconds[-1] / reached if reached else None)
+    return factors
+
+
+def _times(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """Time to each target on the seen prompts: the median over seeds and how many reached it."""
+    table = []
+    for row in rows:
+        cells = []
+        for target in TARGETS:
+            reached = [t for curve in row.curves["seen"] if (t := time_to(curve, target)) is not None]
+            cells.append(
+                f"{duration(statistics.median(reached))} ({len(reached)}/{len(row.seeds)})" if reached else "–"
+            )
+        table.append((row.name, cells))
+    return table
+
+
+def _finals(row: Row) -> list[str]:
+    """Last values of the scores: mean and deviation over seeds, with the first mean."""
+    keys = [f"eval/{split}/{SCORE}" for split in SETS] + [f"eval/{s}/{name}" for s in SETS for name in HELD_OUT]
+    cells = []
+    for key in keys:
+        values = [[metrics[key] for metrics in run["metrics"] if key in metrics] for run in row.runs]
+        values = [v for v in values if v]
+        if not values:
+            cells.append("–")
+            continue
+        last, spread = statistics.mean(v[-1] for v in values), statistics.pstdev([v[-1] for v in values])
+        cells.append(f"{statistics.mean(v[0] for v in values):.3f} → {last:.3f} ± {spread:.3f}")
+    return cells
+
+
+def _costs(row: Row) -> list[str]:
+    """Means over iterations and seeds: seconds by phase, clip fraction, gradient noise scale at the base model."""
+
+    def mean(key: str, rows: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda rows: rows) -> str:
+        values = [m[key] for run in row.runs for m in rows(run["metrics"]) if m.get(key) is not None]
+        return f"{statistics.mean(values):.3g}" if values else "–"
+
+    first = lambda rows: [m for m in rows if m["iteration"] <= 10]
+    phases = [mean(f"time/{phase}") for phase in ("rollout", "reward", "update")]
+    return [*phases, mean("train/clip_fraction"), mean("train/grad_noise_scale", first)]
+
+
+def _search(out: str | Path, names: Sequence[str]) -> list[tuple[str, list[str], str]]:
+    """The search for the learning rate: reward of the last rollouts at each rate."""
+    folder, table = results(out), []
+    for name in names:
+        paths = [folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json" for lr in LEARNING_RATES]
+        if all(path.exists() for path in paths):
+            table.append((name, [f"{late_reward(path):.3f}" for path in paths], f"{best_lr(folder, name):g}"))
+    return table
+
+
+def _plot(rows: Sequence[Row], split: str, axis: str, label: str) -> Markup:
+    """Mean over seeds with its range, one line a contender, as inline SVG."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_axes((0.09, 0.13, 0.6, 0.82))
+    for row in rows:
+        curves = [curve for curve in row.curves[split] if len(curve.score) > 1]
+        if not curves:
+            continue
+        end = min(getattr(curve, axis)[-1] for curve in curves)
+        at = np.linspace(0, end, 60)
+        values = np.array([np.interp(at, getattr(curve, axis), curve.score) for curve in curves])
+        scale = 60 if axis == "seconds" else 1
+        (line,) = axes.plot(at / scale, values.mean(0), label=row.name)
+        axes.fill_between(at / scale, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), linewidth=0)
+    axes.set(xlabel=f"{label}, minutes" if axis == "seconds" else label, ylabel=f"{SCORE}, {split}", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return Markup("<svg" + buffer.getvalue().partition("<svg")[2])
+
+
+def _grid(out: str | Path, row: Row) -> str | None:
+    """The first seed's last pictures as a data address."""
+    path = results(out) / f"{row.name}-lr{row.lr:g}-seed{row.seeds[0]}.png"
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.exists() else None

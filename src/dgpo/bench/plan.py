@@ -1,0 +1,89 @@
+"""Who takes part in the benchmark, and under which rules.
+
+All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. Each has
+its paper's settings and the learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run
+with a seed of its own; then every seed runs for the same wall time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dgpo.algorithms import AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
+from dgpo.config import Config
+from dgpo.errors import UserError, did_you_mean
+from dgpo.recipes import recipe
+
+LEARNING_RATES = (3e-5, 1e-4, 3e-4)
+SEARCH_SEED = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Options of `dgpo bench`."""
+
+    only: tuple[str, ...] = ()
+    """Contenders to run; none: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs that are compared."""
+    minutes: float = 13.0
+    """Training time of each of them, evaluations not counted."""
+    search_minutes: float = 4.0
+    """Training time of each run of the search for the learning rate."""
+    budget_minutes: float | None = None
+    """Start no run that would end later than this; call again to go on. None: run all."""
+    out: str = "benchmarks"
+    """Raw results go to OUT/results/bench, run folders to OUT/runs, the page to OUT/bench.html."""
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in CONTENDERS:
+                raise UserError(f"only={name!r} is no contender. {did_you_mean(name, CONTENDERS)}")
+        if not self.seeds:
+            raise UserError("seeds is empty: the benchmark needs at least one, such as --seeds 0")
+        if min(self.minutes, self.search_minutes) <= 0:
+            raise UserError(
+                f"minutes={self.minutes} and search_minutes={self.search_minutes} are times; both must be above 0"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The contenders of this call."""
+        return self.only or tuple(CONTENDERS)
+
+
+def _dgpo(**changes: object) -> Callable[[], Config]:
+    return lambda: replace(recipe("tiny"), **changes)
+
+
+def _flow_grpo(**changes: object) -> Callable[[], Config]:
+    """The authors take two optimizer steps per rollout, each on half of its images."""
+    return lambda: replace(recipe("tiny"), algorithm=FlowGRPO(**changes), updates_per_rollout=2, split_updates=True)
+
+
+CONTENDERS: dict[str, Callable[[], Config]] = {
+    "dgpo": _dgpo(),
+    "flow_grpo": _flow_grpo(),
+    "flow_grpo_fast": _flow_grpo(window=3, window_end=5, kl_coef=0.0, clip_range=1e-5),
+    "diffusion_nft": _dgpo(algorithm=DiffusionNFT()),
+    "awm": _dgpo(algorithm=AWM()),
+    "diffusion_dpo": _dgpo(algorithm=DiffusionDPO(beta=100.0)),
+    "dgpo_two_updates": _dgpo(updates_per_rollout=2),
+    "dgpo_drop_equal": _dgpo(drop_equal_groups=True, redraw_groups=2),
+    "dgpo_half_images": _dgpo(train_images=6),
+    "dgpo_text_dropout": _dgpo(text_dropout=0.1),
+}
+"""Name -> its config but for learning rate and seed. The last four are DGPO with one setting of the loop each."""
+
+
+def config_of(name: str, lr: float, seed: int) -> Config:
+    """The config of one run, whose length is a matter of time."""
+    config = CONTENDERS[name]()
+    return replace(
+        config,
+        name=f"{name}-lr{lr:g}-seed{seed}",
+        seed=seed,
+        iterations=10**6,
+        optimizer=replace(config.optimizer, lr=lr),
+    )

@@ -1,0 +1,129 @@
+"""Runs the plan in pieces: a run that has its result is not run again, one that was cut short is continued.
+
+OUT/results/bench/NAME-lrX-seedS.json   one finished run: config, environment, every row of metrics
+OUT/results/bench/NAME-lrX-seedS.png    its pictures after the last evaluation, the same prompts and noise for all
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dgpo import checkpoint, runfolder
+from dgpo.bench.plan import LEARNING_RATES, SEARCH_SEED, Plan, config_of
+from dgpo.config import Config, to_dict
+from dgpo.report.grids import read_samples
+from dgpo.trackers import read_metrics
+from dgpo.train import train
+
+
+class Job(NamedTuple):
+    """One run of the benchmark."""
+
+    contender: str
+    lr: float
+    seed: int
+    minutes: float
+    searches: bool  # for the learning rate: no evaluation
+
+    @property
+    def name(self) -> str:
+        return f"{self.contender}-lr{self.lr:g}-seed{self.seed}"
+
+
+def bench(plan: Plan) -> bool:
+    """Run what is missing; True where nothing is missing any more."""
+    folder = results(plan.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for name in plan.names:
+        for job in jobs(plan, name):
+            spent = (time.monotonic() - started) / 60
+            if plan.budget_minutes is not None and spent + job.minutes > plan.budget_minutes:
+                print(f"{job.name} would end after the budget of {plan.budget_minutes:g} minutes; call again to go on")
+                return False
+            if not _run(job, plan, folder):
+                return False
+    return True
+
+
+def jobs(plan: Plan, name: str) -> Iterator[Job]:
+    """The runs of one contender that have no result yet: the search first, then the seeds at the rate it found."""
+    folder = results(plan.out)
+    searches = [Job(name, lr, SEARCH_SEED, plan.search_minutes, True) for lr in LEARNING_RATES]
+    yield from (job for job in searches if not _result_of(folder, job).exists())
+    lr = best_lr(folder, name)
+    finals = [Job(name, lr, seed, plan.minutes, False) for seed in plan.seeds]
+    yield from (job for job in finals if not _result_of(folder, job).exists())
+
+
+def results(out: str | Path) -> Path:
+    return Path(out) / "results" / "bench"
+
+
+def best_lr(folder: Path, name: str) -> float:
+    """The rate whose search run earned most at its end: the mean reward of its last fifth of rollouts (train list)."""
+    earned = {lr: late_reward(folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json") for lr in LEARNING_RATES}
+    return max(earned, key=lambda lr: earned[lr])
+
+
+def late_reward(path: Path) -> float:
+    """Mean reward of the last fifth of a run's rollouts."""
+    rewards = [row["train/reward_mean"] for row in load(path)["metrics"] if row.get("train/reward_mean") is not None]
+    last = rewards[-max(1, len(rewards) // 5) :]
+    return sum(last) / len(last) if last else float("-inf")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """One result."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _run(job: Job, plan: Plan, folder: Path) -> bool:
+    """Run or continue one job and keep its result; False where a person stopped it."""
+    run = Path(plan.out) / "runs" / job.name
+    config = _config(job, run)
+    print(f"{job.name}: {job.minutes:g} minutes", flush=True)
+    if run.exists() and checkpoint.latest(run) is None:
+        shutil.rmtree(run)  # killed before it had anything to lose
+    result = train(config, resume=run.exists())
+    if result.interrupted:
+        return False
+    _keep(job, result.run, folder)
+    return True
+
+
+def _config(job: Job, run: Path) -> Config:
+    config = replace(config_of(job.contender, job.lr, job.seed), out=str(run), max_minutes=job.minutes)
+    return replace(config, eval_every=0, eval_prompts={}, eval_rewards=()) if job.searches else config
+
+
+def _keep(job: Job, run: Path, folder: Path) -> None:
+    """Write the result, the pictures first, so that a result is whole once it exists."""
+    samples = read_samples(run)
+    if samples is not None:
+        last = max(samples.iterations)
+        shutil.copy(run / "samples" / f"iteration-{last:06d}.png", folder / f"{job.name}.png")
+    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    result = {
+        "contender": job.contender,
+        "lr": job.lr,
+        "seed": job.seed,
+        "minutes": job.minutes,
+        "config": to_dict(runfolder.stored_config(run)),
+        "environment": {key: value for key, value in environment.items() if key != "command"},
+        "metrics": read_metrics(run / "metrics.jsonl"),
+    }
+    path = _result_of(folder, job)
+    unfinished = path.with_suffix(".json.part")
+    unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _result_of(folder: Path, job: Job) -> Path:
+    return folder / f"{job.name}.json"
