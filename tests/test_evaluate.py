@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dgpo import load_model, load_prompts
+from dgpo import Sampling, load_model, load_prompts
 from dgpo.core import seeds
 from dgpo.core.flow import interpolate
 from dgpo.evaluate import DRIFT_T, evaluate
@@ -143,3 +143,11 @@ def test_rewards_are_called_without_gradient_and_on_the_cpu(score):
         return REWARDS["colour"](images, prompts, metadata)
 
     score(reward=check)
+
+
+def test_evaluations_may_have_steps_and_guidance_of_their_own(score):
+    rollouts = Sampling(num_inference_steps=3, guidance_scale=1.0)
+    own = replace(rollouts, eval_num_inference_steps=5, eval_guidance_scale=2.0)
+    as_rollouts = Sampling(num_inference_steps=5, guidance_scale=2.0)
+    assert score(sampling=own).metrics == score(sampling=as_rollouts).metrics
+    assert score(sampling=own).metrics != score(sampling=rollouts).metrics

@@ -134,7 +134,9 @@ def sample(given: list[str]) -> int:
     sampling = replace(
         own,
         eval_guidance_scale=own.eval_guidance_scale if o.guidance_scale is None else o.guidance_scale,
-        num_inference_steps=own.num_inference_steps if o.num_inference_steps is None else o.num_inference_steps,
+        eval_num_inference_steps=(
+            own.eval_num_inference_steps if o.num_inference_steps is None else o.num_inference_steps
+        ),
     )
     from dgpo.tools import sample_source
 

@@ -51,6 +51,8 @@ class Sampling:
     """Classifier-free guidance of rollouts; 1 is none and costs half."""
     eval_guidance_scale: float | None = None
     """Guidance of evaluations and samples; None: as rollouts."""
+    eval_num_inference_steps: int | None = None
+    """Solver steps of evaluations and samples; None: as rollouts."""
     shift: float | None = None
     """t' = shift t / (1 + (shift - 1) t) on the grid; None: the model's own."""
     batch_size: int = 64
@@ -224,6 +226,7 @@ _AT_LEAST = {
     "keep_checkpoints": 1,
     "noise_scale_every": 0,
     "sampling.num_inference_steps": 1,
+    "sampling.eval_num_inference_steps": 1,
     "sampling.batch_size": 1,
     "optimizer.warmup_steps": 0,
     "optimizer.weight_decay": 0,

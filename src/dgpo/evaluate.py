@@ -23,7 +23,7 @@ from dgpo.core.losses import dsm_loss
 from dgpo.data import PromptSet
 from dgpo.models import Cond, VelocityModel
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, decode, grid, sample
+from dgpo.rollout import CondCache, chunks, decode, for_evaluation, grid, sample
 
 DRIFT_T = (0.3, 0.6, 0.9)
 
@@ -75,9 +75,8 @@ def _score(
     keys = [(prompt, copy) for prompt in mine for copy in range(config.eval_images_per_prompt)]
     rows = prompts.subset(prompt for prompt, _ in keys)
     streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
-    cond, sampling = encode(rows.prompts), config.sampling
-    scale = sampling.guidance_scale if sampling.eval_guidance_scale is None else sampling.eval_guidance_scale
-    x0 = sample(model, cond, streams, grid(model, sampling), sampling, scale, weights)
+    cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
+    x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, weights)
     images = decode(model, x0, sampling.batch_size)
     scores, rewards = reward(images, rows.prompts, rows.metadata)
     scores = {**scores, "reward": rewards}

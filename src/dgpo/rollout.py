@@ -9,6 +9,7 @@ policy gradient also gets the stochastic sampler's path.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -190,6 +191,16 @@ def _compared(algorithm: Algorithm, rollout: Rollout, config: Config) -> Rollout
     mine = torch.searchsorted(place[order], rollout.image_index)
     sizes = torch.bincount(index[trained], minlength=rollout.num_groups)
     return rollout._replace(advantages=advantages[mine], trained=trained[mine], group_sizes=sizes)
+
+
+def for_evaluation(sampling: Sampling) -> Sampling:
+    """The same with the guidance and the steps of evaluations and samples in the place of those of rollouts."""
+    scale, steps = sampling.eval_guidance_scale, sampling.eval_num_inference_steps
+    return replace(
+        sampling,
+        guidance_scale=sampling.guidance_scale if scale is None else scale,
+        num_inference_steps=sampling.num_inference_steps if steps is None else steps,
+    )
 
 
 def grid(model: VelocityModel, sampling: Sampling) -> Tensor:

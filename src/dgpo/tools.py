@@ -21,7 +21,7 @@ from dgpo.models import VelocityModel, load_model
 from dgpo.offline import Group, require_new, write_groups
 from dgpo.report.grids import sample_grid
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, decode, grid, sample
+from dgpo.rollout import CondCache, chunks, decode, for_evaluation, grid, sample
 from dgpo.runfolder import environment
 
 
@@ -89,9 +89,8 @@ def sample_source(source: str, config: Config, prompts: Sequence[str], images: i
     model, _ = load_trained(source, config)
     streams = [seeds.generator(config.seed, "sample", p, i) for p in range(len(prompts)) for i in range(images)]
     cond = model.encode(list(prompts)).repeat(images)
-    sampling = config.sampling
-    scale = sampling.guidance_scale if sampling.eval_guidance_scale is None else sampling.eval_guidance_scale
-    x0 = sample(model, cond, streams, grid(model, sampling), sampling, scale, "ema")
+    sampling = for_evaluation(config.sampling)
+    x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, "ema")
     with torch.no_grad():
         sample_grid(decode(model, x0, sampling.batch_size), images).save(out)
     return out
