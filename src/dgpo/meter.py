@@ -33,7 +33,7 @@ class GradientMeter:
         """Put the whole gradient back; returns the squared norm of each group's share, (n,)."""
         for p, total in zip(self._parameters, self._sums):
             p.grad = total
-        return torch.stack(self._sq_norms)
+        return torch.stack(self._sq_norms) if self._sq_norms else torch.empty(0, device=self._parameters[0].device)
 
 
 @dataclass

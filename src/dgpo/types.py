@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def take(rows: Tensor, index: slice | Tensor) -> Tensor:
+    """Some rows; `index` may lie on another device, for a rollout keeps its pictures and scores on the CPU."""
+    return rows[index if isinstance(index, slice) else index.to(rows.device)]
+
+
 class Sde(NamedTuple):
     """How a stochastic rollout is sampled: which of the grid's steps get noise, and how much."""
 
@@ -57,14 +62,14 @@ class Rollout(NamedTuple):
 
     def rows(self, index: slice | Tensor) -> Rollout:
         """The same rollout with only some images. What is said of groups keeps its meaning for the whole batch."""
-        numbers = torch.arange(len(self.prompts))[index].tolist()
+        numbers = take(torch.arange(len(self.prompts)), index).tolist()
         return self._replace(
             prompts=[self.prompts[i] for i in numbers],
             metadata=[self.metadata[i] for i in numbers],
             cond=self.cond[index],
-            scores={name: score[index] for name, score in self.scores.items()},
+            scores={name: take(score, index) for name, score in self.scores.items()},
             trajectory=self.trajectory and self.trajectory.rows(index),
-            **{name: getattr(self, name)[index] for name in _ROW_TENSORS},
+            **{name: take(getattr(self, name), index) for name in _ROW_TENSORS},
         )
 
     def cat(self, other: Rollout) -> Rollout:

@@ -44,3 +44,4 @@ def test_rows_do_not_depend_on_each_other():
     assert rows.shape == (3, 2, 5)
     assert torch.equal(rows[2:], randn_rows([generator(0, "x", 2)], (2, 5)))
     assert not torch.equal(rows[0], rows[1])
+    assert randn_rows([], (2, 5)).shape == (0, 2, 5), "a process whose images were all dropped"

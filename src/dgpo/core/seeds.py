@@ -23,4 +23,5 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 
 def randn_rows(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """Standard normal rows, each from its own generator. Returns (len(generators), *shape) fp32 on the CPU."""
-    return torch.stack([torch.randn(tuple(shape), generator=own) for own in generators])
+    rows = [torch.randn(tuple(shape), generator=own) for own in generators]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
