@@ -6,12 +6,14 @@ import importlib
 import io
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dgpo import __version__
+from dgpo.algorithms import FlowGRPO
 from dgpo.cli import main
 from dgpo.config import Config, load_yaml, save_yaml
 from dgpo.recipes import recipe
@@ -76,6 +78,14 @@ def test_fields_of_every_kind(trained: list[tuple[Config, bool]]) -> None:
     assert config.trackers == ()
 
 
+@pytest.mark.parametrize("words", ["--algorithm flow_grpo", "--algorithm=flow_grpo"])
+def test_another_algorithm_comes_with_its_own_defaults_and_fields(
+    trained: list[tuple[Config, bool]], words: str
+) -> None:
+    assert main(shlex.split(f"train shapes_all {words} --algorithm.window 2 --text-dropout 0")) == 0
+    assert trained[0][0] == replace(recipe("shapes_all"), algorithm=FlowGRPO(window=2))
+
+
 def test_prompts_are_a_source_or_several_texts(trained: list[tuple[Config, bool]]) -> None:
     assert main(["train", "--prompts", "mine.txt"]) == 0
     assert main(["train", "--prompts", "a red cat", "two dogs", "--eval-prompts"]) == 0
@@ -97,6 +107,9 @@ def test_a_config_file_and_its_overrides(trained: list[tuple[Config, bool]], tmp
         ("train --grop_size=4", "Did you mean 'group_size'?"),
         ("train --beta 3", "Did you mean 'algorithm.beta'?"),
         ("train --algorithm.bta 3", "unknown field 'algorithm.bta'. Did you mean 'algorithm.beta'?"),
+        ("train --algorithm flow_gpro", "--algorithm flow_gpro is unknown. Did you mean 'flow_grpo'?"),
+        ("train --algorithm", "--algorithm needs the name of one"),
+        ("train --algorithm awm --algorithm.beta 3", "unknown field 'algorithm.beta'"),
         ("train --group-size four", "--group-size: invalid literal for int()"),
         ("train --group-size 3.5", "--group-size: invalid literal for int()"),
         ("train --optimizer.lr fast", "--optimizer.lr: could not convert"),
