@@ -14,11 +14,12 @@ import test_train
 from dgpo import DGPO, Config, UserError, checkpoint, load_prompts
 from dgpo.algorithms import AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.data import PromptSampler
+from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import State, improve, make_optimizer, share_of_update, to_train
-from runs import PROMPTS, assert_same_run, colour, distance, rows, run, small, tensors
+from runs import PROMPTS, assert_same_run, colour, distance, newest, rows, run, small, tensors
 from test_train import updates
 
 fresh = test_train.fresh
@@ -239,3 +240,19 @@ def test_choices_that_fit_are_accepted() -> None:
     Config(drop_equal_groups=True, redraw_groups=2, train_images=16, text_dropout=1.0)
     Config(split_updates=True, algorithm=DiffusionNFT(), train_images=2)
     Config(split_updates=True, algorithm=FlowGRPO())
+
+
+def test_a_failure_after_an_iteration_without_a_step_loses_nothing(tiny_folder, tmp_path):
+    config = small(tiny_folder, tmp_path / "run", algorithm=FREE_OF_KL, drop_equal_groups=True, checkpoint_every=10)
+    calls = []
+
+    def flat_then_away(images, prompts, metadata):
+        calls.append(prompts)
+        if len(calls) == 2:
+            raise ConnectionError("the judge is away")
+        return torch.zeros(len(images)) if len(calls) == 1 else colour(images, prompts, metadata)
+
+    with pytest.raises(RewardError, match="the judge is away"):
+        run(config, reward_functions={"colour": flat_then_away})
+    assert newest(tmp_path / "run") == 1
+    assert run(config, resume=True, reward_functions={"colour": flat_then_away}).iterations == 3

@@ -76,6 +76,7 @@ class State:
 
     iteration: int = 0  # finished
     step: int = 0  # optimizer steps
+    first_step: int = 0  # of the iteration that has not finished
     position: int = 0  # of the prompt sampler
     elapsed: float = 0.0  # seconds
     old_is_policy: bool = True  # whether `old` holds the policy's very values
@@ -161,7 +162,7 @@ def train(
             metrics = describe(rollout, config)
             with clock.phase("update"):
                 metrics |= improve(model, algorithm, optimizer, to_train(rollout, encode, config), state, config)
-            state.iteration, state.position = state.iteration + 1, sampler.position
+            state.iteration, state.position, state.first_step = state.iteration + 1, sampler.position, state.step
             state.elapsed += (seconds := time.perf_counter() - started)
             metrics |= {**clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
             tracker.log(state.iteration, metrics)
@@ -516,7 +517,7 @@ def rescue(
     try:
         yield
     except (RewardError, NonFiniteError):
-        whole = state.step == state.iteration * config.updates_per_rollout
+        whole = state.step == state.first_step
         if not whole:
             checkpoint.rewind(run / "failed", state.iteration - 1)
         save(run if whole else run / "failed", model, optimizer, state, config)
