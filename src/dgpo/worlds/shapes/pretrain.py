@@ -33,6 +33,7 @@ from dgpo.worlds.shapes.captions import WRONG, Captions, build_captions, caption
 from dgpo.worlds.shapes.muon import Muon
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import Scenes, draw, requests
+from dgpo.worlds.shapes.tokenizer import build_tokenizer
 from dgpo.worlds.shapes.vocabulary import TINTS
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
@@ -251,6 +252,7 @@ def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
 
 def _write_pipeline(pipe: StableDiffusion3Pipeline, folder: Path) -> Path:
     """Transformer and autoencoder in fp16. The text encoders stay fp32: transformers loads them as they are stored."""
+    pipe.tokenizer = pipe.tokenizer_2 = build_tokenizer()  # one that has been used saves how it padded
     pipe.to("cpu").save_pretrained(folder)
     pipe.transformer.half().save_pretrained(folder / "transformer")
     pipe.vae.half().save_pretrained(folder / "vae")
