@@ -8,7 +8,7 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 
 def tiny() -> Config:
     """The demo: two kinds of prompts, a quarter of an hour on two CPU cores."""
-    return _shapes("tiny", ("counting", "colors"), iterations=95)
+    return _shapes("tiny", ("colors", "color_attr"), iterations=95)
 
 
 def shapes_all() -> Config:
@@ -35,7 +35,7 @@ def _shapes(name: str, kinds: tuple[str, ...], iterations: int) -> Config:
         checkpoint_every=19,
         algorithm=DGPO(
             beta=100.0,
-            kl_coef=0.01,
+            kl_coef=0.03,
             clip_range=None,
             num_points=4,
             t_sampling="stratified",
