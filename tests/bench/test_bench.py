@@ -27,11 +27,11 @@ def trained(monkeypatch):
         (folder / "config.yaml").write_text(json.dumps(to_dict(config)))
         (folder / "environment.json").write_text('{"machine": "a machine", "command": "secret", "dgpo": "0.1.0"}')
         rows = [
-            {"iteration": i, "train/reward_mean": 0.3 + i * 100 * config.optimizer.lr, "time/elapsed": 60.0 * i}
+            {"iteration": i, "train/reward_mean": 0.3 + i * 10 * config.optimizer.lr, "time/elapsed": 60.0 * i}
             for i in range(1, 6)
         ]
         if config.eval_every:
-            for i, score in ((0, 0.4), (5, 0.4 + 1000 * config.optimizer.lr)):
+            for i, score in ((0, 0.4), (5, 0.4 + 100 * config.optimizer.lr)):
                 row = {"iteration": i, "time/elapsed": 60.0 * i}
                 rows.append(row | {f"eval/{s}/shapes_strict": score for s in config.eval_prompts})
             write_samples(folder, 5, torch.rand(2, 3, 8, 8), ["a circle", "a star"])
@@ -56,11 +56,11 @@ def test_every_contender_shares_what_must_be_equal():
 def test_the_rate_that_earned_most_in_the_search_runs_every_seed(trained, tmp_path):
     assert bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
     assert [(c.optimizer.lr, c.seed, c.max_minutes) for c in trained] == [
-        (3e-5, 100, 4.0),
-        (1e-4, 100, 4.0),
         (3e-4, 100, 4.0),
-        (3e-4, 0, 13.0),
-        (3e-4, 1, 13.0),
+        (1e-3, 100, 4.0),
+        (3e-3, 100, 4.0),
+        (3e-3, 0, 13.0),
+        (3e-3, 1, 13.0),
     ]
     assert all(c.eval_every == 0 for c in trained[:3]), "the search sees the train list only"
 
@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_run_again(trained, tmp_path):
     count = len(trained)
     assert bench(options)
     assert len(trained) == count
-    (run.results(tmp_path) / "awm-lr0.0003-seed0.json").unlink()
+    (run.results(tmp_path) / "awm-lr0.003-seed0.json").unlink()
     assert bench(replace(options, only=("awm",)))
     assert len(trained) == count + 1
     assert trained[-1].seed == 0

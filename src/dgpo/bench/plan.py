@@ -15,7 +15,7 @@ from dgpo.config import Config
 from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import recipe
 
-LEARNING_RATES = (3e-5, 1e-4, 3e-4)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 SEARCH_SEED = 100
 
 
