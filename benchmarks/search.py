@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from dgpo import runfolder
+from dgpo.config import to_dict
 from dgpo.trackers import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,15 +37,16 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     for candidate in given.candidates:
         row = {"recipe": given.recipe, "overrides": candidate, "minutes": given.minutes, "seed": given.seed}
-        row |= {"note": given.note, "curve": run(given.recipe, candidate, given.minutes, given.seed)}
+        curve, config = run(given.recipe, candidate, given.minutes, given.seed)
+        row |= {"note": given.note, "config": config, "curve": curve}
         row["environment"] = {key: value for key, value in runfolder.environment().items() if key != "command"}
         with open(RESULTS / "search.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(candidate, summary(row["curve"]), flush=True)
 
 
-def run(recipe: str, candidate: str, minutes: float, seed: int) -> list[dict[str, float]]:
-    """The kept metrics of every iteration that was finished in time."""
+def run(recipe: str, candidate: str, minutes: float, seed: int) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """The kept metrics of every iteration that was finished in time, and the resolved config."""
     flags = [word for pair in candidate.split() for word in _flag(*pair.split("=", 1))]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -57,8 +60,9 @@ def run(recipe: str, candidate: str, minutes: float, seed: int) -> list[dict[str
             raise SystemExit(f"{candidate}: exit code {process.returncode}")
         process.terminate()
         process.wait()
-        rows = read_metrics(out / "metrics.jsonl")
-    return [{"iteration": r["iteration"], **{key: r[key] for key in KEPT if r.get(key) is not None}} for r in rows]
+        rows, config = read_metrics(out / "metrics.jsonl"), to_dict(runfolder.stored_config(out))
+    kept = [{"iteration": r["iteration"], **{key: r[key] for key in KEPT if r.get(key) is not None}} for r in rows]
+    return kept, config
 
 
 def summary(curve: list[dict[str, float]]) -> str:
