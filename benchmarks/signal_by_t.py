@@ -2,8 +2,8 @@
 
     python benchmarks/signal_by_t.py --kinds colors --groups 32
 
-For every group of one rollout, DGPO's first gradient (the advantage-weighted DSM loss, sigmoid(s) = 1/2) is taken at two
-independent draws of (t, noise) in each range of t. Products of different gradients are unbiased estimates:
+For every group of one rollout, DGPO's first gradient (the advantage-weighted DSM loss, sigmoid(s) = 1/2) is taken at
+two independent draws of (t, noise) in each range of t. Products of different gradients are unbiased estimates:
     of different groups           |G|^2, the signal
     of one group, two draws       |G|^2 + variance between groups
     of one gradient with itself   |G|^2 + variance between groups + variance between draws

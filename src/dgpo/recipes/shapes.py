@@ -7,8 +7,8 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 
 
 def tiny() -> Config:
-    """The demo: two kinds of prompts, a quarter of an hour on two CPU cores."""
-    return _shapes("tiny", ("colors", "color_attr"), iterations=95)
+    """The demo: two kinds of prompts, ten minutes on two CPU cores."""
+    return _shapes("tiny", ("single_object", "colors"), iterations=60)
 
 
 def shapes_all() -> Config:
@@ -30,12 +30,12 @@ def _shapes(name: str, kinds: tuple[str, ...], iterations: int) -> Config:
         rewards={"shapes": 0.5, "shapes_strict": 0.5},
         eval_rewards=("crispness", "diversity"),
         eval_prompts={split: f"shapes:{split}{chosen}" for split in ("seen", "unseen")},
-        eval_images_per_prompt=4,
-        eval_every=19,
-        checkpoint_every=19,
+        eval_images_per_prompt=6,
+        eval_every=12,
+        checkpoint_every=12,
         algorithm=DGPO(
             beta=100.0,
-            kl_coef=0.03,
+            kl_coef=0.02,
             clip_range=None,
             num_points=4,
             t_sampling="stratified",
