@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _run(recipe: str, seed: int, overrides: list[str]) -> dict[str, Any]:
             "seed": seed,
             "wall_seconds": time.time() - started,
             "first_evaluation_seconds": first,
-            "config": to_dict(stored_config(out)),
+            "config": to_dict(replace(stored_config(out), out=None)),
             "environment": {key: value for key, value in environment.items() if key != "command"},
             "metrics": read_metrics(out / "metrics.jsonl"),
         }

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(recipe: str, candidate: str, minutes: float, seed: int) -> tuple[list[di
             raise SystemExit(f"{candidate}: exit code {process.returncode}")
         process.terminate()
         process.wait()
-        rows, config = read_metrics(out / "metrics.jsonl"), to_dict(runfolder.stored_config(out))
+        rows, config = read_metrics(out / "metrics.jsonl"), to_dict(replace(runfolder.stored_config(out), out=None))
     kept = [{"iteration": r["iteration"], **{key: r[key] for key in KEPT if r.get(key) is not None}} for r in rows]
     return kept, config
 

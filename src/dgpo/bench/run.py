@@ -115,7 +115,7 @@ def _keep(job: Job, run: Path, folder: Path) -> None:
         "lr": job.lr,
         "seed": job.seed,
         "minutes": job.minutes,
-        "config": to_dict(runfolder.stored_config(run)),
+        "config": to_dict(replace(runfolder.stored_config(run), out=None)),
         "environment": {key: value for key, value in environment.items() if key != "command"},
         "metrics": read_metrics(run / "metrics.jsonl"),
     }
