@@ -128,7 +128,7 @@ def test_a_model_with_corrupt_weights(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--seed 5", "other values of seed; a resumed run may change only iterations, eval_every"),
+        ("--seed 5", "other values of seed; a resumed run may change only iterations, max_minutes"),
         ("--group-size 4 --optimizer.lr 1", "other values of group_size, optimizer.lr;"),
         ("--iterations 1", "iterations=1 is less than"),
         ("--group-size 1", "group_size=1 cannot work"),

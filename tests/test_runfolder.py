@@ -68,6 +68,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "keep_checkpoints": 5,
         "trackers": ("tensorboard",),
         "num_samples": 6,
+        "max_minutes": 5.0,
         "device": "cpu",
     }
     assert {*changes, "out"} == {*MAY_CHANGE}

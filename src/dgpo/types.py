@@ -98,7 +98,8 @@ class TrainPoint(NamedTuple):
 
     def rows(self, index: slice | Tensor) -> TrainPoint:
         """The same point for only some images."""
-        return TrainPoint(*(None if part is None else part[index] for part in self))
+        x_t, t, target, *step = self
+        return TrainPoint(x_t[index], t[index], target[index], *(None if p is None else p[index] for p in step))
 
 
 class Velocities(NamedTuple):

@@ -42,7 +42,7 @@ def test_the_stated_share_of_captions_is_wrong_and_only_in_the_kinds_own_respect
     said = captions.caption_rows(table, rows, rng, captions.WRONG)
     for number, kind in enumerate(KINDS):
         of_kind = table.kind[rows] == number
-        assert of_kind.float().mean() == pytest.approx(1 / len(KINDS), abs=0.02)
+        assert of_kind.float().mean() == pytest.approx(captions.SHARE[kind], abs=0.02)
         assert (said != rows)[of_kind].float().mean() == pytest.approx(captions.WRONG[kind], abs=0.03)
     assert bool((table.kind[said] == table.kind[rows]).all())
     swapped = next(p for p in table.prompts if p["prompt"] == "a red circle and a blue star")

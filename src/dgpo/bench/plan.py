@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dgpo.algorithms import AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.config import Config
@@ -53,11 +54,11 @@ class Plan:
         return self.only or tuple(CONTENDERS)
 
 
-def _dgpo(**changes: object) -> Callable[[], Config]:
+def _dgpo(**changes: Any) -> Callable[[], Config]:
     return lambda: replace(recipe("tiny"), **changes)
 
 
-def _flow_grpo(**changes: object) -> Callable[[], Config]:
+def _flow_grpo(**changes: Any) -> Callable[[], Config]:
     """The authors take two optimizer steps per rollout, each on half of its images."""
     return lambda: replace(recipe("tiny"), algorithm=FlowGRPO(**changes), updates_per_rollout=2, split_updates=True)
 
