@@ -5,6 +5,7 @@ import torch
 from made import (
     SPLITS,
     assert_parts_equal_the_whole,
+    assert_reads_what_it_needs,
     first_point,
     gradient,
     make_rollout,
@@ -111,17 +112,8 @@ def test_micro_batches_equal_the_whole(parts):
 
 
 def test_what_is_needed_is_enough_and_nothing_else_is_read():
-    rollout = make_rollout()
-    for kl_coef, needs in ((0.1, {"ref", "old"}), (0.0, {"old"})):
-        algorithm = DiffusionNFT(kl_coef=kl_coef)
-        assert algorithm.needs == needs
-        point = first_point(rollout, algorithm)
-        only = make_velocities(point)._replace(**dict.fromkeys({"ref"} - needs))
-        _, metrics = algorithm.loss(point, only, rollout)
-        assert ("kl" in metrics) == ("ref" in needs)
-        for name in ("policy", *needs):
-            with pytest.raises(ValueError, match=name):
-                algorithm.loss(point, only._replace(**{name: None}), rollout)
+    assert_reads_what_it_needs(DiffusionNFT(kl_coef=0.1), {"ref", "old"})
+    assert_reads_what_it_needs(DiffusionNFT(kl_coef=0.0), {"old"})
 
 
 def test_points_visit_nearly_all_levels_each_group_in_its_own_order():
