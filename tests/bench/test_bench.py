@@ -15,6 +15,10 @@ from dgpo.report.grids import write_samples
 from dgpo.train import Result
 
 
+MACHINE = {"platform": "an OS", "cpus": 2, "torch_threads": 2, "gpus": []}
+ENVIRONMENT = {"machine": MACHINE, "torch": "2.13.0", "command": "secret", "dgpo": "0.1.0"}
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """Stands for training: leaves the run folder of a run whose score rises with its learning rate, at once."""
@@ -25,7 +29,7 @@ def trained(monkeypatch):
         folder = Path(config.out)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(json.dumps(to_dict(config)))
-        (folder / "environment.json").write_text('{"machine": "a machine", "command": "secret", "dgpo": "0.1.0"}')
+        (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
         rows = [
             {"iteration": i, "train/reward_mean": 0.3 + i * 10 * config.optimizer.lr, "time/elapsed": 60.0 * i}
             for i in range(1, 6)
@@ -91,6 +95,7 @@ def test_the_page_shows_contenders_scores_and_pictures(trained, tmp_path):
     assert text.count("data:image/png;base64,") == 2
     assert text.count("<svg") == 4
     assert "secret" not in text
+    assert "2 CPU cores, 2 threads, no GPU, torch 2.13.0" in text
     assert "5 min (3/3)" in text, "0.7 is reached with the last evaluation"
     with pytest.raises(UserError, match="no finished run"):
         write_page(tmp_path / "elsewhere")

@@ -66,7 +66,7 @@ def write_page(out: str | Path) -> Path:
         grids=[(row.name, grid) for row in rows if (grid := _grid(out, row))],
         targets=TARGETS,
         rates=[f"{rate:g}" for rate in LEARNING_RATES],
-        machines=sorted({str(run["environment"].get("machine")) for row in rows for run in row.runs}),
+        machines=sorted({_machine(run["environment"]) for row in rows for run in row.runs}),
         minutes=sorted({run["minutes"] for row in rows for run in row.runs}),
     )
     page.write_text(text, encoding="utf-8")
@@ -190,6 +190,13 @@ def _plot(rows: Sequence[Row], split: str, axis: str, label: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return Markup("<svg" + buffer.getvalue().partition("<svg")[2])
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    """2 CPU cores, 2 threads, no GPU, torch 2.13.0."""
+    machine = environment["machine"]
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    return f"{machine['cpus']} CPU cores, {machine['torch_threads']} threads, {gpus}, torch {environment['torch']}"
 
 
 def _grid(out: str | Path, row: Row) -> str | None:
