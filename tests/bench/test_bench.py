@@ -14,7 +14,6 @@ from dgpo.errors import UserError
 from dgpo.report.grids import write_samples
 from dgpo.train import Result
 
-
 MACHINE = {"platform": "an OS", "cpus": 2, "torch_threads": 2, "gpus": []}
 ENVIRONMENT = {"machine": MACHINE, "torch": "2.13.0", "command": "secret", "dgpo": "0.1.0"}
 
