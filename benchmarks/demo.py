@@ -16,13 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dgpo.config import to_dict
-from dgpo.runfolder import stored_config
-from dgpo.trackers import read_metrics
+from dgpo.runfolder import record
 
 RESULTS = Path(__file__).parent / "results"
 SCORES = ("shapes_strict", "shapes", "crispness", "diversity", "drift")
@@ -61,15 +58,12 @@ def _run(recipe: str, seed: int, overrides: list[str]) -> dict[str, Any]:
                     first = time.time() - started
         if process.returncode:
             raise SystemExit(f"seed {seed} ended with exit code {process.returncode}")
-        environment = json.loads((out / "environment.json").read_text())
         return {
             "recipe": recipe,
             "seed": seed,
             "wall_seconds": time.time() - started,
             "first_evaluation_seconds": first,
-            "config": to_dict(replace(stored_config(out), out=None)),
-            "environment": {key: value for key, value in environment.items() if key != "command"},
-            "metrics": read_metrics(out / "metrics.jsonl"),
+            **record(out),
         }
 
 

@@ -51,7 +51,7 @@ SIDEWAYS = {
     "dgpo/data.py": {"dgpo/worlds"},
     "dgpo/offline.py": {"dgpo/checkpoint.py", "dgpo/data.py", "dgpo/models"},
     "dgpo/report": {"dgpo/trackers.py"},
-    "dgpo/runfolder.py": {"dgpo/checkpoint.py"},
+    "dgpo/runfolder.py": {"dgpo/checkpoint.py", "dgpo/trackers.py"},
     "dgpo/interrupt.py": {"dgpo/distributed.py"},
     "dgpo/console.py": {"dgpo/distributed.py", "dgpo/models"},
     "dgpo/train.py": {"dgpo/rollout.py", "dgpo/evaluate.py"},

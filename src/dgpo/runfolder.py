@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dgpo import __version__, checkpoint
-from dgpo.config import MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml
+from dgpo.config import MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
 from dgpo.errors import UserError
+from dgpo.trackers import read_metrics
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 
@@ -68,6 +69,16 @@ def stored_config(run: str | Path) -> Config:
         raise UserError(f"{run} is no run folder: it has no config.yaml. Give the folder that dgpo train --out wrote")
     _require_same_version(run)
     return load_yaml(run / "config.yaml")
+
+
+def record(run: Path) -> dict[str, Any]:
+    """What a finished run has to tell in a benchmark's results: config, environment and metrics, without places."""
+    told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "config": to_dict(replace(stored_config(run), out=None)),
+        "environment": {key: value for key, value in told.items() if key != "command"},
+        "metrics": read_metrics(run / "metrics.jsonl"),
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.parts import ForwardProcess, GroupAdvantages, TSampling
 from dgpo.core.groups import Reduce, identity
-from dgpo.core.losses import clipped_surrogate, dsm_loss, velocity_kl
+from dgpo.core.losses import clip_mask, clipped_surrogate, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
 
 SMALLEST_DSM = 1e-10
@@ -85,7 +85,7 @@ class AWM(ForwardProcess, GroupAdvantages):
         dsm, dsm_old = dsm_loss(v, point.target), dsm_loss(given(velocities, "old"), point.target)
         ratio = torch.exp(self._log_prob(dsm, point.t) - self._log_prob(dsm_old.detach(), point.t))
         loss = clipped_surrogate(ratio, advantages, self.clip_range).mean()
-        clipped = torch.where(advantages > 0, ratio > 1 + self.clip_range, ratio < 1 - self.clip_range)
+        clipped = clip_mask(ratio, advantages, self.clip_range)
         metrics = {"dsm": dsm, "ratio": ratio, "clip_fraction": clipped}
         if "ref" in self.needs:
             metrics["kl"] = kl = velocity_kl(v, given(velocities, "ref"))

@@ -23,7 +23,7 @@ from torch import Tensor
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.parts import GroupAdvantages
 from dgpo.core.groups import Reduce, identity
-from dgpo.core.losses import clipped_surrogate, gaussian_kl
+from dgpo.core.losses import clip_mask, clipped_surrogate, gaussian_kl
 from dgpo.core.solvers import gaussian_log_prob, sde_moments
 from dgpo.types import Rollout, Sde, TrainPoint, Velocities
 
@@ -137,7 +137,7 @@ class FlowGRPO(GroupAdvantages):
         ratio = torch.exp(gaussian_log_prob(point.target, mean, std) - point.log_prob)
         advantages = rollout.advantages
         loss = clipped_surrogate(ratio, advantages, self.clip_range).mean()
-        clipped = torch.where(advantages > 0, ratio > 1 + self.clip_range, ratio < 1 - self.clip_range)
+        clipped = clip_mask(ratio, advantages, self.clip_range)
         metrics = {"ratio": ratio, "clip_fraction": clipped, "approx_kl": (ratio - 1).square() / 2}
         if "ref" in self.needs:
             mean_ref, _ = self._moments(point, given(velocities, "ref"), rollout)

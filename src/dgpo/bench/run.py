@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from dgpo import checkpoint, runfolder
 from dgpo.bench.plan import LEARNING_RATES, SEARCH_SEED, Plan, config_of
-from dgpo.config import Config, to_dict
+from dgpo.config import Config
 from dgpo.report.grids import read_samples
-from dgpo.trackers import read_metrics
 from dgpo.train import train
 
 
@@ -109,15 +108,12 @@ def _keep(job: Job, run: Path, folder: Path) -> None:
     if samples is not None:
         last = max(samples.iterations)
         shutil.copy(run / "samples" / f"iteration-{last:06d}.png", folder / f"{job.name}.png")
-    environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     result = {
         "contender": job.contender,
         "lr": job.lr,
         "seed": job.seed,
         "minutes": job.minutes,
-        "config": to_dict(replace(runfolder.stored_config(run), out=None)),
-        "environment": {key: value for key, value in environment.items() if key != "command"},
-        "metrics": read_metrics(run / "metrics.jsonl"),
+        **runfolder.record(run),
     }
     path = _result_of(folder, job)
     unfinished = path.with_suffix(".json.part")

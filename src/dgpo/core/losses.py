@@ -37,7 +37,11 @@ def dsm_clip_mask(dsm: Tensor, dsm_old: Tensor, advantages: Tensor, clip_range: 
 
     dsm, dsm_old, advantages: (B,); returns (B,) bool, True: must contribute no gradient.
     """
-    ratio = torch.exp(dsm_old - dsm).detach()
+    return clip_mask(torch.exp(dsm_old - dsm).detach(), advantages, clip_range)
+
+
+def clip_mask(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Where a ratio has left [1 - c, 1 + c] in its advantage's direction. All (B,); returns (B,) bool."""
     return torch.where(advantages > 0, ratio > 1 + clip_range, ratio < 1 - clip_range)
 
 
