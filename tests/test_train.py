@@ -19,6 +19,7 @@ import torch
 import dgpo
 import train_worker
 from dgpo import DGPO, Sampling, UserError, checkpoint, load_model, load_prompts
+from dgpo.config import Optimizer
 from dgpo.core import seeds
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
@@ -29,6 +30,7 @@ from dgpo.train import (
     State,
     follow,
     learn,
+    learning_rate,
     make_optimizer,
     measures_noise,
     micro_batches,
@@ -107,12 +109,12 @@ def in_float64(model):
     """Let the network, every weight set of it, compute and answer in float64."""
     for name in model.weights.names:
         with model.weights.use(name):
-            model.transformer.double()
-    model._model._forward = lambda x_t, t, cond: model.transformer(
+            model.network.double()
+    model._model._forward = lambda x_t, t, cond: model.network(
         hidden_states=x_t.double(),
         timestep=t * 1000,
-        encoder_hidden_states=cond.prompt_embeds.double(),
-        pooled_projections=cond.pooled.double(),
+        encoder_hidden_states=cond.tensors["prompt_embeds"].double(),
+        pooled_projections=cond.tensors["pooled"].double(),
         return_dict=False,
     )[0]
     return model
@@ -551,3 +553,15 @@ def test_a_run_may_be_limited_in_time_and_go_on_later(tiny_folder, tmp_path):
     assert run(replace(config, iterations=3, max_minutes=None), resume=True).iterations == 3
     alone = run(small(tiny_folder, tmp_path / "alone", iterations=3))
     assert_same_run(result.run, alone.run, 3)
+
+
+def test_the_rate_rises_falls_along_a_cosine_and_stays():
+    falling = Optimizer(lr=1.0, warmup_steps=4, decay_steps=10)
+    rates = [learning_rate(step, falling) for step in range(40)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[9] == pytest.approx(0.55)
+    assert rates[14:] == pytest.approx([0.1] * 26)
+    assert rates[4:15] == sorted(rates[4:15], reverse=True)
+    constant = Optimizer(lr=0.5, warmup_steps=2)
+    assert [learning_rate(step, constant) for step in range(4)] == [0.25, 0.5, 0.5, 0.5]

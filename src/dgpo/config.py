@@ -67,6 +67,9 @@ class Optimizer:
     """Learning rate after warm-up."""
     warmup_steps: int = 0
     """Optimizer steps over which the rate rises linearly."""
+    decay_steps: int = 0
+    """Steps after warm-up over which the rate falls along half a cosine to a tenth, where it stays; 0: it never falls.
+    Counted in steps, not in shares of the run, so that a run can be continued."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the two moments."""
     eps: float = 1e-8
@@ -229,6 +232,7 @@ _AT_LEAST = {
     "sampling.eval_num_inference_steps": 1,
     "sampling.batch_size": 1,
     "optimizer.warmup_steps": 0,
+    "optimizer.decay_steps": 0,
     "optimizer.weight_decay": 0,
     "lora.rank": 1,
     "lora.alpha": 1,

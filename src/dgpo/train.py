@@ -32,7 +32,7 @@ from torch import Tensor
 
 from dgpo import checkpoint, distributed, runfolder
 from dgpo.algorithms import Algorithm
-from dgpo.config import Config, to_dict
+from dgpo.config import Config, Optimizer, to_dict
 from dgpo.console import Console
 from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
@@ -502,11 +502,19 @@ def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimize
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, config: Config) -> float:
-    """Linear warm-up, then constant."""
-    lr = config.optimizer.lr * min(1.0, (step + 1) / max(1, config.optimizer.warmup_steps))
+    """Set and return the rate of this step, counted from 0."""
+    rate = learning_rate(step, config.optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
+        group["lr"] = rate
+    return rate
+
+
+def learning_rate(step: int, o: Optimizer) -> float:
+    """Linear warm-up, then half a cosine down to a tenth, or constant."""
+    if step < o.warmup_steps:
+        return o.lr * (step + 1) / o.warmup_steps
+    passed = min(1.0, (step - o.warmup_steps) / o.decay_steps) if o.decay_steps else 0.0
+    return o.lr * (1 - 0.9 * (1 - math.cos(math.pi * passed)) / 2)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 import dgpo
 from dgpo.errors import UserError
 from dgpo.models import EMBEDDED, load_model, locate
-from dgpo.models.sd3 import SD3Model
+from dgpo.models.sd3 import SD3
 
 
 def test_a_folder_is_loaded_by_its_family_and_without_the_network(folder, tmp_path, monkeypatch):
@@ -19,7 +19,7 @@ def test_a_folder_is_loaded_by_its_family_and_without_the_network(folder, tmp_pa
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     model = load_model(str(folder), resolution=96)
-    assert isinstance(model, SD3Model)
+    assert isinstance(model.family, SD3)
     assert model.latent_shape == (4, 12, 12)
     assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.chdir(tmp_path)

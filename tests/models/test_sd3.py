@@ -6,7 +6,7 @@ from torch import nn
 
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
-from dgpo.models.sd3 import SD3Cond, SD3Model
+from dgpo.models.sd3 import SD3
 
 PROMPTS = ["a red cat", "two dogs", "a cup left of a hat"]
 
@@ -78,26 +78,13 @@ def test_rows_do_not_depend_on_their_batch(load):
     assert x.shape == (3, *model.latent_shape) == (3, 4, 8, 8)
 
 
-def test_conditioning_rows():
-    cond = SD3Cond(torch.arange(12.0).reshape(3, 2, 2), torch.arange(3.0).reshape(3, 1))
-    assert len(cond) == 3
-    assert cond[1:].pooled.tolist() == [[1.0], [2.0]]
-    assert cond[torch.tensor([2, 0])].prompt_embeds[:, 0, 0].tolist() == [8.0, 0.0]
-    assert cond.repeat(2).pooled.flatten().tolist() == [0, 0, 1, 1, 2, 2]
-    assert cond.repeat(2).prompt_embeds[:, 0, 0].tolist() == [0, 0, 4, 4, 8, 8]
-    assert cond.to("meta").pooled.device.type == cond.to("meta").prompt_embeds.device.type == "meta"
-    joined = cond[:1].cat(cond[2:], cond[:1])
-    assert joined.pooled.flatten().tolist() == [0, 2, 0]
-    assert joined.prompt_embeds[:, 0, 0].tolist() == [0, 8, 0]
-
-
 def test_zero_tokens_stand_in_for_t5_only_when_asked_for(load, stock):
-    assert load().encode(PROMPTS).prompt_embeds.shape == (3, 16, 32)
-    padded = load(max_sequence_length=5).encode(PROMPTS).prompt_embeds
+    assert load().encode(PROMPTS).tensors["prompt_embeds"].shape == (3, 16, 32)
+    padded = load(max_sequence_length=5).encode(PROMPTS).tensors["prompt_embeds"]
     assert padded.shape == (3, 21, 32)
     assert not padded[:, 16:].any()
     stock.text_encoder_3 = nn.Identity()
-    assert SD3Model(stock).max_sequence_length == 256
+    assert SD3(stock).max_sequence_length == 256
 
 
 def test_grids(load):
@@ -115,7 +102,7 @@ def test_no_gradient_reaches_encoders_or_decoder(load):
     cond = model.encode(PROMPTS)
     x = model.init_noise(generators()).requires_grad_()
     images = model.decode(x)
-    assert not any(tensor.requires_grad for tensor in (cond.prompt_embeds, cond.pooled, images))
+    assert not any(tensor.requires_grad for tensor in (cond.tensors["prompt_embeds"], cond.tensors["pooled"], images))
     assert 0 <= images.min() < images.max() <= 1
 
 
@@ -128,7 +115,7 @@ def test_bf16_is_close_and_trains_fp32_weights(load, finetune):
     assert v.dtype == torch.float32
     assert all(parameter.dtype == torch.float32 for parameter in rounded.weights.parameters())
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in rounded.weights.parameters())
-    frozen = rounded.transformer.context_embedder.weight
+    frozen = rounded.network.context_embedder.weight
     assert frozen.dtype == (torch.float32 if finetune == "full" else torch.bfloat16)
     assert rounded.decode(x).dtype == rounded.pipeline.vae.dtype == torch.float32
     error = (v - exact.velocity(x, t, exact.encode(PROMPTS), 2.0)).abs().mean()

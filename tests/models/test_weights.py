@@ -29,7 +29,8 @@ def stock_velocity(transformer, model):
     x = model.init_noise([torch.Generator().manual_seed(i) for i in range(3)])
     cond = model.encode(PROMPTS)
     with torch.no_grad():
-        return transformer(x, cond.prompt_embeds, cond.pooled, torch.tensor([1.0, 0.6, 0.1]) * 1000).sample
+        t = torch.tensor([1.0, 0.6, 0.1])
+        return transformer(x, cond.tensors["prompt_embeds"], cond.tensors["pooled"], t * 1000).sample
 
 
 def perturb(model, *names):
@@ -45,7 +46,7 @@ def addresses(model):
 
 
 def trainable(model):
-    return [parameter for parameter in model.transformer.parameters() if parameter.requires_grad]
+    return [parameter for parameter in model.network.parameters() if parameter.requires_grad]
 
 
 def test_all_sets_start_as_the_pretrained_network(model, stock):
@@ -70,7 +71,7 @@ def test_use_nests_and_an_exception_restores_what_was_before(model):
     expected = {name: velocity(model, name) for name in ("policy", "old", "ref")}
 
     def assert_bound(name):
-        assert torch.equal(stock_velocity(model.transformer, model), expected[name])
+        assert torch.equal(stock_velocity(model.network, model), expected[name])
 
     def fail_in(name, then):
         with model.weights.use(name):
@@ -95,7 +96,7 @@ def test_a_switch_copies_and_moves_no_tensor(model):
     for name in SETS:
         with model.weights.use(name):
             assert addresses(model) == before
-            bound = {parameter.data_ptr() for parameter in model.transformer.parameters()}
+            bound = {parameter.data_ptr() for parameter in model.network.parameters()}
             assert bound >= set(before[name])
     assert addresses(model) == before
 
@@ -123,7 +124,7 @@ def test_gradients_are_the_same_after_other_sets_answered_and_with_checkpointing
         for name in others:
             velocity(model, name)
         calls = []
-        model.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        model.network.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
         v.square().mean().backward()
         assert len(calls) == gradient_checkpointing, "blocks are computed again in backward"
         return [parameter.grad for parameter in model.weights.parameters()]
@@ -204,7 +205,7 @@ def test_lora_keys_are_those_of_stock_files(load):
     model = load()
     perturb(model, "policy", "old")
     for name in ("policy", "old"):
-        stock = get_peft_model_state_dict(model.transformer, adapter_name=name)
+        stock = get_peft_model_state_dict(model.network, adapter_name=name)
         own = model.weights.tensors(name)
         assert own.keys() == stock.keys()
         assert all(torch.equal(own[key], stock[key]) for key in own)
@@ -214,9 +215,9 @@ def test_lora_reaches_every_attention_projection_and_scales_by_alpha_over_rank(l
     model = load(lora=LoraConfig(rank=2, alpha=6))
     layers = {key.rpartition(".lora_")[0] for key in model.weights.tensors("policy")}
     projections = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    network = {key.removesuffix(".base_layer") for key, _ in model.transformer.named_modules()}
+    network = {key.removesuffix(".base_layer") for key, _ in model.network.named_modules()}
     assert layers == {key for key in network if key.endswith(projections)}
-    layer = model.transformer.transformer_blocks[0].attn.to_q
+    layer = model.network.transformer_blocks[0].attn.to_q
     for parameter in model.weights.parameters():
         parameter.data.fill_(1.0)
     torch.testing.assert_close(
@@ -246,7 +247,7 @@ def test_sets_that_are_not_asked_for_are_not_made(load):
         for name in ("ref", "ema"):
             with pytest.raises(UserError, match=f"{name!r} was not made .* has policy, old"):
                 velocity(model, name)
-    adapters = [key for key, _ in load(sets=("ref",)).transformer.named_parameters() if ".lora_" in key]
+    adapters = [key for key, _ in load(sets=("ref",)).network.named_parameters() if ".lora_" in key]
     assert adapters
     assert all(".policy." in key for key in adapters)
 

@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
+from dgpo.models.pipeline import PipelineModel
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets
 
 __all__ = ["Cond", "LoraConfig", "VelocityModel", "WeightSets", "load_model", "locate"]
 
-FAMILIES = {"StableDiffusion3Pipeline": "dgpo.models.sd3:SD3Model"}
-"""The pipeline's class in model_index.json -> the adapter, imported when first needed."""
+FAMILIES = {"StableDiffusion3Pipeline": "dgpo.models.sd3:SD3"}
+"""The pipeline's class in model_index.json -> its `Family`, imported when first needed."""
 
 EMBEDDED = {"tiny-sd3": Path(__file__).parents[1] / "worlds" / "shapes" / "assets" / "tiny-sd3"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,16 +63,15 @@ def load_model(
     with _quiet():
         family = _family(source, index)
         pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
-    return family(
+    return PipelineModel(
         pipeline,
+        family(pipeline, resolution, max_sequence_length),
         finetune=finetune,
         lora=lora,
         sets=sets,
         seed=seed,
         device=place,
         dtype=DTYPES[dtype],
-        resolution=resolution,
-        max_sequence_length=max_sequence_length,
         shift=shift,
         gradient_checkpointing=gradient_checkpointing,
     )

@@ -1,0 +1,229 @@
+"""A stock diffusers pipeline as a VelocityModel. What all families share is here; a family says only what differs.
+
+The trained network computes under autocast unless in fp32; t, latents, guidance and solvers are fp32. Frozen parts are
+in the precision they were loaded in, the VAE in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dgpo.errors import UserError
+from dgpo.models.rows import Rows
+from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
+
+
+class Family(Protocol):
+    """One kind of pipeline. n is the number of images; x_t, v and x0 are (n, *latent_shape) in flow coordinates."""
+
+    network: ClassVar[str]
+    """The pipeline's part that trains: transformer or unet."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Names of the layers that get an adapter unless told otherwise."""
+
+    def __init__(self, pipeline: Any, resolution: int | None, max_sequence_length: int | None) -> None:
+        """resolution: side of the square images in pixels, None is the model's own; UserError where it cannot be."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        ...
+
+    @property
+    def shift(self) -> float:
+        """Of the pipeline's own flow grid, `t' = shift t / (1 + (shift - 1) t)`."""
+        ...
+
+    @property
+    def noise_scale(self) -> float:
+        """Deviation of the latents at the grid's first level: 1 where that is t = 1."""
+        ...
+
+    def encode(self, prompts: list[str]) -> Rows:
+        """n prompts as the network reads them; "" is the empty prompt of guidance."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
+        """The network's `noise - x0`; t: (n,) fp32 in [0, 1]. Called under autocast; its result is made fp32."""
+        ...
+
+    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
+        """The pipeline's own way of combining the two, where scale 1 is v_cond."""
+        ...
+
+    def sigmas(self, num_steps: int, shift: float) -> Tensor:
+        """(num_steps + 1,) fp32 descending grid with a trailing 0."""
+        ...
+
+    def scheduler_sigmas(self, num_steps: int) -> Tensor:
+        """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""
+        ...
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images (n, 3, H, W), the VAE's range [-1, 1] not yet changed to [0, 1]."""
+        ...
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Its inverse: (n, 3, H, W) in [-1, 1] -> (n, *latent_shape)."""
+        ...
+
+
+class PipelineModel:
+    """Implements `dgpo.models.base.VelocityModel`; the shapes are documented there."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        family: Family,
+        *,
+        finetune: Literal["lora", "full"] = "lora",
+        lora: LoraConfig = DEFAULT_LORA,
+        sets: Sequence[str] = EXTRA_SETS,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        shift: float | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """Take over a loaded pipeline: freeze it, put it on a device, make the weight sets.
+
+        dtype: what the network computes in, by autocast unless fp32; a pipeline loaded in bf16 needs bf16 here
+        shift: of the flow grid; None: the pipeline's own
+        """
+        self.pipeline = pipeline
+        self.family = family
+        self.dtype = dtype
+        self.shift = family.shift if shift is None else shift
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.to(device).requires_grad_(False).eval()
+        self.weights = (
+            full_weights(self.network, sets, family.network)
+            if finetune == "full"
+            else lora_weights(self.network, lora, family.lora_targets, sets, seed, self._save_lora)
+        )
+        if gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+
+    @property
+    def network(self) -> Any:
+        """The part that trains."""
+        return getattr(self.pipeline, self.family.network)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.family.latent_shape
+
+    @property
+    def latent_space(self) -> dict[str, Any]:
+        """The autoencoder is told by a hash of its small tensors, which is quick and enough."""
+        vae: Any = self.pipeline.vae
+        digest = hashlib.sha256()
+        for name, tensor in sorted(vae.state_dict().items()):
+            if tensor.numel() <= 4096:
+                digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+        return {
+            "latent_shape": list(self.latent_shape),
+            "scaling_factor": vae.config.get("scaling_factor") or 1.0,
+            "shift_factor": vae.config.get("shift_factor") or 0.0,
+            "autoencoder": digest.hexdigest(),
+        }
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Rows:
+        return self.family.encode(prompts)
+
+    @cached_property
+    def _empty(self) -> Rows:
+        return self.encode([""])
+
+    def init_noise(self, generators: list[torch.Generator]) -> Tensor:
+        rows = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
+        return torch.stack(rows).to(self.device) * self.family.noise_scale
+
+    def velocity(
+        self, x_t: Tensor, t: Tensor, cond: Any, guidance_scale: float = 1.0, weights: str = "policy"
+    ) -> Tensor:
+        x_t, t, cond = x_t.to(self.device), t.to(self.device), cond.to(self.device)
+        with self.weights.use(weights):
+            if guidance_scale == 1.0:
+                return self._forward(x_t, t, cond)
+            both = self._empty.repeat(len(cond)).cat(cond)
+            v_uncond, v_cond = self._forward(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
+            return self.family.guide(v_uncond, v_cond, guidance_scale)
+
+    def _forward(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.family.predict(x_t, t.float(), cond).float()
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        return (self.family.decode(x0).float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
+        if images.shape[1:] != (3, height, width):
+            raise UserError(
+                f"an image has {images.shape[-1]} x {images.shape[-2]} pixels, and the model draws {width} x {height}; "
+                "resize the images, or set resolution"
+            )
+        return self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)).float()
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        return self.family.sigmas(num_steps, self.shift).to(self.device)
+
+    def scheduler_sigmas(self, num_steps: int) -> Tensor:
+        """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""
+        return self.family.scheduler_sigmas(num_steps).to(self.device)
+
+    def _save_lora(self, directory: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+        layers, adapter = f"{self.family.network}_lora_layers", f"{self.family.network}_lora_adapter_metadata"
+        type(self.pipeline).save_lora_weights(directory, **{layers: tensors, adapter: metadata})
+
+
+def linear_guidance(v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
+    """`v_uncond + scale (v_cond - v_uncond)` (Ho and Salimans 2022, arXiv 2207.12598)."""
+    return v_uncond + scale * (v_cond - v_uncond)
+
+
+def scheduler_grid(pipeline: Any, num_steps: int, **settings: Any) -> Tensor:
+    """The sigmas of a flow-matching pipeline's scheduler, which is left as it was."""
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    scheduler.set_timesteps(num_steps, **settings)
+    return scheduler.sigmas
+
+
+def fitting_side(name: str, resolution: int | None, own: int, multiple: int, largest: int | None = None) -> int:
+    """The side in pixels, the model's own if None. UserError where it is no multiple of `multiple` or too large."""
+    side = own if resolution is None else resolution
+    if side % multiple or side <= 0 or (largest is not None and side > largest):
+        limit = f" up to {largest}" if largest else ""
+        raise UserError(f"resolution={side} does not fit this {name}: it draws multiples of {multiple} pixels{limit}")
+    return side
+
+
+def vae_decode(vae: Any, x0: Tensor) -> Tensor:
+    """Latents as the network sees them -> images in [-1, 1], by an autoencoder with a scale and perhaps a shift."""
+    latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+
+
+def vae_encode(vae: Any, images: Tensor) -> Tensor:
+    """The inverse: images in [-1, 1] -> latents as the network sees them; the mean where they are random."""
+    encoded = vae.encode(images.to(vae.dtype), return_dict=False)[0]
+    latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # AutoencoderTiny knows no distribution
+    return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
