@@ -41,10 +41,17 @@ def test_locating_a_model(folder, monkeypatch):
 
 
 def test_an_unknown_family_is_told_what_is_supported_and_what_an_adapter_needs(tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     with pytest.raises(UserError) as error:
         load_model(tmp_path)
-    for part in ("is a StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "VelocityModel", "encode", "weights"):
+    for part in (
+        "is a KandinskyPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+        "Family",
+        "encode",
+        "VelocityModel",
+    ):
         assert part in str(error.value)
 
 
@@ -65,6 +72,7 @@ def test_damaged_folders_are_named(tmp_path):
         ({"finetune": "loar"}, "Did you mean 'lora'"),
         ({"device": "gpu"}, "device='gpu' cannot be used"),
         ({"sets": ("old", "emma")}, "Did you mean 'ema'"),
+        ({"distilled_guidance": 3.5}, "is not told its guidance"),
     ],
 )
 def test_bad_settings_are_explained(folder, settings, message):

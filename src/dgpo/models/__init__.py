@@ -21,7 +21,16 @@ from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets
 
 __all__ = ["Cond", "LoraConfig", "VelocityModel", "WeightSets", "load_model", "locate"]
 
-FAMILIES = {"StableDiffusion3Pipeline": "dgpo.models.sd3:SD3"}
+FAMILIES = {
+    "StableDiffusion3Pipeline": "dgpo.models.sd3:SD3",
+    "FluxPipeline": "dgpo.models.flux:Flux",
+    "QwenImagePipeline": "dgpo.models.qwen_image:QwenImage",
+    "ZImagePipeline": "dgpo.models.z_image:ZImage",
+    "SanaPipeline": "dgpo.models.sana:Sana",
+    "StableDiffusionPipeline": "dgpo.models.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "dgpo.models.sdxl:SDXL",
+    "PixArtSigmaPipeline": "dgpo.models.pixart:PixArtSigma",
+}
 """The pipeline's class in model_index.json -> its `Family`, imported when first needed."""
 
 EMBEDDED = {"tiny-sd3": Path(__file__).parents[1] / "worlds" / "shapes" / "assets" / "tiny-sd3"}
@@ -40,6 +49,7 @@ def load_model(
     resolution: int | None = None,
     max_sequence_length: int | None = None,
     shift: float | None = None,
+    distilled_guidance: float | None = None,
     gradient_checkpointing: bool = False,
 ) -> VelocityModel:
     """Load a diffusers pipeline for training or sampling.
@@ -51,6 +61,7 @@ def load_model(
     device: "auto" is CUDA where there is one, else the CPU
     dtype: precision of the frozen parts and of the network's arithmetic; trained weights and the VAE are fp32
     resolution, max_sequence_length, shift: None is the pipeline's own
+    distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
     """
     if finetune not in ("lora", "full"):
@@ -63,9 +74,16 @@ def load_model(
     with _quiet():
         family = _family(source, index)
         pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
+    adapter = family(pipeline, resolution, max_sequence_length)
+    if distilled_guidance is not None:
+        if adapter.distilled_guidance is None:
+            raise UserError(
+                f"distilled_guidance={distilled_guidance}: {source} is not told its guidance; use guidance_scale"
+            )
+        adapter.distilled_guidance = distilled_guidance
     return PipelineModel(
         pipeline,
-        family(pipeline, resolution, max_sequence_length),
+        adapter,
         finetune=finetune,
         lora=lora,
         sets=sets,
@@ -124,10 +142,10 @@ def _family(source: str, index: dict[str, Any]) -> Any:
     name = index.get("_class_name")
     if name not in FAMILIES:
         raise UserError(
-            f"{source} is a {name}; supported: {', '.join(FAMILIES)}. Another family needs one file in dgpo/models "
-            "with a class that implements VelocityModel (dgpo/models/base.py): encode, init_noise, velocity as "
-            "noise - x0 at t in [0, 1], decode, encode_images, sigmas, latent_shape, latent_space, device and weights; "
-            "and a line in FAMILIES."
+            f"{source} is a {name}; supported: {', '.join(FAMILIES)}. Another diffusers pipeline needs a class that "
+            "implements Family (dgpo/models/pipeline.py: encode, predict as noise - x0 at t in [0, 1], guide, sigmas, "
+            "decode, encode_images, latent_shape) and a line in FAMILIES; any other model, an object that implements "
+            "VelocityModel (dgpo/models/base.py), given as train(config, model=...)."
         )
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -28,6 +28,8 @@ class Family(Protocol):
     """The pipeline's part that trains: transformer or unet."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the layers that get an adapter unless told otherwise."""
+    distilled_guidance: float | None
+    """The guidance that the network is told as an input; None where it has no such input."""
 
     def __init__(self, pipeline: Any, resolution: int | None, max_sequence_length: int | None) -> None:
         """resolution: side of the square images in pixels, None is the model's own; UserError where it cannot be."""
