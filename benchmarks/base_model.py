@@ -47,7 +47,7 @@ def main() -> None:
         found[f"guidance {scale:g}"] = metrics = evaluate(model, CondCache(model), sets, reward, at, "policy").metrics
         strict = {name: round(value, 3) for name, value in metrics.items() if "strict" in name and "stderr" not in name}
         print(f"guidance {scale:g}: {strict}", flush=True)
-    environment = {key: value for key, value in runfolder.environment().items() if key != "command"}
+    environment = runfolder.conditions()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "base_model.json").write_text(json.dumps({"environment": environment, **found}, indent=1) + "\n")
 

@@ -40,7 +40,7 @@ def main() -> None:
         row = {"recipe": given.recipe, "overrides": candidate, "minutes": given.minutes, "seed": given.seed}
         curve, config = run(given.recipe, candidate, given.minutes, given.seed)
         row |= {"note": given.note, "config": config, "curve": curve}
-        row["environment"] = {key: value for key, value in runfolder.environment().items() if key != "command"}
+        row["environment"] = runfolder.conditions()
         with open(RESULTS / "search.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(candidate, summary(row["curve"]), flush=True)

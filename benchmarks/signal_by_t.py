@@ -89,7 +89,7 @@ def main() -> None:
             f"{one - two:.2e}; noise scale {scale['one draw']:.0f} groups, with many draws {scale['many draws']:.0f}",
             flush=True,
         )
-    found["environment"] = {key: value for key, value in runfolder.environment().items() if key != "command"}
+    found["environment"] = runfolder.conditions()
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / "signal_by_t.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")

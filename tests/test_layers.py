@@ -28,6 +28,7 @@ LAYERS = {
     "dgpo/interrupt.py": 2,
     "dgpo/stopwatch.py": 2,
     "dgpo/meter.py": 2,
+    "dgpo/memory.py": 2,
     "dgpo/console.py": 2,
     "dgpo/offline.py": 2,
     "dgpo/rollout.py": 3,

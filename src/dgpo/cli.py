@@ -188,7 +188,7 @@ def report(given: list[str]) -> int:
 
 def benchmark(given: list[str]) -> int:
     """Run what is missing of the benchmark and write its page."""
-    from dgpo.bench import Plan, bench, read_rows, write_page
+    from dgpo.bench import Plan, bench, measure_overhead, read_rows, write_page
 
     plan = _parse(
         Plan(),
@@ -197,6 +197,9 @@ def benchmark(given: list[str]) -> int:
         "Train every algorithm on the embedded task from the same base model, and write a page that compares them.\n"
         "Runs that have their result are not run again; one that was stopped is continued.",
     )
+    if plan.overhead:
+        measure_overhead(plan.overhead_recipe, plan.overhead_rounds, plan.out)
+        return 0
     finished = bench(plan)
     if finished or read_rows(plan.out):
         print(f"Page: {write_page(plan.out)}")

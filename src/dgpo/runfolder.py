@@ -82,7 +82,12 @@ def record(run: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git state and machine."""
+    """What a run says of itself: `conditions`, and the command with its places."""
+    return {**conditions(), "command": sys.argv}
+
+
+def conditions() -> dict[str, Any]:
+    """Versions, git state and machine: what a published result says of itself."""
     return {
         "dgpo": __version__,
         "python": platform.python_version(),
@@ -94,7 +99,6 @@ def environment() -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "command": sys.argv,
     }
 
 

@@ -1,7 +1,8 @@
 """`dgpo bench`: every algorithm on the embedded task, from one base model, and the page that compares them."""
 
+from dgpo.bench.overhead import measure_overhead
 from dgpo.bench.page import read_rows, write_page
 from dgpo.bench.plan import CONTENDERS, Plan
 from dgpo.bench.run import bench
 
-__all__ = ["CONTENDERS", "Plan", "bench", "read_rows", "write_page"]
+__all__ = ["CONTENDERS", "Plan", "bench", "measure_overhead", "read_rows", "write_page"]

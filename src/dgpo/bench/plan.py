@@ -34,6 +34,12 @@ class Plan:
     """Training time of each run of the search for the learning rate."""
     budget_minutes: float | None = None
     """Start no run that would end later than this; call again to go on. None: run all."""
+    overhead: bool = False
+    """Instead of all that, measure an iteration's time and memory against its bare network calls."""
+    overhead_recipe: str = "tiny"
+    """Whose iteration."""
+    overhead_rounds: int = 5
+    """How often."""
     out: str = "benchmarks"
     """Raw results go to OUT/results/bench, run folders to OUT/runs, the page to OUT/bench.html."""
 
@@ -41,6 +47,8 @@ class Plan:
         for name in self.only:
             if name not in CONTENDERS:
                 raise UserError(f"only={name!r} is no contender. {did_you_mean(name, CONTENDERS)}")
+        if self.overhead_rounds < 1:
+            raise UserError(f"overhead_rounds={self.overhead_rounds} measures nothing; it must be at least 1")
         if not self.seeds:
             raise UserError("seeds is empty: the benchmark needs at least one, such as --seeds 0")
         if min(self.minutes, self.search_minutes) <= 0:
@@ -86,5 +94,5 @@ def config_of(name: str, lr: float, seed: int) -> Config:
         name=f"{name}-lr{lr:g}-seed{seed}",
         seed=seed,
         iterations=10**6,
-        optimizer=replace(config.optimizer, lr=lr),
+        optimizer=replace(config.optimizer, lr=lr, decay_steps=0),  # how many steps a time allows is not known
     )

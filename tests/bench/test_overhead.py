@@ -1,0 +1,24 @@
+"""What the loop costs beyond its network calls is measured on the loop's own pieces."""
+
+import json
+from dataclasses import replace
+
+from dgpo.bench import measure_overhead, overhead
+from dgpo.recipes import recipe
+
+
+def test_time_and_memory_of_an_iteration_are_compared_with_its_bare_calls(tmp_path, monkeypatch, capsys):
+    small = replace(recipe("tiny"), num_groups=2, group_size=2)
+    small = replace(small, sampling=replace(small.sampling, num_inference_steps=2))
+    monkeypatch.setattr(overhead, "recipe", lambda name: small)
+    result = measure_overhead("tiny", 2, str(tmp_path))
+    assert json.loads((tmp_path / "results" / "overhead.json").read_text()) == result
+    assert len(result["rounds"]) == 2
+    for row in result["rounds"]:
+        assert row["ratios"]["wall"] == row["iteration"]["wall"] / row["bare"]["wall"]
+        assert row["phases"].keys() == {"time/rollout", "time/reward", "time/update"}
+        assert sum(row["phases"].values()) <= row["iteration"]["wall"]
+    memory = result["memory"]
+    assert memory["iteration"] > 4 * 253_952 * 4  # two sets of adapters and two moments
+    assert memory["ratio"] == memory["iteration"] / memory["needed"] < 1.2
+    assert "median ratio" in capsys.readouterr().out
