@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import sys
@@ -291,7 +292,7 @@ def _parse(default: T, given: list[str], usage: str, description: str) -> T:
             value, unknown = tyro.cli(
                 type(default),
                 default=default,
-                args=given,
+                args=_switched_on(default, given),
                 prog=usage,
                 description=description,
                 config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
@@ -311,6 +312,16 @@ def _parse(default: T, given: list[str], usage: str, description: str) -> T:
             raise fields.unknown(default, word[2:].partition("=")[0].replace("-", "_"))
         raise UserError(f"{word!r} has no place here: {usage} [--FIELD VALUE ...]")
     return value
+
+
+def _switched_on(default: Any, given: list[str]) -> list[str]:
+    """A yes-or-no flag without a value is a yes: `--overhead` is `--overhead True`."""
+    switches = {f"--{field.name}".replace("_", "-") for field in dataclasses.fields(default) if field.type == "bool"}
+    words = []
+    for word, following in zip(given, [*given[1:], "--"]):
+        bare = word.replace("_", "-") in switches and following.startswith("--")
+        words += [word, "True"] if bare else [word]
+    return words
 
 
 REGISTRY = ConstructorRegistry()
