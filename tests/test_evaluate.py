@@ -10,9 +10,9 @@ import torch
 from dgpo import Sampling, load_model, load_prompts
 from dgpo.core import seeds
 from dgpo.core.flow import interpolate
+from dgpo.encoding import CondCache
 from dgpo.evaluate import DRIFT_T, evaluate
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache
 from runs import REWARDS, colour, small
 
 SETS = {

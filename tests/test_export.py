@@ -56,8 +56,8 @@ def test_stock_diffusers_draws_the_same(tiny_folder, trained):
         (v,) = stock.transformer(
             hidden_states=noise,
             timestep=t * 1000,
-            encoder_hidden_states=cond.prompt_embeds,
-            pooled_projections=cond.pooled,
+            encoder_hidden_states=cond.tensors["prompt_embeds"],
+            pooled_projections=cond.tensors["pooled"],
             return_dict=False,
         )
         own = model.velocity(noise, t, cond, weights="ema")

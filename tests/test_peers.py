@@ -10,7 +10,7 @@ import pytest
 import test_train
 from dgpo import DGPO, Sampling
 from dgpo.algorithms import ALGORITHMS, AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
-from dgpo.rollout import CondCache
+from dgpo.encoding import CondCache
 from dgpo.train import State, improve, make_optimizer, to_train
 from runs import assert_same_run, distance, rows, run, small, tensors
 from test_train import in_float64, rollout_of, updates

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dgpo import distributed, load_model, load_prompts
+from dgpo.encoding import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect
+from dgpo.rollout import chunks, collect
 from dgpo.stopwatch import Stopwatch
 from runs import PROMPTS, colour, small
 
@@ -110,8 +111,8 @@ def test_conditioning_depends_on_the_prompt_alone_and_is_computed_once(model):
     both: Any = cache(["a cup", "two dogs", "a cup"])
     alone: Any = CondCache(model)(["a cup"])
     assert encoded == ["a cup", "two dogs"]
-    assert torch.equal(both.prompt_embeds[2:], alone.prompt_embeds)
-    assert torch.equal(both.pooled[1:2], model.encode(["two dogs"]).pooled)
+    assert torch.equal(both.tensors["prompt_embeds"][2:], alone.tensors["prompt_embeds"])
+    assert torch.equal(both.tensors["pooled"][1:2], model.encode(["two dogs"]).tensors["pooled"])
     cache(["green"])
     cache(["a cup"])
     assert encoded == ["a cup", "two dogs", "green"], "the prompt used last is kept"

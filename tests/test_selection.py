@@ -14,9 +14,10 @@ import test_train
 from dgpo import DGPO, Config, UserError, checkpoint, load_prompts
 from dgpo.algorithms import AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.data import PromptSampler
+from dgpo.encoding import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, collect
+from dgpo.rollout import collect
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import State, improve, make_optimizer, share_of_update, to_train
 from runs import PROMPTS, assert_same_run, colour, distance, newest, rows, run, small, tensors
@@ -190,22 +191,26 @@ def test_the_empty_prompt_replaces_the_expected_share_of_prompts(fresh, tiny_fol
     rollout = rollout.rows(torch.arange(6).repeat(100))._replace(image_index=torch.arange(600))
     trained = to_train(rollout, CondCache(model), config)
     empty = model.encode([""])
-    dropped = (trained.cond.prompt_embeds == empty.prompt_embeds).flatten(1).all(1)
-    assert torch.equal(dropped, (trained.cond.pooled == empty.pooled).all(1))
-    assert torch.equal(trained.cond.prompt_embeds[~dropped], rollout.cond.prompt_embeds[~dropped])
+    dropped = (trained.cond.tensors["prompt_embeds"] == empty.tensors["prompt_embeds"]).flatten(1).all(1)
+    assert torch.equal(dropped, (trained.cond.tensors["pooled"] == empty.tensors["pooled"]).all(1))
+    assert torch.equal(trained.cond.tensors["prompt_embeds"][~dropped], rollout.cond.tensors["prompt_embeds"][~dropped])
     assert dropped.double().mean().item() == pytest.approx(share, abs=0.06)  # three deviations
     part = torch.tensor([7, 400, 31, 599])
     alone = to_train(rollout.rows(part), CondCache(model), config)
-    assert torch.equal(alone.cond.pooled, trained.cond.pooled[part]), "it depends on the image, not on its company"
+    assert torch.equal(alone.cond.tensors["pooled"], trained.cond.tensors["pooled"][part]), (
+        "it depends on the image, not on its company"
+    )
     again = to_train(rollout._replace(iteration=1), CondCache(model), config)
-    assert torch.equal(again.cond.pooled, trained.cond.pooled) == (share == 1)
+    assert torch.equal(again.cond.tensors["pooled"], trained.cond.tensors["pooled"]) == (share == 1)
 
 
 def test_without_text_dropout_prompts_stay(fresh, tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path)
     model = fresh(config)
     rollout = rollout_of(model, config)
-    assert torch.equal(to_train(rollout, CondCache(model), config).cond.pooled, rollout.cond.pooled)
+    assert torch.equal(
+        to_train(rollout, CondCache(model), config).cond.tensors["pooled"], rollout.cond.tensors["pooled"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ import train_worker
 from dgpo import DGPO, Sampling, UserError, checkpoint, load_model, load_prompts
 from dgpo.config import Optimizer
 from dgpo.core import seeds
+from dgpo.encoding import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, collect
+from dgpo.rollout import collect
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import (
     NonFiniteError,

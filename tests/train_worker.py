@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from dgpo import Config, Sampling, distributed, load_model, load_prompts
+from dgpo.encoding import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, collect
+from dgpo.rollout import collect
 from dgpo.stopwatch import Stopwatch
 from runs import PROMPTS, REWARDS, colour, run, small, write_pictures
 

@@ -109,6 +109,18 @@ class Config:
     """Side of the images in pixels; None: the model's own."""
     gradient_checkpointing: bool = False
     """Compute activations again in backward: less memory, more time, the same gradients."""
+    vae_slicing: bool = False
+    """Decode images one by one: less memory, the same images."""
+    vae_tiling: bool = False
+    """Decode large images in tiles that overlap: less memory, slightly other images."""
+    distilled_guidance: float | None = None
+    """The guidance that a guidance-distilled network (FLUX.1-dev) is told; None: the pipeline's own."""
+    max_sequence_length: int | None = None
+    """Text tokens, of the encoders where it can be chosen (T5, Qwen, Gemma); None: the pipeline's own."""
+    free_text_encoders: bool = False
+    """Encode every prompt of the run before its first iteration, then let the encoders go: less memory."""
+    prompt_cache: str | None = None
+    """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 
     prompts: str | tuple[str, ...] = "shapes:train"
     """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KIND,KIND], or the prompts themselves."""

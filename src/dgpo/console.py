@@ -34,6 +34,7 @@ class Console:
         self._first: dict[str, float] = {}
         self._watched = ""
         self._timed = False
+        self._told_encoding = False
 
     def __enter__(self) -> Console:
         for line in self.plan():
@@ -62,6 +63,14 @@ class Console:
             f"{c.updates_per_rollout} optimizer step(s), {network_evaluations(c):,} network evaluations",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
+
+    def encoding(self, left: int) -> None:
+        """So many prompts are still to be encoded, before the first iteration."""
+        text = f"  encoding prompts: {left} left"
+        self._bar.update(self._task, description=text)
+        if not self._told_encoding and not self._out.is_terminal:
+            self._out.print(text)
+        self._told_encoding = True
 
     def evaluated(self, iteration: int, metrics: dict[str, float]) -> None:
         """The scores of one evaluation, with their change since the first that this process saw."""

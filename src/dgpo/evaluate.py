@@ -21,9 +21,10 @@ from dgpo.core import seeds
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.core.losses import dsm_loss
 from dgpo.data import PromptSet
+from dgpo.encoding import CondCache
 from dgpo.models import Cond, VelocityModel
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, decode, for_evaluation, grid, sample
+from dgpo.rollout import chunks, decode, for_evaluation, grid, sample
 
 DRIFT_T = (0.3, 0.6, 0.9)
 

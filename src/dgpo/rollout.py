@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,23 +21,12 @@ from dgpo.core import seeds
 from dgpo.core.advantages import most_informative, unequal_groups
 from dgpo.core.solvers import VelocityFn, sde_solve, solve
 from dgpo.data import PromptSet
+from dgpo.encoding import CondCache
 from dgpo.models import Cond, VelocityModel
 from dgpo.offline import GroupDataset
 from dgpo.rewards.combine import RewardSet
 from dgpo.stopwatch import Stopwatch
 from dgpo.types import Rollout, Sde, Trajectory
-
-
-class CondCache:
-    """What the frozen encoders say of a prompt, kept on the CPU for the `size` prompts used last."""
-
-    def __init__(self, model: VelocityModel, size: int = 2048) -> None:
-        self._row = lru_cache(size)(lambda prompt: model.encode([prompt]).to("cpu"))
-
-    def __call__(self, prompts: list[str]) -> Cond:
-        """len(prompts) rows of conditioning, on the CPU."""
-        first, *others = map(self._row, prompts)
-        return first.cat(*others)
 
 
 def collect(

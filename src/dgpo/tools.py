@@ -15,13 +15,15 @@ from dgpo import checkpoint
 from dgpo.config import Config
 from dgpo.core import seeds
 from dgpo.data import PromptSampler, PromptSet, load_prompts
+from dgpo.encoding import CondCache
 from dgpo.errors import UserError
 from dgpo.evaluate import evaluate
-from dgpo.models import VelocityModel, load_model
+from dgpo.loading import load_configured
+from dgpo.models import VelocityModel
 from dgpo.offline import Group, require_new, write_groups
 from dgpo.report.grids import sample_grid
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, decode, for_evaluation, grid, sample
+from dgpo.rollout import chunks, decode, for_evaluation, grid, sample
 from dgpo.runfolder import environment
 
 
@@ -31,16 +33,7 @@ def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
     Returns the model, whose weight set "ema" holds them, and a line that says which weights these are.
     """
     best = _best_weights(source, config) if (Path(source) / "config.yaml").is_file() else None
-    model = load_model(
-        config.model,
-        finetune=config.finetune,
-        lora=config.lora,
-        sets=("ref", "ema"),
-        device=config.device,
-        dtype=config.dtype,
-        resolution=config.resolution,
-        shift=config.sampling.shift,
-    )
+    model = load_configured(config, ("ref", "ema"))
     if best is None:
         return model, f"{config.model}, as pretrained"
     weights, name = best
@@ -71,7 +64,7 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     for prompts in sets.values():
         reward.check_metadata(prompts.metadata)
     model, which = load_trained(source, config)
-    metrics = evaluate(model, CondCache(model), sets, reward, config).metrics
+    metrics = evaluate(model, CondCache(model, config.prompt_cache), sets, reward, config).metrics
     table = Table("score", *(Column(name, justify="right") for name in sets))
     for score in dict.fromkeys(key.split("/", 2)[2] for key in metrics if not key.endswith("/stderr")):
         table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in sets))
@@ -131,7 +124,7 @@ def scored_groups(
     model: VelocityModel, prompts: PromptSet, reward: RewardSet, config: Config, number: int
 ) -> Iterator[Group]:
     """`number` groups in the order of a run's prompts, by the weights "ema"; as many at a time as fill a batch."""
-    size, sampling, encode = config.group_size, config.sampling, CondCache(model)
+    size, sampling, encode = config.group_size, config.sampling, CondCache(model, config.prompt_cache)
     index = PromptSampler(len(prompts), config.seed).next(number)
     for groups in chunks(number, max(1, sampling.batch_size // size)):
         batch = prompts.subset(i for i in index[groups] for _ in range(size))

@@ -38,17 +38,19 @@ from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
 from dgpo.core.groups import Reduce, identity
 from dgpo.data import PromptSampler, PromptSet, load_prompts
+from dgpo.encoding import CondCache
 from dgpo.errors import UserError, did_you_mean
 from dgpo.evaluate import evaluate
 from dgpo.interrupt import Interrupt
+from dgpo.loading import load_configured
 from dgpo.meter import GradientMeter, NoiseAverage
-from dgpo.models import VelocityModel, load_model
+from dgpo.models import VelocityModel
 from dgpo.offline import GroupDataset
 from dgpo.report import write_report
 from dgpo.report.grids import write_samples
 from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect, replay
+from dgpo.rollout import chunks, collect, replay
 from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
@@ -123,7 +125,7 @@ def train(
     state = restore(run, model, optimizer) if resume else State()
     sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
-    encode, clock = CondCache(model), Stopwatch(model.device)
+    encode, clock = CondCache(model, config.prompt_cache), Stopwatch(model.device)
 
     def draw_prompts(number: int) -> PromptSet:
         return prompts.subset(sampler.next(number))
@@ -136,6 +138,10 @@ def train(
     latest: dict[str, float] = {}
 
     with closing(tracker), console, Interrupt() as interrupt, rescue(run, model, optimizer, state, config):
+        if config.free_text_encoders:
+            texts = [*prompts.prompts, *(text for some in eval_sets.values() for text in some.prompts), ""]
+            encode.know(texts, console.encoding)
+            model.free_encoders()
         while True:
             last = done(state, config)
             if eval_sets and state.evaluated < state.iteration and (last or state.iteration % config.eval_every == 0):
@@ -417,18 +423,8 @@ def weight_sets(config: Config) -> set[str]:
 
 def load(config: Config, device: torch.device) -> VelocityModel:
     """The config's model; evaluations also use `ref`, to measure the drift from it."""
-    return load_model(
-        config.model,
-        finetune=config.finetune,
-        lora=config.lora,
-        sets=sorted(weight_sets(config) | ({"ref"} if config.eval_every and config.eval_prompts else set())),
-        seed=config.seed,
-        device=str(device),
-        dtype=config.dtype,
-        resolution=config.resolution,
-        shift=config.sampling.shift,
-        gradient_checkpointing=config.gradient_checkpointing,
-    )
+    evaluated = {"ref"} if config.eval_every and config.eval_prompts else set()
+    return load_configured(config, weight_sets(config) | evaluated, str(device))
 
 
 def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None:

@@ -22,10 +22,11 @@ from dgpo import runfolder
 from dgpo.config import Config
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.data import PromptSampler, PromptSet, load_prompts
+from dgpo.encoding import CondCache
 from dgpo.memory import peak_memory
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache, chunks, collect, grid
+from dgpo.rollout import chunks, collect, grid
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import State, device_of, improve, load, make_optimizer, to_train
 
@@ -144,5 +145,3 @@ def _tensors_of(model: Any) -> Iterable[Tensor]:
             yield from part.state_dict(keep_vars=True).values()
     for name in model.weights.names:
         yield from model.weights.tensors(name).values()
-
-

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
 from dgpo.models.pipeline import PipelineModel
+from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets
 
-__all__ = ["Cond", "LoraConfig", "VelocityModel", "WeightSets", "load_model", "locate"]
+__all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate"]
 
 FAMILIES = {
     "StableDiffusion3Pipeline": "dgpo.models.sd3:SD3",
@@ -51,6 +52,8 @@ def load_model(
     shift: float | None = None,
     distilled_guidance: float | None = None,
     gradient_checkpointing: bool = False,
+    vae_slicing: bool = False,
+    vae_tiling: bool = False,
 ) -> VelocityModel:
     """Load a diffusers pipeline for training or sampling.
 
@@ -63,6 +66,8 @@ def load_model(
     resolution, max_sequence_length, shift: None is the pipeline's own
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
+    vae_slicing: decode images one by one: the same images, less memory
+    vae_tiling: decode large images in tiles that overlap: less memory, slightly other images
     """
     if finetune not in ("lora", "full"):
         raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
@@ -81,6 +86,10 @@ def load_model(
                 f"distilled_guidance={distilled_guidance}: {source} is not told its guidance; use guidance_scale"
             )
         adapter.distilled_guidance = distilled_guidance
+    if vae_slicing:
+        pipeline.vae.enable_slicing()
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
     return PipelineModel(
         pipeline,
         adapter,

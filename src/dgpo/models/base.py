@@ -68,6 +68,10 @@ class VelocityModel(Protocol):
         """n prompts -> n rows of conditioning, without gradient. Frozen encoders: compute once per prompt."""
         ...
 
+    def free_encoders(self) -> None:
+        """Let go of what only `encode` needs; called once all prompts are encoded."""
+        ...
+
     def init_noise(self, generators: list[torch.Generator]) -> Tensor:
         """One CPU generator per row -> (n, *latent_shape) standard normal fp32; a row depends on its generator only."""
         ...

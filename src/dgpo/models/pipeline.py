@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dgpo.errors import UserError
@@ -105,9 +106,8 @@ class PipelineModel:
         self.family = family
         self.dtype = dtype
         self.shift = family.shift if shift is None else shift
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.to(device).requires_grad_(False).eval()
+        for _, part in self._modules():
+            part.to(device).requires_grad_(False).eval()
         self.weights = (
             full_weights(self.network, sets, family.network)
             if finetune == "full"
@@ -131,17 +131,27 @@ class PipelineModel:
 
     @property
     def latent_space(self) -> dict[str, Any]:
-        """The autoencoder is told by a hash of its small tensors, which is quick and enough."""
         vae: Any = self.pipeline.vae
-        digest = hashlib.sha256()
-        for name, tensor in sorted(vae.state_dict().items()):
-            if tensor.numel() <= 4096:
-                digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
         return {
             "latent_shape": list(self.latent_shape),
             "scaling_factor": vae.config.get("scaling_factor") or 1.0,
             "shift_factor": vae.config.get("shift_factor") or 0.0,
-            "autoencoder": digest.hexdigest(),
+            "autoencoder": _fingerprint([vae]),
+            # a scale per channel instead of one factor, where the autoencoder has it
+            **{name: list(vae.config[name]) for name in ("latents_mean", "latents_std") if vae.config.get(name)},
+        }
+
+    @property
+    def text_space(self) -> dict[str, Any]:
+        """What conditioning means: models that answer the same encode prompts alike."""
+        encoders = [part for name, part in self._modules() if name not in ("vae", self.family.network)]
+        if not encoders:
+            raise RuntimeError("the text encoders were let go: ask for text_space before")
+        return {
+            "family": type(self.family).__name__,
+            "max_sequence_length": getattr(self.family, "max_sequence_length", None),
+            "dtype": str(self.dtype),
+            "encoders": _fingerprint(encoders),
         }
 
     @torch.no_grad()
@@ -151,6 +161,19 @@ class PipelineModel:
     @cached_property
     def _empty(self) -> Rows:
         return self.encode([""])
+
+    def free_encoders(self) -> None:
+        """After this `encode` fails; the empty prompt of guidance is kept."""
+        assert len(self._empty) == 1
+        for name, _ in self._modules():
+            if name not in ("vae", self.family.network):
+                self.pipeline.register_modules(**{name: None})
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _modules(self) -> list[tuple[str, nn.Module]]:
+        """The pipeline's networks by name."""
+        return [(name, part) for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)]
 
     def init_noise(self, generators: list[torch.Generator]) -> Tensor:
         rows = [torch.randn(self.latent_shape, generator=generator) for generator in generators]
@@ -193,8 +216,30 @@ class PipelineModel:
         return self.family.scheduler_sigmas(num_steps).to(self.device)
 
     def _save_lora(self, directory: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+        if not hasattr(self.pipeline, "save_lora_weights"):
+            return _save_peft(directory, tensors, metadata)
         layers, adapter = f"{self.family.network}_lora_layers", f"{self.family.network}_lora_adapter_metadata"
         type(self.pipeline).save_lora_weights(directory, **{layers: tensors, adapter: metadata})
+
+
+def _save_peft(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A LoRA as PEFT's own folder, `PeftModel.from_pretrained(network, directory)`, where diffusers has no loader."""
+    import peft
+
+    peft.LoraConfig(**metadata).save_pretrained(str(directory))
+    # PeftModel wraps the network in two modules, whose names come first
+    wrapped = {f"base_model.model.{key}": tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(wrapped, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _fingerprint(modules: Sequence[nn.Module]) -> str:
+    """A hash of their small tensors, which is quick and enough to tell them apart."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            if tensor.numel() <= 4096:
+                digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def linear_guidance(v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:

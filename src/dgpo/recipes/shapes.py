@@ -1,4 +1,8 @@
-"""Runs of the embedded model on the shapes world: no download, no GPU."""
+"""Runs of the embedded model on the shapes world: no download, no GPU.
+
+t lies where shapes, colours and counts are decided: above, the gradient is mostly noise, below are details. Counting and
+places are decided nearer to noise than colours.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,40 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 
 def tiny() -> Config:
     """The demo: two kinds of prompts, ten minutes on two CPU cores."""
-    return _shapes("tiny", ("single_object", "colors"), iterations=60)
+    return _shapes(
+        "tiny",
+        ("single_object", "colors"),
+        iterations=60,
+        eval_every=12,
+        t=(0.5, 0.92),
+        kl_coef=0.04,
+        optimizer=Optimizer(lr=3e-3, decay_steps=60, weight_decay=0.0, ema_decay=0.9),
+    )
 
 
 def shapes_all() -> Config:
     """All six kinds of prompts, hours on two CPU cores."""
-    return _shapes("shapes_all", (), iterations=1000)
+    return _shapes(
+        "shapes_all",
+        (),
+        iterations=1000,
+        eval_every=50,
+        t=(0.6, 0.97),
+        kl_coef=0.02,
+        optimizer=Optimizer(lr=2e-3, decay_steps=500, weight_decay=0.0, ema_decay=0.97),
+    )
 
 
-def _shapes(name: str, kinds: tuple[str, ...], iterations: int) -> Config:
-    """t lies where shapes, colours and counts are decided: above, the gradient is mostly noise, below are details."""
+def _shapes(
+    name: str,
+    kinds: tuple[str, ...],
+    *,
+    iterations: int,
+    eval_every: int,
+    t: tuple[float, float],
+    kl_coef: float,
+    optimizer: Optimizer,
+) -> Config:
     chosen = f":{','.join(kinds)}" if kinds else ""
     return Config(
         name=name,
@@ -31,20 +59,20 @@ def _shapes(name: str, kinds: tuple[str, ...], iterations: int) -> Config:
         eval_rewards=("crispness", "diversity"),
         eval_prompts={split: f"shapes:{split}{chosen}" for split in ("seen", "unseen")},
         eval_images_per_prompt=6,
-        eval_every=12,
+        eval_every=eval_every,
         checkpoint_every=12,
         algorithm=DGPO(
             beta=100.0,
-            kl_coef=0.02,
+            kl_coef=kl_coef,
             clip_range=None,
-            num_points=4,
+            num_points=6,
             t_sampling="stratified",
-            t_min=0.6,
-            t_max=0.85,
+            t_min=t[0],
+            t_max=t[1],
             shared_t=False,
             sampling_switch=10**6,
         ),
         sampling=Sampling(num_inference_steps=10, guidance_scale=1.0),
-        optimizer=Optimizer(lr=2e-3, weight_decay=0.0, ema_decay=0.9),
+        optimizer=optimizer,
         lora=LoraConfig(rank=32, alpha=64),
     )

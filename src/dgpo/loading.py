@@ -1,0 +1,28 @@
+"""The model that a config names, with every setting of the config that concerns it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dgpo.config import Config
+from dgpo.models import VelocityModel, load_model
+
+
+def load_configured(config: Config, sets: Iterable[str], device: str | None = None) -> VelocityModel:
+    """sets: the weight sets beside the policy; device: None is the config's."""
+    return load_model(
+        config.model,
+        finetune=config.finetune,
+        lora=config.lora,
+        sets=sorted(sets),
+        seed=config.seed,
+        device=device or config.device,
+        dtype=config.dtype,
+        resolution=config.resolution,
+        max_sequence_length=config.max_sequence_length,
+        shift=config.sampling.shift,
+        distilled_guidance=config.distilled_guidance,
+        gradient_checkpointing=config.gradient_checkpointing,
+        vae_slicing=config.vae_slicing,
+        vae_tiling=config.vae_tiling,
+    )
