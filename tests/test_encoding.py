@@ -83,7 +83,7 @@ def test_a_damaged_file_and_a_model_that_cannot_be_told_apart_are_refused(spy: S
     with pytest.raises(UserError, match=r"is damaged .* delete it"):
         cache(["two dogs"])
     nobody: Any = SimpleNamespace(encode=spy.encode)
-    with pytest.raises(UserError, match="prompt_cache=.* needs a model that tells"):
+    with pytest.raises(UserError, match=r"prompt_cache=.* needs a model that tells"):
         CondCache(nobody, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):

@@ -566,3 +566,36 @@ def test_the_rate_rises_falls_along_a_cosine_and_stays():
     assert rates[4:15] == sorted(rates[4:15], reverse=True)
     constant = Optimizer(lr=0.5, warmup_steps=2)
     assert [learning_rate(step, constant) for step in range(4)] == [0.25, 0.5, 0.5, 0.5]
+
+
+@pytest.fixture
+def without_compiling():
+    """torchao compiles its step, which takes longer than the test."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")
+
+
+def test_moments_in_8_bits_train_alike_and_resume_bit_for_bit(without_compiling, tiny_folder, tmp_path):
+    changes = {"finetune": "full", "optimizer": Optimizer(lr=1e-3, name="adamw8bit", warmup_steps=2)}
+    run(small(tiny_folder, tmp_path / "whole", **changes))
+    run(small(tiny_folder, tmp_path / "parts", **changes, iterations=2))
+    run(small(tiny_folder, tmp_path / "parts", **changes), resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 3)
+    kept = tensors(tmp_path / "whole", 3)
+    codes = [tensor for key, tensor in kept.items() if key.startswith("optimizer.exp_avg:codes.")]
+    assert codes
+    assert all(tensor.dtype == torch.uint8 for tensor in codes)
+    run(small(tiny_folder, tmp_path / "fp32", **{**changes, "optimizer": Optimizer(lr=1e-3, warmup_steps=2)}))
+    policies = [{k: v for k, v in t.items() if k[:7] == "policy."} for t in (kept, tensors(tmp_path / "fp32", 3))]
+    pretrained = load_model(tiny_folder, finetune="full", device="cpu").weights.tensors("policy")
+    start = {f"policy.{key}": value for key, value in pretrained.items()}
+    moved = distance(policies[1], start)
+    assert 0 < distance(policies[0], policies[1]) < 0.3 * moved
+
+
+def test_8_bits_without_torchao_are_refused_before_anything_is_written(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(UserError, match=r"needs torchao .* pip install 'dgpo\[8bit\]'"):
+        run(small(tiny_folder, tmp_path / "run", optimizer=Optimizer(name="adamw8bit")))
+    assert not (tmp_path / "run").exists()

@@ -63,6 +63,8 @@ class Sampling:
 class Optimizer:
     """AdamW and the averages that follow it."""
 
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps both moments in 8 bits (torchao): two bytes a trained parameter instead of eight."""
     lr: float = 3e-4
     """Learning rate after warm-up."""
     warmup_steps: int = 0

@@ -118,10 +118,10 @@ def train(
     require_feasible(model, config, resume)
     if dataset is not None:
         require_trainable(dataset, model, config)
+    optimizer = make_optimizer(model, config)
     run, config = open_folder(config, resume)
     reward.save_failures_to = eval_reward.save_failures_to = run / "failures"
 
-    optimizer = make_optimizer(model, config)
     state = restore(run, model, optimizer) if resume else State()
     sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
@@ -491,9 +491,16 @@ def device_of(name: str) -> str:
 
 
 def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimizer:
-    o = config.optimizer
+    """AdamW over the policy's parameters."""
+    o, parameters = config.optimizer, model.weights.parameters()
+    if o.name == "adamw8bit":
+        try:
+            from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError(f"optimizer.name='adamw8bit' needs torchao ({error}): pip install 'dgpo[8bit]'") from error
+        return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     return torch.optim.AdamW(
-        model.weights.parameters(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True
+        parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True
     )
 
 
@@ -501,7 +508,10 @@ def set_lr(optimizer: torch.optim.Optimizer, step: int, config: Config) -> float
     """Set and return the rate of this step, counted from 0."""
     rate = learning_rate(step, config.optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):  # torchao compiles the step with it
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
     return rate
 
 

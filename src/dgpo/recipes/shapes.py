@@ -1,7 +1,7 @@
 """Runs of the embedded model on the shapes world: no download, no GPU.
 
-t lies where shapes, colours and counts are decided: above, the gradient is mostly noise, below are details. Counting and
-places are decided nearer to noise than colours.
+t lies where shapes, colours and counts are decided: above, the gradient is mostly noise, below are details. Counting
+and places are decided nearer to noise than colours.
 """
 
 from __future__ import annotations
