@@ -37,6 +37,8 @@ class LoraConfig:
     """Names of the layers that get an adapter; None: all attention projections of the model's family."""
     init: Literal["gaussian", "kaiming"] = "gaussian"
     """How A is drawn: normal with deviation 1 / rank, or PEFT's usual uniform."""
+    start: str | None = None
+    """A LoRA to continue, as stock diffusers reads it: a folder, a file or a hub id; None: a new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +223,11 @@ class Config:
             self.offline is None or self.redraw_groups == 0,
             f"redraw_groups={self.redraw_groups} samples anew, and offline={self.offline!r} samples nothing; take "
             "redraw_groups=0",
+        )
+        require(
+            self.lora.start is None or self.finetune == "lora",
+            f"lora.start={self.lora.start!r} continues a LoRA, and finetune={self.finetune!r} trains none; take "
+            "finetune='lora', or fuse the LoRA into the model first",
         )
         require(0 <= self.text_dropout <= 1, f"text_dropout={self.text_dropout} is a share; it must be in [0, 1]")
 

@@ -18,6 +18,7 @@ from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.rows import Rows
+from dgpo.models.start import start_from_lora
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets
 
 __all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate"]
@@ -90,7 +91,7 @@ def load_model(
         pipeline.vae.enable_slicing()
     if vae_tiling:
         pipeline.vae.enable_tiling()
-    return PipelineModel(
+    model = PipelineModel(
         pipeline,
         adapter,
         finetune=finetune,
@@ -102,6 +103,9 @@ def load_model(
         shift=shift,
         gradient_checkpointing=gradient_checkpointing,
     )
+    if finetune == "lora" and lora.start is not None:
+        start_from_lora(model, lora)
+    return model
 
 
 def locate(path_or_id: str | Path) -> str:
