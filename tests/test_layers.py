@@ -33,6 +33,7 @@ LAYERS = {
     "dgpo/offline.py": 2,
     "dgpo/encoding.py": 2,
     "dgpo/loading.py": 2,
+    "dgpo/hub.py": 2,
     "dgpo/rollout.py": 3,
     "dgpo/train.py": 3,
     "dgpo/evaluate.py": 3,

@@ -169,6 +169,12 @@ class Config:
     """Newest checkpoints to keep, beside the best one."""
     noise_scale_every: int = 5
     """Iterations between measurements of the gradient noise scale; 0: never."""
+    license: str = "other"
+    """Of the trained weights, in their model card: they inherit the model's, which is not looked up."""
+    push_to_hub: str | None = None
+    """owner/name of a Hugging Face repository to which the final weights are uploaded; None: nothing is."""
+    hub_private: bool = True
+    """Whether a repository that is made for that is private."""
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb or trackio, beside metrics.jsonl, which is always written."""
 
@@ -294,6 +300,9 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "trackers",
     "num_samples",
+    "license",
+    "push_to_hub",
+    "hub_private",
     "device",
 )
 """Fields that a resumed run may set anew: they do not change what the iterations before or after compute."""

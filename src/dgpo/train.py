@@ -41,12 +41,13 @@ from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
 from dgpo.errors import UserError, did_you_mean
 from dgpo.evaluate import evaluate
+from dgpo.hub import push, require_login
 from dgpo.interrupt import Interrupt
 from dgpo.loading import load_configured
 from dgpo.meter import GradientMeter, NoiseAverage
 from dgpo.models import VelocityModel
 from dgpo.offline import GroupDataset
-from dgpo.report import write_report
+from dgpo.report import write_card, write_report
 from dgpo.report.grids import write_samples
 from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
@@ -113,6 +114,8 @@ def train(
     for some in eval_sets.values():
         eval_reward.check_metadata(some.metadata)
     require_trackers(config.trackers)
+    if config.push_to_hub:
+        require_login(config.push_to_hub)
     if model is None:
         model = load(config, device)
     require_feasible(model, config, resume)
@@ -499,9 +502,7 @@ def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimize
         except ImportError as error:
             raise UserError(f"optimizer.name='adamw8bit' needs torchao ({error}): pip install 'dgpo[8bit]'") from error
         return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-    return torch.optim.AdamW(
-        parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, config: Config) -> float:
@@ -566,7 +567,10 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
 
 
 def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
-    """The averaged weights as stock diffusers reads them, and the report."""
+    """The averaged weights as stock diffusers reads them, with a model card, and the report."""
+    write_report(run)
     if done(state, config) and config.checkpoint_every:
         model.weights.export(run / "final", "ema")
-    write_report(run)
+        write_card(run, run / "final")
+        if config.push_to_hub:
+            print(f"Uploaded: {push(run / 'final', config.push_to_hub, config.hub_private)}")

@@ -1,0 +1,104 @@
+"""The model card beside exported weights: what they are, how they were trained, what they scored, how to load them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from huggingface_hub import ModelCardData
+from matplotlib.figure import Figure
+
+from dgpo.report.changes import Change, changes, headline
+from dgpo.report.grids import read_samples
+from dgpo.report.log import Log, read_log
+from dgpo.report.words import duration, number
+
+FIGURE, SAMPLES = "curve.png", "samples.png"
+
+
+def write_card(run: Path, folder: Path) -> Path:
+    """Write `folder`/README.md, with a curve and the last sample grid where the run has them; returns its path."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    log = read_log(run / "metrics.jsonl")
+    scores = [change for change in changes(log, config) if not change.name.tag]
+    card = folder / "README.md"
+    card.write_text(
+        _template().render(
+            front=_front_matter(config),
+            network="unet" if (folder / "unet").is_dir() else "transformer",
+            config=config,
+            dump=yaml.safe_dump(config, sort_keys=False),
+            algorithm=config["algorithm"]["name"],
+            lora=config["finetune"] == "lora",
+            scores=[_row(change) for change in scores],
+            trained=log.trained(),
+            elapsed=log.elapsed(),
+            figure=FIGURE if _draw(log, scores, folder / FIGURE) else None,
+            samples=SAMPLES if _copy_samples(run, folder / SAMPLES) else None,
+            environment=yaml.safe_dump(_versions(run), sort_keys=False),
+        ),
+        encoding="utf-8",
+    )
+    return card
+
+
+def _front_matter(config: dict[str, Any]) -> str:
+    """What Hugging Face indexes."""
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config["model"]) and not Path(config["model"]).exists()
+    return ModelCardData(
+        license=config["license"],
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=config["model"] if named else None,
+        base_model_relation=("adapter" if config["finetune"] == "lora" else "finetune") if named else None,
+        tags=["dgpo", "text-to-image", "reinforcement-learning", *(["lora"] if config["finetune"] == "lora" else [])],
+    ).to_yaml()
+
+
+def _row(change: Change) -> dict[str, str]:
+    held = "trained" if change.in_domain else "only watched"
+    before = "" if change.single else number(change.first.value, change.size)
+    return {"name": change.where, "kind": held, "before": before, "after": number(change.last.value, change.size)}
+
+
+def _draw(log: Log, scores: list[Change], path: Path) -> bool:
+    """The headline scores over iterations; nothing where none was evaluated twice."""
+    lines = [change.name for change in headline(scores) if not change.single]
+    if not lines:
+        return False
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for name in lines:
+        axes.plot(*zip(*log.series(name.key)), marker="o", markersize=3, label=f"{name.score}, {name.eval_set}")
+    axes.set_xlabel("iteration")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _copy_samples(run: Path, path: Path) -> bool:
+    samples = read_samples(run)
+    if samples is None:
+        return False
+    shutil.copyfile(run / "samples" / f"iteration-{max(samples.iterations):06d}.png", path)
+    return True
+
+
+def _versions(run: Path) -> dict[str, Any]:
+    """What the run said of its software; nothing of places."""
+    told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return {key: value for key, value in told.items() if isinstance(value, str)}
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("dgpo", "report")
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters["duration"] = duration
+    return environment.get_template("card.md.j2")
