@@ -41,7 +41,8 @@ class Hub(BaseHTTPRequestHandler):
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        return self._answer({"commitUrl": f"http://{self.headers['Host']}/me/model/commit/{'1' * 40}", "commitOid": "1" * 40})
+        oid = "1" * 40
+        return self._answer({"commitUrl": f"http://{self.headers['Host']}/me/model/commit/{oid}", "commitOid": oid})
 
     def do_GET(self) -> None:
         self._answer({})
@@ -72,7 +73,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_finished_run_is_uploaded_as_it_lies(hub: Any, tiny_folder: Path, tmp_path: Path) -> None:
     result = run(small(tiny_folder, tmp_path / "run", iterations=1, push_to_hub="me/model"))
-    assert (hub.made["organization"], hub.made["name"], hub.made["private"]) == ("me", "model", True)
+    assert (hub.made["organization"], hub.made["name"], hub.made["visibility"]) == ("me", "model", "private")
     own = {str(p.relative_to(result.run / "final")): p.read_bytes() for p in (result.run / "final").rglob("*.*")}
     assert own.keys() >= {"README.md", "pytorch_lora_weights.safetensors"}
     assert hub.files == own
@@ -85,7 +86,7 @@ def test_a_failed_upload_loses_nothing_and_says_how_to_go_on(hub: Any, tiny_fold
     assert (tmp_path / "run" / "final" / "pytorch_lora_weights.safetensors").is_file()
     hub.broken = False
     assert push(tmp_path / "run" / "final", "me/model", private=False).endswith("/me/model")
-    assert hub.made["private"] is False
+    assert hub.made["visibility"] == "public"
 
 
 def test_without_a_token_or_a_proper_name_nothing_starts(
