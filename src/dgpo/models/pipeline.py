@@ -6,7 +6,6 @@ in the precision they were loaded in, the VAE in fp32.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -217,7 +216,8 @@ class PipelineModel:
 
     def _save_lora(self, directory: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
         if not hasattr(self.pipeline, "save_lora_weights"):
-            return _save_peft(directory, tensors, metadata)
+            _save_peft(directory, tensors, metadata)
+            return
         layers, adapter = f"{self.family.network}_lora_layers", f"{self.family.network}_lora_adapter_metadata"
         type(self.pipeline).save_lora_weights(directory, **{layers: tensors, adapter: metadata})
 
@@ -240,37 +240,3 @@ def _fingerprint(modules: Sequence[nn.Module]) -> str:
             if tensor.numel() <= 4096:
                 digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def linear_guidance(v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-    """`v_uncond + scale (v_cond - v_uncond)` (Ho and Salimans 2022, arXiv 2207.12598)."""
-    return v_uncond + scale * (v_cond - v_uncond)
-
-
-def scheduler_grid(pipeline: Any, num_steps: int, **settings: Any) -> Tensor:
-    """The sigmas of a flow-matching pipeline's scheduler, which is left as it was."""
-    scheduler = copy.deepcopy(pipeline.scheduler)
-    scheduler.set_timesteps(num_steps, **settings)
-    return scheduler.sigmas
-
-
-def fitting_side(name: str, resolution: int | None, own: int, multiple: int, largest: int | None = None) -> int:
-    """The side in pixels, the model's own if None. UserError where it is no multiple of `multiple` or too large."""
-    side = own if resolution is None else resolution
-    if side % multiple or side <= 0 or (largest is not None and side > largest):
-        limit = f" up to {largest}" if largest else ""
-        raise UserError(f"resolution={side} does not fit this {name}: it draws multiples of {multiple} pixels{limit}")
-    return side
-
-
-def vae_decode(vae: Any, x0: Tensor) -> Tensor:
-    """Latents as the network sees them -> images in [-1, 1], by an autoencoder with a scale and perhaps a shift."""
-    latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-
-
-def vae_encode(vae: Any, images: Tensor) -> Tensor:
-    """The inverse: images in [-1, 1] -> latents as the network sees them; the mean where they are random."""
-    encoded = vae.encode(images.to(vae.dtype), return_dict=False)[0]
-    latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # AutoencoderTiny knows no distribution
-    return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor

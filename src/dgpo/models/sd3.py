@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dgpo.core.solvers import flow_sigmas
-from dgpo.models.pipeline import fitting_side, linear_guidance, scheduler_grid, vae_decode, vae_encode
+from dgpo.models.parts import fitting_side, linear_guidance, scheduler_grid, vae_decode, vae_encode
 from dgpo.models.rows import Rows
 
 

@@ -212,7 +212,10 @@ def _add_adapters(
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            network.add_adapter(settings, name)
+            if hasattr(network, "add_adapter"):
+                network.add_adapter(settings, name)
+            else:  # diffusers has not given this network PEFT's methods
+                peft.inject_adapter_in_model(settings, network, name)
     parameters = [(key, p) for key, p in network.named_parameters() if "lora_" in key]
     for _, parameter in parameters:
         parameter.data = parameter.data.float()

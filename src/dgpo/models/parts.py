@@ -1,0 +1,86 @@
+"""What several families are made of: guidance, sizes, the grids of flow schedulers, patches as tokens, autoencoders."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from dgpo.errors import UserError
+
+
+def linear_guidance(v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
+    """`v_uncond + scale (v_cond - v_uncond)` (Ho and Salimans 2022, arXiv 2207.12598)."""
+    return v_uncond + scale * (v_cond - v_uncond)
+
+
+def scheduler_grid(pipeline: Any, num_steps: int, **settings: Any) -> Tensor:
+    """The sigmas of a flow-matching pipeline's scheduler, which is left as it was."""
+    scheduler = copy.deepcopy(pipeline.scheduler)
+    scheduler.set_timesteps(num_steps, **settings)
+    return scheduler.sigmas
+
+
+def fitting_side(name: str, resolution: int | None, own: int, multiple: int, largest: int | None = None) -> int:
+    """The side in pixels, the model's own if None. UserError where it is no multiple of `multiple` or too large."""
+    side = own if resolution is None else resolution
+    if side % multiple or side <= 0 or (largest is not None and side > largest):
+        limit = f" up to {largest}" if largest else ""
+        raise UserError(f"resolution={side} does not fit this {name}: it draws multiples of {multiple} pixels{limit}")
+    return side
+
+
+def vae_decode(vae: Any, x0: Tensor) -> Tensor:
+    """Latents as the network sees them -> images in [-1, 1], by an autoencoder with a scale and perhaps a shift."""
+    latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+
+
+def vae_encode(vae: Any, images: Tensor) -> Tensor:
+    """The inverse: images in [-1, 1] -> latents as the network sees them; the mean where they are random."""
+    encoded = vae.encode(images.to(vae.dtype), return_dict=False)[0]
+    latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # AutoencoderTiny knows no distribution
+    return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Each 2x2 patch as a token: (n, C, h, w) -> (n, h w / 4, 4 C)."""
+    return pixel_unshuffle(latents, 2).flatten(2).mT
+
+
+def unpack(tokens: Tensor, height: int) -> Tensor:
+    """The inverse: (n, h w / 4, 4 C) -> (n, C, h, w)."""
+    return pixel_shuffle(tokens.mT.unflatten(2, (height // 2, -1)), 2)
+
+
+def fitting_length(max_sequence_length: int | None, own: int, largest: int) -> int:
+    """The number of text tokens, the pipeline's own if None. UserError where the pipeline would not take it."""
+    length = own if max_sequence_length is None else max_sequence_length
+    if not 1 <= length <= largest:
+        raise UserError(f"max_sequence_length={length} does not fit this model: it reads 1 to {largest} text tokens")
+    return length
+
+
+def scheduler_shift(config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> float:
+    """The shift of the scheduler's grid at this size: fixed, or following the number of image tokens."""
+    if not config.get("use_dynamic_shifting"):
+        return float(config["shift"])
+    mu = _mu(config, latent_shape)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def shifted_grid(pipeline: Any, num_steps: int, latent_shape: tuple[int, int, int]) -> Tensor:
+    """(num_steps + 1,) what the stock call tells its scheduler: even steps from 1, and the shift of this size."""
+    even = [1 - step / num_steps for step in range(num_steps)]
+    return scheduler_grid(pipeline, num_steps, sigmas=even, mu=_mu(pipeline.scheduler.config, latent_shape))
+
+
+def _mu(config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> float:
+    """The line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), at h w / 4 tokens."""
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return low + (high - low) * (latent_shape[1] * latent_shape[2] / 4 - few) / (many - few)

@@ -1,0 +1,89 @@
+"""Sana and Sana 1.5 (Xie et al. 2024, arXiv 2410.10629).
+
+A transformer with linear attention over the latents of a deep autoencoder, 32 times smaller than the image and with a
+scale but no shift. Its output is `noise - x0` at the timestep `1000 t timestep_scale`. Text is Gemma's, with a mask.
+As in diffusers a prompt is preceded by the paper's "complex human instruction", of which only the first and the last
+`max_sequence_length - 1` positions are kept, and the empty prompt of guidance, "", is not.
+
+Published pipelines walk DPM-Solver++ on a flow grid and round its timesteps down to integers; here t is not rounded.
+A stock call draws at the nearest resolution of its list and resizes; here the network draws the resolution asked for,
+as the stock call does with `use_resolution_binning=False`. Sana-Sprint, which reads a guidance scale, is not covered.
+Linear attention sums over all tokens; autocast does that in half precision, which is accurate enough in bf16 and can
+overflow in fp16.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from dgpo.core.solvers import flow_sigmas
+from dgpo.models.parts import fitting_length, fitting_side, linear_guidance, scheduler_grid, vae_decode, vae_encode
+from dgpo.models.rows import Rows
+
+
+class Sana:
+    """Implements `dgpo.models.pipeline.Family`."""
+
+    network: ClassVar[str] = "transformer"
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    distilled_guidance: float | None = None
+    noise_scale: float = 1.0
+
+    def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
+        """max_sequence_length: text tokens that the network reads; None: 300."""
+        self.pipeline = pipeline
+        largest = pipeline.text_encoder.config.max_position_embeddings
+        self.max_sequence_length = fitting_length(max_sequence_length, own=300, largest=largest)
+        # diffusers keeps the instruction's words as a default argument and nowhere else
+        self.instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+        config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
+        side = fitting_side("model", resolution, config.sample_size * scale, scale * config.patch_size)
+        self.latent_shape = config.in_channels, side // scale, side // scale
+
+    @property
+    def shift(self) -> float:
+        config = self.pipeline.scheduler.config
+        return float(config["flow_shift"] if "flow_shift" in config else config["shift"])
+
+    def encode(self, prompts: list[str]) -> Rows:
+        if "" in prompts and len(prompts) > 1:
+            first, *others = (self.encode([prompt]) for prompt in prompts)
+            return first.cat(*others)
+        prompt_embeds, mask, _, _ = self.pipeline.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=self.pipeline.transformer.device,
+            max_sequence_length=self.max_sequence_length,
+            complex_human_instruction=self.instruction if prompts[0] else None,
+        )
+        longest = int(mask.sum(1).max())  # beyond it all rows are padding, which the mask hides from the network
+        return Rows({"prompt_embeds": prompt_embeds[:, :longest], "mask": mask[:, :longest]})
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
+        transformer = self.pipeline.transformer
+        output = transformer(
+            x_t,
+            encoder_hidden_states=cond.tensors["prompt_embeds"],
+            encoder_attention_mask=cond.tensors["mask"],
+            timestep=t * 1000 * transformer.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return output[:, : x_t.shape[1]]  # a learned variance may follow the velocity's channels
+
+    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
+        return linear_guidance(v_uncond, v_cond, scale)
+
+    def sigmas(self, num_steps: int, shift: float) -> Tensor:
+        return flow_sigmas(num_steps, shift)
+
+    def scheduler_sigmas(self, num_steps: int) -> Tensor:
+        return scheduler_grid(self.pipeline, num_steps)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return vae_decode(self.pipeline.vae, x0)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return vae_encode(self.pipeline.vae, images)
