@@ -38,8 +38,10 @@ LAYERS = {
     "dgpo/train.py": 3,
     "dgpo/evaluate.py": 3,
     "dgpo/tools.py": 3,
+    "dgpo/dryrun.py": 3,
     "dgpo/recipes": 4,
     "dgpo/bench": 4,
+    "dgpo/plan": 4,
     "dgpo/cli.py": 4,
     "dgpo/__init__.py": 4,
     "dgpo/__main__.py": 4,
@@ -62,9 +64,10 @@ SIDEWAYS = {
     "dgpo/console.py": {"dgpo/distributed.py", "dgpo/models"},
     "dgpo/train.py": {"dgpo/rollout.py", "dgpo/evaluate.py"},
     "dgpo/tools.py": {"dgpo/rollout.py", "dgpo/evaluate.py"},
+    "dgpo/dryrun.py": {"dgpo/train.py", "dgpo/tools.py"},
     "dgpo/evaluate.py": {"dgpo/rollout.py"},
     "dgpo/bench": {"dgpo/recipes"},
-    "dgpo/cli.py": {"dgpo/recipes", "dgpo/bench"},
+    "dgpo/cli.py": {"dgpo/recipes", "dgpo/bench", "dgpo/plan"},
     "dgpo/__main__.py": {"dgpo/cli.py"},
 }
 

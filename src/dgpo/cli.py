@@ -19,13 +19,14 @@ from dgpo import __version__, fields
 from dgpo.algorithms import ALGORITHMS, DGPO
 from dgpo.config import MAY_CHANGE, Config, load_yaml
 from dgpo.errors import UserError, did_you_mean
-from dgpo.recipes import RECIPES, recipe
+from dgpo.recipes import RECIPES, VARIANTS, recipe
 
 USAGE = f"""usage: dgpo COMMAND ...
 
-  dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]   train a model; no argument: recipe tiny
+  dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]   train a model; no argument: recipe tiny; --dry-run: try it first
   dgpo train RECIPE --algorithm NAME [...]            the same with another algorithm
   dgpo train --resume RUN [--iterations N ...]        continue a run that was stopped or killed
+  dgpo plan [RECIPE|FILE.yaml] [--gpu NAME] [...]     what a run would take and whether it could start
   dgpo eval RUN|MODEL [--FIELD VALUE ...]             score a run's best weights, or a model
   dgpo sample RUN|MODEL --prompt TEXT                 draw pictures
   dgpo collect RUN|MODEL --groups N [...]             draw and score groups into a dataset
@@ -95,7 +96,10 @@ def dispatch(given: list[str]) -> int:
 def train(given: list[str]) -> int:
     """Train the model of a recipe or a config file, or continue a run."""
     resume, rest = _take_option(given, "--resume", "a run folder: --resume runs/tiny")
+    dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
     config = _recipe_config(rest) if resume is None else _resumed_config(resume, rest)
+    if dry:
+        return _dry_run(config)
     from dgpo.rewards.base import RewardError
     from dgpo.train import NonFiniteError
     from dgpo.train import train as run_training
@@ -110,6 +114,40 @@ def train(given: list[str]) -> int:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return 130
     return 0
+
+
+def _dry_run(config: Config) -> int:
+    from dgpo.dryrun import dry_run
+    from dgpo.rewards.base import RewardError
+    from dgpo.train import NonFiniteError
+
+    try:
+        found = dry_run(config)
+    except (RewardError, NonFiniteError) as error:
+        print(f"dgpo: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in found)]))
+    return 0
+
+
+def plan(given: list[str]) -> int:
+    """Say what a run would take, and whether it could start, before anything is loaded."""
+    gpu, rest = _take_option(given, "--gpu", "the name of one: --gpu H100")
+    processes, rest = _take_option(rest, "--processes", "their number: --processes 8")
+    if processes is not None and not processes.isdecimal():
+        raise UserError(f"--processes {processes} must be a number")
+    config = _recipe_config(
+        [word for word in rest if word != "--online"],
+        "dgpo plan [RECIPE|FILE.yaml]",
+        "Print what a run would do and take: parameters, memory by part, time on a GPU; then check what it needs.\n"
+        "The exit code is 0 where all is fine and 2 where something is not. Takes what dgpo train takes, and\n"
+        "- --gpu NAME: compare memory and time with this GPU; else memory with this machine\n"
+        "- --processes N: images are spread over so many\n"
+        "- --online: ask the hub where the local cache does not know",
+    )
+    from dgpo.plan import plan as print_plan
+
+    return 0 if print_plan(config, gpu, int(processes or 1), "--online" in rest) else 2
 
 
 def evaluate(given: list[str]) -> int:
@@ -199,7 +237,9 @@ def benchmark(given: list[str]) -> int:
         "Runs that have their result are not run again; one that was stopped is continued.",
     )
     if plan.overhead:
-        measure_overhead(plan.overhead_recipe, plan.overhead_rounds, plan.out)
+        measure_overhead(
+            recipe(plan.overhead_recipe), plan.overhead_rounds, Path(plan.out) / "results" / "overhead.json"
+        )
         return 0
     finished = bench(plan)
     if finished or read_rows(plan.out):
@@ -209,6 +249,7 @@ def benchmark(given: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "plan": plan,
     "eval": evaluate,
     "sample": sample,
     "collect": collect,
@@ -217,8 +258,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _recipe_config(given: list[str]) -> Config:
-    """The recipe or config file that is named first, with the fields given after it."""
+def _recipe_config(given: list[str], usage: str = "", about: str = "") -> Config:
+    """The recipe or config file that is named first, with the fields given after it.
+
+    usage, about: of the help, those of `dgpo train` where they are empty
+    """
     base = recipe("tiny")
     if given and not given[0].startswith("-"):
         name, *given = given
@@ -231,9 +275,12 @@ def _recipe_config(given: list[str]) -> Config:
     return _parse(
         base,
         given,
-        "dgpo train [RECIPE|FILE.yaml]",
-        "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n"
+        usage or "dgpo train [RECIPE|FILE.yaml]",
+        about
+        or "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n"
         f"- RECIPE: {', '.join(RECIPES)}\n"
+        f"- RECIPE@VARIANT of a published model: {', '.join(f'@{name}' for name in VARIANTS)}\n"
+        "- --dry-run: only one iteration, as small as it can be, that goes through every part of the config\n"
         f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(ALGORITHMS)}\n"
         "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
         f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(_may_change())}",

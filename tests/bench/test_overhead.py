@@ -3,15 +3,14 @@
 import json
 from dataclasses import replace
 
-from dgpo.bench import measure_overhead, overhead
+from dgpo.bench import measure_overhead
 from dgpo.recipes import recipe
 
 
-def test_time_and_memory_of_an_iteration_are_compared_with_its_bare_calls(tmp_path, monkeypatch, capsys):
+def test_time_and_memory_of_an_iteration_are_compared_with_its_bare_calls(tmp_path, capsys):
     small = replace(recipe("tiny"), num_groups=2, group_size=2)
     small = replace(small, sampling=replace(small.sampling, num_inference_steps=2))
-    monkeypatch.setattr(overhead, "recipe", lambda name: small)
-    result = measure_overhead("tiny", 2, str(tmp_path))
+    result = measure_overhead(small, 2, tmp_path / "results" / "overhead.json")
     assert json.loads((tmp_path / "results" / "overhead.json").read_text()) == result
     assert len(result["rounds"]) == 2
     for row in result["rounds"]:

@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,19 @@ import torch
 from torch import Tensor, nn
 
 from dgpo import runfolder
-from dgpo.config import Config
+from dgpo.config import Config, to_dict
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
 from dgpo.memory import peak_memory
-from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import chunks, collect, grid
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import State, device_of, improve, load, make_optimizer, to_train
 
 
-def measure_overhead(name: str, rounds: int, out: str) -> dict[str, Any]:
-    """Measure a recipe, print every round, write OUT/results/overhead.json; returns what was written."""
-    config = recipe(name)
+def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
+    """Measure an iteration of `config`, print every round, write `path`; returns what was written."""
     prompts = load_prompts(config.prompts)
     model = load(config, torch.device(device_of(config.device)))
     loop = _Loop(config, model, prompts)
@@ -49,14 +48,13 @@ def measure_overhead(name: str, rounds: int, out: str) -> dict[str, Any]:
         print(f"round {number}: {seconds} = {ratios['wall']:.3f}, CPU time {ratios['cpu']:.3f}", flush=True)
     memory = _memory(config, model, prompts, loop)
     result = {
-        "recipe": name,
+        "config": to_dict(replace(config, out=None)),
         "threads": torch.get_num_threads(),
         "median": {key: statistics.median(row["ratios"][key] for row in rows) for key in ("wall", "cpu")},
         "memory": memory,
         "rounds": rows,
         "environment": runfolder.conditions(),
     }
-    path = Path(out) / "results" / "overhead.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(

@@ -1,0 +1,112 @@
+"""`dgpo train --dry-run`: one iteration of a config at the smallest size that still goes through every part of it.
+
+The model, the rewards, the algorithm, the precision and the memory savings are the config's own; prompts, images,
+solver steps and evaluations are as few as they can be. It runs in a folder of its own that is removed afterwards, tells
+no tracker and uploads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dgpo import checkpoint
+from dgpo.config import Config
+from dgpo.data import PromptSet, load_prompts
+from dgpo.errors import UserError
+from dgpo.tools import load_trained
+from dgpo.trackers import read_metrics
+from dgpo.train import reward_sets, train
+
+GROUPS, PROMPTS, EVALUATED = 2, 4, 2
+
+
+def dry_run(config: Config) -> list[str]:
+    """Run it and return what was checked, a line each. Raises as `train` would."""
+    reward, eval_reward = reward_sets(config, {})
+    sets = {name: load_prompts(source) for name, source in config.eval_prompts.items() if config.eval_every}
+    prompts = None if config.offline is not None else load_prompts(config.prompts)
+    if prompts is not None:
+        reward.check_metadata(prompts.metadata)
+    for some in sets.values():
+        eval_reward.check_metadata(some.metadata)
+    with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
+        small = smallest(config, Path(folder), prompts, sets)
+        run = train(small).run
+        return list(_found(config, small, run, prompts, sets))
+
+
+def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]) -> Config:
+    """The config with as little to do as its own checks allow."""
+    size = max(2, config.train_images or 0, config.updates_per_rollout if config.split_updates else 0)
+    few = {name: _write(folder / f"eval-{name}.jsonl", some, EVALUATED) for name, some in sets.items()}
+    small = replace(
+        config,
+        out=str(folder / "run"),
+        iterations=1,
+        max_minutes=None,
+        num_groups=min(config.num_groups, GROUPS),
+        group_size=min(config.group_size, size) if config.offline is None else config.group_size,
+        prompts=config.prompts if prompts is None else _write(folder / "prompts.jsonl", prompts, PROMPTS),
+        eval_prompts=few,
+        eval_every=1 if few else 0,
+        eval_images_per_prompt=2,
+        num_samples=2,
+        checkpoint_every=1,
+        noise_scale_every=min(config.noise_scale_every, 1),
+        trackers=(),
+        push_to_hub=None,
+    )
+    return _with_fewest_steps(small)
+
+
+def _with_fewest_steps(config: Config) -> Config:
+    """As few solver steps as the algorithm's settings take."""
+    for steps in range(2, config.sampling.num_inference_steps):
+        sampling = replace(config.sampling, num_inference_steps=steps, eval_num_inference_steps=None)
+        try:
+            return replace(config, sampling=sampling)
+        except UserError:
+            continue
+    return replace(config, sampling=replace(config.sampling, eval_num_inference_steps=None))
+
+
+def _write(path: Path, prompts: PromptSet, number: int) -> str:
+    first = prompts.subset(range(min(number, len(prompts))))
+    rows = [{**metadata, "prompt": prompt} for prompt, metadata in zip(first.prompts, first.metadata)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def _found(
+    config: Config, small: Config, run: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]
+) -> Iterator[str]:
+    metrics = {key: value for row in read_metrics(run / "metrics.jsonl") for key, value in row.items()}
+    read = f"all {len(prompts)} prompts" if prompts is not None else f"the dataset {config.offline}"
+    yield f"{read} read{''.join(f', {len(some)} of {name}' for name, some in sets.items())}, with what the rewards need"
+    images = small.num_groups * small.group_size
+    steps = small.sampling.num_inference_steps
+    if prompts is not None:
+        yield f"{images} images sampled in {steps} steps and scored: reward {metrics['train/reward_mean']:.3f}"
+    yield f"{small.updates_per_rollout} update(s) by {type(config.algorithm).__name__}: loss and gradient finite"
+    if sets:
+        scores = [
+            f"{key[5:]} {value:.3f}" for key, value in metrics.items() if key.count("/") == 2 and key[:5] == "eval/"
+        ]
+        yield f"evaluated: {', '.join(scores)}"
+    path = checkpoint.latest(run)
+    assert path is not None
+    checkpoint.load(path)
+    load_trained(str(run), small)
+    yield f"checkpoint written, verified and loaded ({_size(path) / 2**20:.1f} MiB); weights exported to final/"
+    if torch.cuda.is_available():
+        yield f"peak GPU memory at this size: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
