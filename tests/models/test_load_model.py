@@ -78,3 +78,29 @@ def test_damaged_folders_are_named(tmp_path):
 def test_bad_settings_are_explained(folder, settings, message):
     with pytest.raises(UserError, match=message):
         load_model(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+)
+def test_a_model_that_does_not_fit_says_what_would(folder, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch.nn.Module, "requires_grad_", full)
+    with pytest.raises(UserError, match=r"does not fit into the memory of cpu in fp32 .* dgpo plan"):
+        load_model(folder, device="cpu")
+
+
+def test_other_errors_of_loading_are_left_alone(folder, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(torch.nn.Module, "requires_grad_", broken)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        load_model(folder, device="cpu")

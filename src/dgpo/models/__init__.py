@@ -77,34 +77,29 @@ def load_model(
     place = _device(device)
     source = locate(path_or_id)
     index = _model_index(source)
-    with _quiet():
+    with _quiet(), _enough_memory(source, place, dtype):
         family = _family(source, index)
         pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
-    adapter = family(pipeline, resolution, max_sequence_length)
-    if distilled_guidance is not None:
-        if adapter.distilled_guidance is None:
-            raise UserError(
-                f"distilled_guidance={distilled_guidance}: {source} is not told its guidance; use guidance_scale"
-            )
-        adapter.distilled_guidance = distilled_guidance
-    if vae_slicing:
-        pipeline.vae.enable_slicing()
-    if vae_tiling:
-        pipeline.vae.enable_tiling()
-    model = PipelineModel(
-        pipeline,
-        adapter,
-        finetune=finetune,
-        lora=lora,
-        sets=sets,
-        seed=seed,
-        device=place,
-        dtype=DTYPES[dtype],
-        shift=shift,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    if finetune == "lora" and lora.start is not None:
-        start_from_lora(model, lora)
+        adapter = family(pipeline, resolution, max_sequence_length)
+        _tell_guidance(adapter, distilled_guidance, source)
+        if vae_slicing:
+            pipeline.vae.enable_slicing()
+        if vae_tiling:
+            pipeline.vae.enable_tiling()
+        model = PipelineModel(
+            pipeline,
+            adapter,
+            finetune=finetune,
+            lora=lora,
+            sets=sets,
+            seed=seed,
+            device=place,
+            dtype=DTYPES[dtype],
+            shift=shift,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        if finetune == "lora" and lora.start is not None:
+            start_from_lora(model, lora)
     return model
 
 
@@ -126,6 +121,32 @@ def locate(path_or_id: str | Path) -> str:
         f"there is no folder {name!r}. Give a pipeline folder, a Hugging Face id as owner/name, "
         f"or an embedded model: {', '.join(EMBEDDED)}."
     )
+
+
+@contextmanager
+def _enough_memory(source: str, device: torch.device, dtype: str) -> Iterator[None]:
+    """A model that does not fit says so, and what would."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{source} does not fit into the memory of {device} in {dtype} ({first}). dtype bf16 halves the frozen "
+            "parts, finetune lora trains few weights, fewer weight sets keep fewer copies; dgpo plan tells what a run "
+            "needs before it starts"
+        ) from error
+
+
+def _tell_guidance(family: Any, distilled_guidance: float | None, source: str) -> None:
+    if distilled_guidance is None:
+        return
+    if family.distilled_guidance is None:
+        raise UserError(
+            f"distilled_guidance={distilled_guidance}: {source} is not told its guidance; use guidance_scale"
+        )
+    family.distilled_guidance = distilled_guidance
 
 
 @contextmanager
