@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,15 +150,21 @@ def _finals(row: Row) -> list[str]:
 
 
 def _costs(row: Row) -> list[str]:
-    """Means over iterations and seeds: seconds by phase, clip fraction, gradient noise scale at the base model."""
+    """Means over iterations and seeds: seconds by phase, clip fraction, gradient noise scale at the base model.
 
-    def mean(key: str, rows: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda rows: rows) -> str:
-        values = [m[key] for run in row.runs for m in rows(run["metrics"]) if m.get(key) is not None]
-        return f"{statistics.mean(values):.3g}" if values else "–"
+    Last what a second of that buys: the squared length of the true gradient over the variance of an iteration's, which
+    is groups / noise scale, over the seconds of an iteration.
+    """
 
-    first = lambda rows: [m for m in rows if m["iteration"] <= 10]
-    phases = [mean(f"time/{phase}") for phase in ("rollout", "reward", "update")]
-    return [*phases, mean("train/clip_fraction"), mean("train/grad_noise_scale", first)]
+    def mean(key: str, last: int | None = None) -> float:
+        rows = [m for run in row.runs for m in run["metrics"] if last is None or m["iteration"] <= last]
+        values = [m[key] for m in rows if m.get(key) is not None]
+        return statistics.mean(values) if values else math.nan
+
+    scale, seconds = mean("train/grad_noise_scale", last=10), mean("time/iteration")
+    signal = row.runs[0]["config"]["num_groups"] / (scale * seconds) if scale > 0 else math.nan
+    keys = ("time/rollout", "time/reward", "time/update", "train/clip_fraction")
+    return ["–" if math.isnan(value) else f"{value:.3g}" for value in (*map(mean, keys), scale, signal)]
 
 
 def _search(out: str | Path, names: Sequence[str]) -> list[tuple[str, list[str], str]]:
