@@ -17,9 +17,9 @@ def tiny() -> Config:
         ("single_object", "colors"),
         iterations=60,
         eval_every=12,
-        t=(0.5, 0.92),
-        kl_coef=0.04,
-        optimizer=Optimizer(lr=3e-3, decay_steps=60, weight_decay=0.0, ema_decay=0.9),
+        num_points=4,
+        t=(0.6, 0.85),
+        optimizer=Optimizer(lr=2e-3, weight_decay=0.0, ema_decay=0.9),
     )
 
 
@@ -30,8 +30,8 @@ def shapes_all() -> Config:
         (),
         iterations=1000,
         eval_every=50,
+        num_points=6,
         t=(0.6, 0.97),
-        kl_coef=0.02,
         optimizer=Optimizer(lr=2e-3, decay_steps=500, weight_decay=0.0, ema_decay=0.97),
     )
 
@@ -42,8 +42,8 @@ def _shapes(
     *,
     iterations: int,
     eval_every: int,
+    num_points: int,
     t: tuple[float, float],
-    kl_coef: float,
     optimizer: Optimizer,
 ) -> Config:
     chosen = f":{','.join(kinds)}" if kinds else ""
@@ -63,9 +63,9 @@ def _shapes(
         checkpoint_every=12,
         algorithm=DGPO(
             beta=100.0,
-            kl_coef=kl_coef,
+            kl_coef=0.02,
             clip_range=None,
-            num_points=6,
+            num_points=num_points,
             t_sampling="stratified",
             t_min=t[0],
             t_max=t[1],

@@ -27,6 +27,7 @@ BUILT_IN = {
     "shapes_strict": "dgpo.rewards.shapes:shapes_strict",
     "crispness": "dgpo.rewards.shapes:crispness",
     "diversity": "dgpo.rewards.shapes:diversity",
+    "geneval": "dgpo.rewards.geneval:GenEval",
 }
 
 
