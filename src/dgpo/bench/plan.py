@@ -1,8 +1,8 @@
 """Who takes part in the benchmark, and under which rules.
 
-All contenders share `_task`: base model, prompts, evaluations, rollout size, solver, no guidance. Each has its paper's
-settings and the learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run with a seed
-of its own; then every seed runs for the same wall time. "dgpo" trains where t was found to carry signal
+All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. Each has
+its paper's settings and the learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run
+with a seed of its own; then every seed runs for the same wall time. "dgpo" trains where t was found to carry signal
 (benchmarks/signal_by_t.py); "dgpo_paper" has the authors' own settings.
 """
 
@@ -64,26 +64,9 @@ class Plan:
 
 
 def _task(**changes: Any) -> Config:
-    """Single objects and colours, as DGPO trains them; the rate does not fall, for a time's number of steps varies."""
-    kinds = "single_object,colors"
+    """The recipe `tiny`; its rate must not fall, for how many steps fit into a time is not known."""
     base = recipe("tiny")
-    return replace(
-        base,
-        prompts=f"shapes:train:{kinds}",
-        eval_prompts={split: f"shapes:{split}:{kinds}" for split in ("seen", "unseen")},
-        **{"algorithm": DGPO(**_FOUND), "optimizer": replace(base.optimizer, decay_steps=0), **changes},
-    )
-
-
-_FOUND: dict[str, Any] = {
-    "kl_coef": 0.02,
-    "clip_range": None,
-    "t_sampling": "stratified",
-    "t_min": 0.6,
-    "t_max": 0.85,
-    "shared_t": False,
-    "sampling_switch": 10**6,
-}
+    return replace(base, **{"optimizer": replace(base.optimizer, decay_steps=0), **changes})
 
 
 def _flow_grpo(**changes: Any) -> Config:
