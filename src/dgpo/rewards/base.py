@@ -28,6 +28,16 @@ BUILT_IN = {
     "crispness": "dgpo.rewards.shapes:crispness",
     "diversity": "dgpo.rewards.shapes:diversity",
     "geneval": "dgpo.rewards.geneval:GenEval",
+    "ocr": "dgpo.rewards.ocr:OCR",
+    "pickscore": "dgpo.rewards.pickscore:PickScore",
+    "clip": "dgpo.rewards.clip:ClipScore",
+    "aesthetic": "dgpo.rewards.aesthetic:Aesthetic",
+    "hpsv2": "dgpo.rewards.hpsv2:HPSv2",
+    "imagereward": "dgpo.rewards.imagereward:ImageReward",
+    "jpeg_compressibility": "dgpo.rewards.simple:jpeg_compressibility",
+    "jpeg_incompressibility": "dgpo.rewards.simple:jpeg_incompressibility",
+    "brightness": "dgpo.rewards.simple:brightness",
+    "redness": "dgpo.rewards.simple:redness",
 }
 
 
