@@ -50,13 +50,11 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as place:
         models = {"tiny-sd3": locate("tiny-sd3"), **{name: save_random(Path(place), name) for name in SIZES}}
-        settings = [
-            *(
-                {"finetune": f, "gradient_checkpointing": g}
-                for f, g in itertools.product(("lora", "full"), (False, True))
-            ),
-            {"finetune": "lora", "dtype": "bf16"},
+        pairs = itertools.product(("lora", "full"), (False, True))
+        settings: list[dict[str, Any]] = [
+            {"finetune": finetune, "gradient_checkpointing": again} for finetune, again in pairs
         ]
+        settings.append({"finetune": "lora", "dtype": "bf16"})
         for number, (name, changes) in enumerate(itertools.product(models, settings)):
             config = short(models[name], str(Path(place) / f"run{number}"), changes)
             rows.append({"model": name, **changes, **compared(config)})

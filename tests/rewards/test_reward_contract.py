@@ -86,8 +86,12 @@ def test_a_users_error_passes_as_it_is():
         call(reward)
 
 
-def test_built_ins_resolve():
-    assert all(callable(resolve(name)) for name in BUILT_IN)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_ins_resolve_or_name_the_extra_that_is_missing(name):
+    try:
+        assert callable(resolve(name))
+    except UserError as error:
+        assert "pip install 'dgpo[" in str(error)
 
 
 def test_ones_own_rewards_resolve(tmp_path, monkeypatch):
