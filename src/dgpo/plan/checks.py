@@ -1,0 +1,175 @@
+"""What a run needs, looked at one by one before it starts: each check is fine or says what is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dgpo import checkpoint
+from dgpo.config import Config
+from dgpo.data import PromptSet, load_prompts
+from dgpo.errors import UserError
+from dgpo.models import locate
+from dgpo.offline import GroupDataset
+from dgpo.plan.estimates import Estimate
+from dgpo.plan.fitting import GIB, advice, needs, room
+from dgpo.plan.gpus import GPU
+from dgpo.plan.skeleton import find
+from dgpo.rewards.combine import RewardSet
+from dgpo.trackers import require_trackers
+
+
+class Check(NamedTuple):
+    """One line."""
+
+    ok: bool
+    text: str
+
+
+def check(name: str, look: Callable[[], str]) -> Check:
+    """look: returns what is fine, raises UserError for what is not."""
+    try:
+        return Check(True, f"{name}: {look()}")
+    except UserError as error:
+        return Check(False, f"{name}: {error}")
+
+
+def run_checks(found: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
+    """All of them, in the order in which a run would fail."""
+    config = found.config
+    return [
+        check("model", lambda: _model(config, online)),
+        check("sizes", lambda: _sizes(found)),
+        check("processes", lambda: _processes(found)),
+        check("prompts", lambda: _prompts(config, online)),
+        check("rewards", lambda: _rewards(config, online)),
+        check("optimizer", lambda: _optimizer(config)),
+        check("trackers", lambda: _trackers(config)),
+        check("disk", lambda: _disk(found)),
+        check("memory", lambda: _memory(found, gpu)),
+    ]
+
+
+def read_prompts(config: Config, online: bool) -> PromptSet:
+    """The run's own prompts; nothing is asked of the hub unless `online`."""
+    if config.offline is not None:
+        return GroupDataset(config.offline).prompts
+    return _read(config.prompts, online)
+
+
+def _model(config: Config, online: bool) -> str:
+    source = locate(config.model)
+    folder = find(config.model)
+    if not Path(source).is_dir() and online:
+        return _hub(source)
+    if folder is None:
+        raise UserError(
+            f"{source} is no folder here and not in the local cache, so that a run would download it. Whether it is "
+            "gated, and open to you, can only be seen online: give --online"
+        )
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    missing = sorted(_without_weights(folder, index))
+    if missing and Path(source).is_dir():
+        raise UserError(f"{folder} has no safetensors file of {', '.join(missing)}; save the pipeline again")
+    return f"{source} is here" + (f", but for the weights of {', '.join(missing)}" if missing else "")
+
+
+def _without_weights(folder: Path, index: dict[str, object]) -> Iterator[str]:
+    """Names of networks, which have a config.json, without weights beside it."""
+    for name in index:
+        if (folder / name / "config.json").is_file() and not list((folder / name).glob("*.safetensors")):
+            yield name
+
+
+def _hub(source: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(source, timeout=20)
+        HfApi().auth_check(source)
+    except Exception as error:  # of the hub, of the network or of a proxy: they have no kind in common
+        said = str(error).strip().splitlines()
+        raise UserError(
+            f"{source} cannot be had: {said[0] if said else type(error).__name__}. If it is gated, accept its licence "
+            "on its page and log in with `hf auth login`"
+        ) from error
+    return f"{source} is on the hub, {'gated, and open to you' if info.gated else 'open to all'}"
+
+
+def _sizes(found: Estimate) -> str:
+    if found.unknown:
+        raise UserError(found.unknown)
+    return "counted from the configuration files"
+
+
+def _processes(found: Estimate) -> str:
+    images = found.config.num_groups * found.config.group_size
+    if images < found.geometry.processes:
+        raise UserError(f"{images} images cannot occupy {found.geometry.processes}; use at most {images}")
+    return f"{found.geometry.images} of {images} images each"
+
+
+def _read(source: str | tuple[str, ...], online: bool) -> PromptSet:
+    if isinstance(source, str) and source.startswith("hf:") and not online:
+        raise UserError(f"{source} can be on the hub, where nothing is asked without --online")
+    return load_prompts(source)
+
+
+def _prompts(config: Config, online: bool) -> str:
+    evaluated = [f"{len(some)} in {name}" for name, some in _evaluated(config, online).items()]
+    return ", ".join([f"{len(read_prompts(config, online))} to train", *evaluated])
+
+
+def _evaluated(config: Config, online: bool) -> dict[str, PromptSet]:
+    sets = config.eval_prompts if config.eval_every else {}
+    return {name: _read(source, online) for name, source in sets.items()}
+
+
+def _rewards(config: Config, online: bool) -> str:
+    """Imports them, which makes those that are classes."""
+    reward = RewardSet(config.rewards)
+    watched = RewardSet(config.rewards, reward.rewards, watched=config.eval_rewards)
+    try:
+        trained, evaluated = read_prompts(config, online), _evaluated(config, online)
+    except UserError:
+        return f"{', '.join(watched.rewards)}; whether prompts have the metadata they read is not known"
+    if config.offline is None:
+        reward.check_metadata(trained.metadata)
+    for prompts in evaluated.values():
+        watched.check_metadata(prompts.metadata)
+    return ", ".join(watched.rewards)
+
+
+def _optimizer(config: Config) -> str:
+    if config.optimizer.name == "adamw8bit" and importlib.util.find_spec("torchao") is None:
+        raise UserError("optimizer.name='adamw8bit' needs torchao: pip install 'dgpo[8bit]'")
+    return config.optimizer.name
+
+
+def _trackers(config: Config) -> str:
+    require_trackers(config.trackers)
+    return ", ".join(["metrics.jsonl", *config.trackers])
+
+
+def _disk(found: Estimate) -> str:
+    """As a run asks for it at its start."""
+    config = found.config
+    if not config.checkpoint_every:
+        return "no checkpoints"
+    needed = 4 * found.trained * (found.sets + 2) * (config.keep_checkpoints + 2)
+    checkpoint.require_free_space(config.out or "runs", needed)
+    return f"checkpoints take up to {needed / 1e9:.1f} GB" if found.trained else "not known without the sizes"
+
+
+def _memory(found: Estimate, gpu: GPU | None) -> str:
+    if found.peak is None:
+        raise UserError("not estimated")
+    available, where = room(gpu, found.on_cpu)
+    if needs(found) <= available:
+        return f"{needs(found) / GIB:.1f} of {where}'s {available / GIB:.1f} GiB"
+    raise UserError(
+        f"{needs(found) / GIB:.1f} GiB do not fit into {where}'s {available / GIB:.1f} GiB. {advice(found, available)}"
+    )

@@ -1,0 +1,115 @@
+"""One config's plan: its geometry, its parameters, its memory and its work; what cannot be told says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dgpo.config import Config
+from dgpo.errors import UserError
+from dgpo.models.pipeline import PipelineModel
+from dgpo.plan.memory import Held, held, phases
+from dgpo.plan.meta import MetaModel
+from dgpo.plan.runs import Geometry, Runs, geometry, runs_of
+from dgpo.plan.skeleton import find, how_to_fetch, skeleton
+from dgpo.plan.speed import Work, work
+
+
+@dataclass(frozen=True)
+class Part:
+    """A network of the pipeline."""
+
+    name: str
+    kind: str  # its class
+    parameters: int
+
+
+@dataclass
+class Estimate:
+    """What is known of a config; `unknown` says why the rest is not."""
+
+    config: Config
+    geometry: Geometry
+    on_cpu: bool
+    prompt: str  # that stands for all
+    unknown: str = ""
+    parts: list[Part] = field(default_factory=list)
+    trained: int = 0  # parameters
+    sets: int = 0  # weight sets that a checkpoint keeps
+    held: Held | None = None
+    phases: dict[str, int] = field(default_factory=dict)  # bytes
+    work: dict[str, Work] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int | None:
+        """Bytes, of one process; None where it could not be told."""
+        return max(self.phases.values()) if self.phases else None
+
+    @property
+    def largest(self) -> str:
+        """The phase with the peak; "" where there is none."""
+        return max(self.phases, key=self.phases.__getitem__, default="")
+
+
+def estimate(config: Config, processes: int, on_cpu: bool, prompt: str) -> Estimate:
+    """on_cpu: whether tensors and pictures share a memory; prompt: the longest one."""
+    found = Estimate(config, geometry(config, processes), on_cpu, prompt)
+    model = _built(config, found)
+    if model is None:
+        return found
+    _count(model, config, found)
+    runs = _run(model, config, found)
+    if runs is not None and found.held is not None:
+        found.phases = phases(model, config, found.geometry, runs, found.held, on_cpu)
+        found.work = work(config, found.geometry, runs)
+    return found
+
+
+def _built(config: Config, found: Estimate) -> PipelineModel | None:
+    try:
+        folder = find(config.model)
+        if folder is None:
+            raise UserError(
+                f"the configuration files of {config.model}, some kilobytes, are not in the local cache; they come "
+                f"with: {how_to_fetch(config.model)}"
+            )
+        return skeleton(config, folder)
+    except UserError as error:
+        found.unknown = str(error)
+    except Exception as error:  # a class that cannot be made without data, in whatever way it says so
+        found.unknown = f"the model cannot be built from its configuration files: {_said(error)}"
+    return None
+
+
+def _count(model: PipelineModel, config: Config, found: Estimate) -> None:
+    for name, part in model.pipeline.components.items():
+        if isinstance(part, nn.Module):
+            own = (p.numel() for key, p in part.named_parameters() if "lora_" not in key)
+            found.parts.append(Part(name, type(part).__name__, sum(own)))
+    found.trained = sum(p.numel() for p in model.weights.parameters())
+    found.sets = sum(name != "ref" for name in model.weights.names)
+    found.held = held(model, config)
+
+
+def _run(model: PipelineModel, config: Config, found: Estimate) -> Runs | None:
+    try:
+        return runs_of(MetaModel(model, "cpu" if found.on_cpu else "cuda"), config, found.geometry, found.prompt)
+    except UserError as error:
+        found.unknown = str(error)
+    except Exception as error:  # the network looks at values, which are not there
+        found.unknown = f"{type(model.family).__name__} cannot run without data: {_said(error)}"
+    return None
+
+
+def _said(error: Exception) -> str:
+    """The error's first line, with its kind."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def runs_on_cpu(config: Config, gpu: object) -> bool:
+    """Whether the run would be on the CPU; a named GPU stands for one."""
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return gpu is None and (auto if config.device == "auto" else config.device).startswith("cpu")

@@ -1,0 +1,84 @@
+"""A plan as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dgpo.console import network_evaluations
+from dgpo.plan.checks import Check
+from dgpo.plan.estimates import Estimate
+from dgpo.plan.fitting import GIB
+from dgpo.plan.gpus import GPU
+from dgpo.plan.speed import BANDWIDTH_SHARE, EFFICIENCY, seconds
+
+
+def lines(found: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str]:
+    """The whole plan."""
+    yield from _geometry(found)
+    if found.unknown:
+        yield "  what is missing below could not be estimated: see the checks"
+    if found.parts:
+        yield "parameters"
+        yield from _parameters(found)
+    if found.held:
+        yield "memory of each process, GiB, without what rewards take"
+        yield from _memory(found)
+    if gpu and found.work:
+        yield f"time of an iteration on {gpu.name}, estimated"
+        yield from _time(found, gpu)
+    yield "checks"
+    yield from (f"  {'ok' if one.ok else 'problem':<9}{one.text}" for one in checks)
+
+
+def _geometry(found: Estimate) -> Iterator[str]:
+    c, g = found.config, found.geometry
+    images = c.num_groups * c.group_size
+    several = "" if g.processes == 1 else f" on {g.processes} processes, {g.images} images each"
+    yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {c.dtype}"
+    yield (
+        f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}, "
+        f"{network_evaluations(c):,} network evaluations"
+    )
+    yield (
+        f"  {c.updates_per_rollout} optimizer step(s), each of {g.points} points x {g.micro_batches} micro-batch(es) "
+        f"of up to {g.micro_batch} images; sampled {g.sampling_batch} at a time"
+    )
+    yield f"  {c.iterations:,} iterations: {c.iterations * c.updates_per_rollout:,} optimizer steps, images drawn " + (
+        f"{c.iterations * images:,}" if g.solver_calls else "none, learned from a dataset"
+    )
+
+
+def _parameters(found: Estimate) -> Iterator[str]:
+    for part in found.parts:
+        yield f"  {part.name.replace('_', ' '):<28}{part.parameters:>18,}  {part.kind}"
+    yield f"  {'trained':<28}{found.trained:>18,}  {found.config.finetune}"
+
+
+def _memory(found: Estimate) -> Iterator[str]:
+    assert found.held is not None
+    for name, size in found.held.parts.items():
+        yield f"  {name:<28}{size / GIB:>18.3f}"
+    yield f"  {'held throughout':<28}{found.held.total / GIB:>18.3f}"
+    if found.config.free_text_encoders:
+        yield f"  {'text encoders, at first':<28}{found.held.encoders / GIB:>18.3f}"
+    for name, size in found.phases.items():
+        yield f"  {f'all while {name}':<28}{size / GIB:>18.3f}" + ("  the peak" if name == found.largest else "")
+    if not found.phases:
+        yield f"  {'activations':<28}{'not estimated':>18}"
+
+
+def _time(found: Estimate, gpu: GPU) -> Iterator[str]:
+    total = 0.0
+    for name, work in found.work.items():
+        compute, traffic = seconds(work, gpu, found.config.dtype)
+        total += max(compute, traffic)
+        if work.flops:
+            yield (
+                f"  {name:<28}{max(compute, traffic):>16.2f} s  {work.flops / 1e12:,.1f} TFLOP take {compute:.2f} s, "
+                f"{work.moved / 1e9:,.0f} GB {traffic:.2f} s"
+            )
+    yield (
+        f"  {'in all':<28}{total:>16.2f} s  at {EFFICIENCY:.0%} of {gpu.peak(found.config.dtype) / 1e12:g} TFLOP/s "
+        f"({found.config.dtype}) and {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:,} GB/s; rewards come on top"
+    )
+    yield f"  {f'{found.config.iterations:,} iterations':<28}{total * found.config.iterations / 3600:>16.2f} h"

@@ -1,0 +1,131 @@
+"""What the plan says of memory is what a run then takes, by the same count of live tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from medium import measured_peak, save_medium, short  # pyright: ignore[reportMissingImports] (beside this file)
+
+from dgpo import Config, FlowGRPO, Optimizer, Sampling
+from dgpo.plan.estimates import Estimate, estimate
+from dgpo.plan.memory import Held, held, phases
+from dgpo.plan.meta import Count
+from dgpo.plan.runs import Runs, geometry
+from dgpo.plan.skeleton import skeleton
+
+
+def planned(config: Config) -> Estimate:
+    found = estimate(config, 1, True, "a red cat")
+    assert not found.unknown
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"finetune": "full", "dtype": "bf16", "gradient_checkpointing": True},
+        {
+            "free_text_encoders": True,
+            "vae_slicing": True,
+            "micro_batch_size": 2,
+            "algorithm": FlowGRPO(),
+            "sampling": Sampling(num_inference_steps=4, guidance_scale=1.0),
+        },
+    ],
+)
+def test_a_tiny_runs_peak_is_foreseen(changes: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    # two iterations, for the loop holds a rollout until it has the next
+    config = short(tiny_folder, tmp_path / "run", iterations=2, **changes)
+    assert planned(config).peak == pytest.approx(measured_peak(config), rel=0.1)
+
+
+def test_a_medium_runs_peak_is_foreseen(tmp_path: Path) -> None:
+    config = short(save_medium(tmp_path / "model"), tmp_path / "run")
+    found = planned(config)
+    assert found.held is not None
+    assert found.phases["updating"] > 1.2 * found.held.total
+    assert found.peak == found.phases["updating"] == pytest.approx(measured_peak(config), rel=0.05)
+
+
+def test_each_saving_saves_where_it_says(tiny_folder: Path, tmp_path: Path) -> None:
+    def planned_phases(**changes: Any) -> dict[str, int]:
+        return planned(short(tiny_folder, tmp_path, **changes)).phases
+
+    usual = planned_phases()
+    assert usual.keys() == {"encoding", "sampling", "decoding", "updating"}
+    saving = planned_phases(
+        gradient_checkpointing=True,
+        vae_slicing=True,
+        free_text_encoders=True,
+        sampling=Sampling(num_inference_steps=2, guidance_scale=1.0),
+    )
+    assert saving["updating"] < 0.95 * usual["updating"]
+    assert saving["decoding"] < 0.5 * usual["decoding"]
+    assert saving["sampling"] < 0.9 * usual["sampling"]
+    assert saving["encoding"] < usual["encoding"]  # there are no gradients and moments yet
+
+
+def test_parts_are_counted_by_the_bytes_of_a_parameter(tiny_folder: Path, tmp_path: Path) -> None:
+    def parts(**changes: Any) -> dict[str, int]:
+        config = short(tiny_folder, tmp_path, **changes)
+        model = skeleton(config, tiny_folder)
+        trained = sum(p.numel() for p in model.weights.parameters())
+        found = held(model, config).parts
+        assert found["trained weights, fp32"] == found["gradients"] == found["their average ema"] == 4 * trained
+        return found
+
+    usual = parts()
+    assert usual["optimizer moments"] == 2 * usual["gradients"]
+    small = parts(optimizer=Optimizer(name="adamw8bit"), dtype="bf16", free_text_encoders=True)
+    assert small["optimizer moments"] == small["gradients"] // 2
+    assert small["transformer, frozen"] == usual["transformer, frozen"] // 2
+    assert small["vae"] == usual["vae"]
+    assert usual.keys() - small.keys() == {"text encoder", "text encoder 2"}
+
+
+def test_processes_share_images(tmp_path: Path) -> None:
+    config = short(Path("tiny-sd3"), tmp_path, num_groups=4)
+    found = [geometry(config, processes) for processes in (1, 2, 5)]
+    assert [(g.images, g.micro_batch, g.splits) for g in found] == [(12, 12, False), (6, 6, False), (3, 3, True)]
+    cut = replace(config, micro_batch_size=7)  # two whole groups
+    assert [geometry(cut, processes).micro_batch for processes in (1, 2, 5)] == [6, 6, 3]
+    assert geometry(replace(config, micro_batch_size=2), 1).splits
+
+
+def test_phases_by_hand(tiny_folder: Path, tmp_path: Path) -> None:
+    """Latents of 1 KiB, conditions of 1 KiB, pictures of 48 KiB."""
+    kib = 1024
+    config = short(tiny_folder, tmp_path, num_groups=2, group_size=4, micro_batch_size=4)
+    config = replace(config, sampling=replace(config.sampling, batch_size=2))
+    own = Held({"all": 1000 * kib}, gradients=30 * kib, moments=60 * kib, encoders=0)
+    runs = Runs(kib, *(Count(peak=n * kib) for n in (7, 100, 200, 300)), by_group=None)
+    model: Any = SimpleNamespace(latent_shape=(4, 8, 8), pipeline=SimpleNamespace(vae_scale_factor=8))
+    found = phases(model, config, geometry(config, 1), runs, own, on_cpu=True)
+    before = 1000 + 8 * (1 + 1 + 48)  # the last rollout of eight images
+    assert found == {
+        "encoding": (before + 7) * kib,
+        "sampling": (before + 8 * 2 + 4 * 2 + 100) * kib,  # the new one's latents and conditions, four solver states
+        "decoding": (before + 8 * 2 + max(6 * 48 + 200, 2 * 8 * 48)) * kib,
+        # its rows that train and, at two points, x_t, target, ref and old
+        "updating": (before + 8 * (1 + 1 + 48 + 2 * 4) + 300) * kib,
+    }
+    on_gpu = phases(model, config, geometry(config, 1), runs, own, on_cpu=False)
+    assert on_gpu["updating"] == (1000 + 8 * 2 + 8 * (2 + 2 * 4) + 300) * kib
+
+
+def test_measuring_the_noise_scale_keeps_a_second_gradient(tiny_folder: Path, tmp_path: Path) -> None:
+    def updating(every: int, by_group: int | None) -> int:
+        config = short(tiny_folder, tmp_path, noise_scale_every=every)
+        own = Held({}, gradients=50, moments=100, encoders=0)
+        runs = Runs(0, Count(), Count(), Count(), Count(peak=300), by_group and Count(peak=by_group))
+        model: Any = SimpleNamespace(latent_shape=(0, 8, 8), pipeline=SimpleNamespace(vae_scale_factor=8))
+        return phases(model, config, geometry(config, 1), runs, own, on_cpu=False)["updating"]
+
+    assert updating(0, None) == 300
+    assert updating(5, 200) == 300
+    assert updating(5, 290) == 340
+    assert updating(1, 100) == 150  # always one group at a time
