@@ -35,7 +35,7 @@ SIZES = {
     128: (5, 6, 7, 8, 12, 24),
     256: (6, 7, 8, 12, 24, 48),
     512: (7, 8, 12, 24, 48, 96),
-    1024: (12, 24, 48),
+    1024: (12, 24),
 }
 ENLARGED = {64: ((64, 192), (5, 6, 7, 8)), 256: ((192, 512), (6, 7, 8))}  # size of picture: shorter sides, heights
 CAPITAL = 0.72  # height of a capital letter as a share of the font's size, about
