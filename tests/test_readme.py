@@ -40,7 +40,8 @@ def test_make_targets_exist(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in COMMANDS if line.startswith("dgpo train") and "--resume" not in line]
+    "line",
+    [line for line in COMMANDS if line.startswith("dgpo train") and not {"--resume", "--dry-run"} & set(line.split())],
 )
 def test_train_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Config] = []
@@ -60,3 +61,13 @@ def test_train_commands_are_understood(line: str, tmp_path: Path, monkeypatch: p
 def test_other_commands_name_commands_that_exist(line: str) -> None:
     words = shlex.split(line)
     assert words[1] in cli.COMMANDS
+
+
+def test_the_dry_run_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = (line for line in COMMANDS if "--dry-run" in line)
+    seen: list[Config] = []
+    monkeypatch.setattr("dgpo.dryrun.dry_run", lambda config: seen.append(config) or ["everything"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_run.yaml").write_text("iterations: 3\n")
+    assert cli.main(shlex.split(line)[1:]) == 0
+    assert seen[0].iterations == 3
