@@ -37,8 +37,8 @@ class OCR:
     """images (B, 3, H, W) in [0, 1] -> {"ocr": (B,) in [0, 1], "exact": 1 where read and target are equal, else 0}.
 
     min_confidence: fragments that the reader trusts less are dropped. sides: the shorter side of a picture is brought
-    into this range of pixels before it is read; 192 is where letters of 8 pixels in a 64-pixel picture become readable,
-    and more costs time. threads: of ONNX runtime, torch's number if None.
+    into this range of pixels before it is read; smaller letters become readable, and take more time. threads: of ONNX
+    runtime, torch's number if None.
     """
 
     def __init__(
