@@ -98,13 +98,16 @@ def train(given: list[str]) -> int:
     resume, rest = _take_option(given, "--resume", "a run folder: --resume runs/tiny")
     dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
     config = _recipe_config(rest) if resume is None else _resumed_config(resume, rest)
-    if dry:
-        return _dry_run(config)
+    from dgpo.dryrun import dry_run
     from dgpo.rewards.base import RewardError
     from dgpo.train import NonFiniteError
     from dgpo.train import train as run_training
 
     try:
+        if dry:
+            lines = dry_run(config)
+            print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in lines)]))
+            return 0
         result = run_training(config, resume=resume is not None)
     except (RewardError, NonFiniteError) as error:
         print(f"dgpo: {error}", file=sys.stderr)
@@ -113,20 +116,6 @@ def train(given: list[str]) -> int:
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return 130
-    return 0
-
-
-def _dry_run(config: Config) -> int:
-    from dgpo.dryrun import dry_run
-    from dgpo.rewards.base import RewardError
-    from dgpo.train import NonFiniteError
-
-    try:
-        found = dry_run(config)
-    except (RewardError, NonFiniteError) as error:
-        print(f"dgpo: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in found)]))
     return 0
 
 

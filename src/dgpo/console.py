@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from dgpo import distributed
 from dgpo.algorithms import Algorithm
 from dgpo.config import Config
+from dgpo.core.solvers import network_calls
 from dgpo.models import VelocityModel
 
 
@@ -117,8 +118,9 @@ def network_evaluations(config: Config) -> int:
     """Forward passes of one image through the network in one iteration; backward passes not counted."""
     images = config.num_groups * config.group_size
     s, a = config.sampling, config.algorithm
-    steps = 2 * s.num_inference_steps - 1 if s.solver == "heun" else s.num_inference_steps
-    sampling = steps * (2 if s.guidance_scale != 1 else 1) * (config.offline is None)
+    sampling = (
+        network_calls(s.solver, s.num_inference_steps) * (2 if s.guidance_scale != 1 else 1) * (config.offline is None)
+    )
     policy = 2 if a.policy_guidance(s.guidance_scale) != 1 else 1
     reference = (2 if a.ref_guidance(s.guidance_scale) != 1 else 1) if "ref" in a.needs else 0
     per_point = policy * (1 + ("old" in a.needs)) + reference

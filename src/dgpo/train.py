@@ -424,10 +424,14 @@ def weight_sets(config: Config) -> set[str]:
     return {"ema", *config.algorithm.needs, *(samplers - {"policy"})}
 
 
+def loaded_sets(config: Config) -> set[str]:
+    """The weight sets that a run keeps beside the policy: evaluations use `ref`, to measure the drift from it."""
+    return weight_sets(config) | ({"ref"} if config.eval_every and config.eval_prompts else set())
+
+
 def load(config: Config, device: torch.device) -> VelocityModel:
-    """The config's model; evaluations also use `ref`, to measure the drift from it."""
-    evaluated = {"ref"} if config.eval_every and config.eval_prompts else set()
-    return load_configured(config, weight_sets(config) | evaluated, str(device))
+    """The config's model."""
+    return load_configured(config, loaded_sets(config), str(device))
 
 
 def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None:
@@ -445,10 +449,15 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
             f"{', '.join(model.weights.names)}; load it with sets=('ref', 'old', 'ema')"
         )
     if config.checkpoint_every and not resume:
-        sets = sum(name != "ref" for name in model.weights.names) + 2  # and Adam's two moments
-        checkpoints = config.keep_checkpoints + 2  # the best, and the one that is being written
-        bytes_each = sum(p.nbytes for p in model.weights.parameters()) * sets
-        checkpoint.require_free_space(config.out or "runs", bytes_each * checkpoints)
+        weights = sum(p.nbytes for p in model.weights.parameters())
+        needed = checkpoint_space(config, weights, sum(name != "ref" for name in model.weights.names))
+        checkpoint.require_free_space(config.out or "runs", needed)
+
+
+def checkpoint_space(config: Config, weights: int, sets: int) -> int:
+    """Bytes of all checkpoints that a run keeps at once. weights: bytes of a weight set; sets: how many are saved."""
+    tensors = weights * (sets + 2)  # and Adam's two moments
+    return tensors * (config.keep_checkpoints + 2)  # the best, and the one that is being written
 
 
 def resolved(config: Config, dataset: GroupDataset) -> Config:

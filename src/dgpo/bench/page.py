@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED
 from dgpo.bench.run import best_lr, late_reward, load, results
 from dgpo.errors import UserError
+from dgpo.report.templates import template
 from dgpo.report.words import duration
 
 SCORE = "shapes_strict"
@@ -50,10 +50,7 @@ def write_page(out: str | Path) -> Path:
     if not rows:
         raise UserError(f"{results(out)} holds no finished run yet; dgpo bench --out {out} makes them")
     page = Path(out) / "bench.html"
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dgpo", "bench"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template("bench.html.j2").render(
+    text = template("bench", "bench.html.j2").render(
         plots=[
             (f"{SCORE}, {split}, over {label}", _plot(rows, split, axis, label))
             for split in SETS

@@ -84,6 +84,11 @@ SOLVERS: dict[str, Callable[[VelocityFn, Tensor, Tensor], Tensor]] = {
 }
 
 
+def network_calls(solver: str, num_steps: int) -> int:
+    """How often a solver asks for a velocity: Heun's method twice a step, but for the last, which is Euler's."""
+    return 2 * num_steps - 1 if solver == "heun" else num_steps
+
+
 def solve(velocity_fn: VelocityFn, x: Tensor, sigmas: Tensor, solver: str = "dpm_solver_pp_2m") -> Tensor:
     """Solve by name. x: (n, *latent) at sigmas[0]; sigmas: (S + 1,) descending; returns (n, *latent) at sigmas[-1]."""
     if solver not in SOLVERS:

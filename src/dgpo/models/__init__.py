@@ -77,15 +77,11 @@ def load_model(
     place = _device(device)
     source = locate(path_or_id)
     index = _model_index(source)
-    with _quiet(), _enough_memory(source, place, dtype):
-        family = _family(source, index)
+    with quiet(), _enough_memory(source, place, dtype):
+        family = family_of(source, index)
         pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
         adapter = family(pipeline, resolution, max_sequence_length)
         _tell_guidance(adapter, distilled_guidance, source)
-        if vae_slicing:
-            pipeline.vae.enable_slicing()
-        if vae_tiling:
-            pipeline.vae.enable_tiling()
         model = PipelineModel(
             pipeline,
             adapter,
@@ -97,6 +93,8 @@ def load_model(
             dtype=DTYPES[dtype],
             shift=shift,
             gradient_checkpointing=gradient_checkpointing,
+            vae_slicing=vae_slicing,
+            vae_tiling=vae_tiling,
         )
         if finetune == "lora" and lora.start is not None:
             start_from_lora(model, lora)
@@ -150,7 +148,7 @@ def _tell_guidance(family: Any, distilled_guidance: float | None, source: str) -
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and warnings of loading: of parts that are absent on purpose, of optional packages."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
     from diffusers.utils import logging as diffusers_logging
@@ -171,15 +169,15 @@ def _quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def _family(source: str, index: dict[str, Any]) -> Any:
+def family_of(source: str, index: dict[str, Any]) -> Any:
     """The adapter class of a pipeline."""
     name = index.get("_class_name")
     if name not in FAMILIES:
         raise UserError(
             f"{source} is a {name}; supported: {', '.join(FAMILIES)}. Another diffusers pipeline needs a class that "
-            "implements Family (dgpo/models/pipeline.py: encode, predict as noise - x0 at t in [0, 1], guide, sigmas, "
-            "decode, encode_images, latent_shape) and a line in FAMILIES; any other model, an object that implements "
-            "VelocityModel (dgpo/models/base.py), given as train(config, model=...)."
+            "derives from Family (dgpo/models/pipeline.py: encode, predict as noise - x0 at t in [0, 1], latent_shape, "
+            "shift, and what differs of guidance, grid and autoencoder) and a line in FAMILIES; any other "
+            "model, an object that implements VelocityModel (dgpo/models/base.py), given as train(config, model=...)."
         )
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)

@@ -19,30 +19,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dgpo.core.solvers import flow_sigmas
 from dgpo.models.parts import (
     fitting_length,
     fitting_side,
-    linear_guidance,
     pack,
     scheduler_shift,
     shifted_grid,
     unpack,
-    vae_decode,
-    vae_encode,
 )
+from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
 
 
-class Flux:
-    """Implements `dgpo.models.pipeline.Family`."""
+class Flux(Family):
+    """See `dgpo.models.pipeline.Family`."""
 
-    network: ClassVar[str] = "transformer"
     lora_targets: ClassVar[tuple[str, ...]] = (
         *("to_q", "to_k", "to_v", "to_out.0"),  # single-stream blocks have the first three; their output is no layer
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
-    noise_scale: float = 1.0
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: T5 tokens."""
@@ -50,7 +45,7 @@ class Flux:
         self.max_sequence_length = fitting_length(max_sequence_length, own=512, largest=512)
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
         self.distilled_guidance: float | None = 3.5 if config.guidance_embeds else None
-        side = fitting_side("model", resolution, pipeline.default_sample_size * scale, 2 * scale)
+        side = fitting_side(resolution, pipeline.default_sample_size * scale, 2 * scale)
         self.latent_shape = config.in_channels // 4, side // scale, side // scale
 
     @property
@@ -80,17 +75,5 @@ class Flux:
         )[0]
         return unpack(tokens, height)
 
-    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-        return linear_guidance(v_uncond, v_cond, scale)
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return flow_sigmas(num_steps, shift)
-
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)

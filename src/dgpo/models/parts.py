@@ -25,12 +25,12 @@ def scheduler_grid(pipeline: Any, num_steps: int, **settings: Any) -> Tensor:
     return scheduler.sigmas
 
 
-def fitting_side(name: str, resolution: int | None, own: int, multiple: int, largest: int | None = None) -> int:
+def fitting_side(resolution: int | None, own: int, multiple: int, largest: int | None = None) -> int:
     """The side in pixels, the model's own if None. UserError where it is no multiple of `multiple` or too large."""
     side = own if resolution is None else resolution
     if side % multiple or side <= 0 or (largest is not None and side > largest):
         limit = f" up to {largest}" if largest else ""
-        raise UserError(f"resolution={side} does not fit this {name}: it draws multiples of {multiple} pixels{limit}")
+        raise UserError(f"resolution={side} does not fit this model: it draws multiples of {multiple} pixels{limit}")
     return side
 
 

@@ -16,28 +16,32 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
+from dgpo.models.parts import linear_guidance, scheduler_grid, vae_decode, vae_encode
 from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
 
 
 class Family(Protocol):
-    """One kind of pipeline. n is the number of images; x_t, v and x0 are (n, *latent_shape) in flow coordinates."""
+    """One kind of pipeline. n is the number of images; x_t, v and x0 are (n, *latent_shape) in flow coordinates.
 
-    network: ClassVar[str]
+    A class that derives from it says only where it differs from the plainest one: a transformer that answers for
+    latents as they are, linear guidance, the grid of a fixed shift, an autoencoder with a scale and perhaps a shift.
+    """
+
+    network: ClassVar[str] = "transformer"
     """The pipeline's part that trains: transformer or unet."""
-    lora_targets: ClassVar[tuple[str, ...]]
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the layers that get an adapter unless told otherwise."""
-    distilled_guidance: float | None
+    distilled_guidance: float | None = None
     """The guidance that the network is told as an input; None where it has no such input."""
+    pipeline: Any
+    latent_shape: tuple[int, int, int]
+    """(C, h, w)."""
 
     def __init__(self, pipeline: Any, resolution: int | None, max_sequence_length: int | None) -> None:
         """resolution: side of the square images in pixels, None is the model's own; UserError where it cannot be."""
-        ...
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w)."""
         ...
 
     @property
@@ -48,7 +52,7 @@ class Family(Protocol):
     @property
     def noise_scale(self) -> float:
         """Deviation of the latents at the grid's first level: 1 where that is t = 1."""
-        ...
+        return 1.0
 
     def encode(self, prompts: list[str]) -> Rows:
         """n prompts as the network reads them; "" is the empty prompt of guidance."""
@@ -60,23 +64,23 @@ class Family(Protocol):
 
     def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
         """The pipeline's own way of combining the two, where scale 1 is v_cond."""
-        ...
+        return linear_guidance(v_uncond, v_cond, scale)
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:
         """(num_steps + 1,) fp32 descending grid with a trailing 0."""
-        ...
+        return flow_sigmas(num_steps, shift)
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""
-        ...
+        return scheduler_grid(self.pipeline, num_steps)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images (n, 3, H, W), the VAE's range [-1, 1] not yet changed to [0, 1]."""
-        ...
+        return vae_decode(self.pipeline.vae, x0)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Its inverse: (n, 3, H, W) in [-1, 1] -> (n, *latent_shape)."""
-        ...
+        return vae_encode(self.pipeline.vae, images)
 
 
 class PipelineModel:
@@ -95,6 +99,8 @@ class PipelineModel:
         dtype: torch.dtype = torch.float32,
         shift: float | None = None,
         gradient_checkpointing: bool = False,
+        vae_slicing: bool = False,
+        vae_tiling: bool = False,
     ) -> None:
         """Take over a loaded pipeline: freeze it, put it on a device, make the weight sets.
 
@@ -114,6 +120,10 @@ class PipelineModel:
         )
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+        if vae_slicing:
+            pipeline.vae.enable_slicing()
+        if vae_tiling:
+            pipeline.vae.enable_tiling()
 
     @property
     def network(self) -> Any:

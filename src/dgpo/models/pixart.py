@@ -13,22 +13,17 @@ tokens with a mask; the padding, which the mask hides, is cut off, so that rows 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from dgpo.models.parts import fitting_length, fitting_side, linear_guidance, vae_decode, vae_encode
+from dgpo.models.parts import fitting_length, fitting_side
 from dgpo.models.rows import Rows
-from dgpo.models.vp import VPSchedule
+from dgpo.models.vp import VPFamily, VPSchedule
 
 
-class PixArtSigma:
-    """Implements `dgpo.models.pipeline.Family`."""
-
-    network: ClassVar[str] = "transformer"
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    distilled_guidance: float | None = None
-    shift: float = 1.0
+class PixArtSigma(VPFamily):
+    """See `dgpo.models.vp.VPFamily`."""
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: T5 tokens at most."""
@@ -36,12 +31,8 @@ class PixArtSigma:
         self.schedule = VPSchedule(pipeline.scheduler)
         self.max_sequence_length = fitting_length(max_sequence_length, own=300, largest=512)
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
-        side = fitting_side("model", resolution, config.sample_size * scale, scale * config.patch_size)
+        side = fitting_side(resolution, config.sample_size * scale, scale * config.patch_size)
         self.latent_shape = config.in_channels, side // scale, side // scale
-
-    @property
-    def noise_scale(self) -> float:
-        return self.schedule.noise_scale
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, mask, _, _ = self.pipeline.encode_prompt(
@@ -72,18 +63,3 @@ class PixArtSigma:
         n, _, height, width = x_t.shape
         resolution = x_t.new_tensor([height, width]) * self.pipeline.vae_scale_factor
         return {"resolution": resolution.expand(n, 2), "aspect_ratio": x_t.new_full((n, 1), height / width)}
-
-    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-        return linear_guidance(v_uncond, v_cond, scale)
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return self.schedule.grid(num_steps, shift)
-
-    def scheduler_sigmas(self, num_steps: int) -> Tensor:
-        return self.schedule.scheduler_grid(num_steps)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)

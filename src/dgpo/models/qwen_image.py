@@ -23,19 +23,17 @@ from torch import Tensor
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models.parts import fitting_length, fitting_side, linear_guidance, pack, scheduler_shift, shifted_grid, unpack
+from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
 
 
-class QwenImage:
-    """Implements `dgpo.models.pipeline.Family`."""
+class QwenImage(Family):
+    """See `dgpo.models.pipeline.Family`."""
 
-    network: ClassVar[str] = "transformer"
     lora_targets: ClassVar[tuple[str, ...]] = (
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
-    distilled_guidance: float | None = None
-    noise_scale: float = 1.0
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: tokens of the prompt and of the template's end; longer texts are cut."""
@@ -47,7 +45,7 @@ class QwenImage:
                 "this Qwen-Image has guidance_embeds=true: it wants to be told a guidance, which diffusers' "
                 "QwenImageTransformer2DModel cannot read. Use a checkpoint with guidance_embeds=false."
             )
-        side = fitting_side("model", resolution, pipeline.default_sample_size * scale, 2 * scale)
+        side = fitting_side(resolution, pipeline.default_sample_size * scale, 2 * scale)
         self.latent_shape = config.in_channels // 4, side // scale, side // scale
 
     @property

@@ -15,22 +15,17 @@ overflow in fp16.
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from dgpo.core.solvers import flow_sigmas
-from dgpo.models.parts import fitting_length, fitting_side, linear_guidance, scheduler_grid, vae_decode, vae_encode
+from dgpo.models.parts import fitting_length, fitting_side
+from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
 
 
-class Sana:
-    """Implements `dgpo.models.pipeline.Family`."""
-
-    network: ClassVar[str] = "transformer"
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    distilled_guidance: float | None = None
-    noise_scale: float = 1.0
+class Sana(Family):
+    """See `dgpo.models.pipeline.Family`."""
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: text tokens that the network reads; None: 300."""
@@ -40,7 +35,7 @@ class Sana:
         # diffusers keeps the instruction's words as a default argument and nowhere else
         self.instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
-        side = fitting_side("model", resolution, config.sample_size * scale, scale * config.patch_size)
+        side = fitting_side(resolution, config.sample_size * scale, scale * config.patch_size)
         self.latent_shape = config.in_channels, side // scale, side // scale
 
     @property
@@ -72,18 +67,3 @@ class Sana:
             return_dict=False,
         )[0]
         return output[:, : x_t.shape[1]]  # a learned variance may follow the velocity's channels
-
-    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-        return linear_guidance(v_uncond, v_cond, scale)
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return flow_sigmas(num_steps, shift)
-
-    def scheduler_sigmas(self, num_steps: int) -> Tensor:
-        return scheduler_grid(self.pipeline, num_steps)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)

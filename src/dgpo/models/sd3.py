@@ -12,21 +12,18 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dgpo.core.solvers import flow_sigmas
-from dgpo.models.parts import fitting_side, linear_guidance, scheduler_grid, vae_decode, vae_encode
+from dgpo.models.parts import fitting_side
+from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
 
 
-class SD3:
-    """Implements `dgpo.models.pipeline.Family`."""
+class SD3(Family):
+    """See `dgpo.models.pipeline.Family`."""
 
-    network: ClassVar[str] = "transformer"
     lora_targets: ClassVar[tuple[str, ...]] = (
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
-    distilled_guidance: float | None = None
-    noise_scale: float = 1.0
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: T5 tokens; None: 256 with T5, none without."""
@@ -36,9 +33,7 @@ class SD3:
         )
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
         multiple = scale * config.patch_size
-        side = fitting_side(
-            "model", resolution, config.sample_size * scale, multiple, config.pos_embed_max_size * multiple
-        )
+        side = fitting_side(resolution, config.sample_size * scale, multiple, config.pos_embed_max_size * multiple)
         self.latent_shape = config.in_channels, side // scale, side // scale
 
     @property
@@ -64,18 +59,3 @@ class SD3:
             pooled_projections=cond.tensors["pooled"],
             return_dict=False,
         )[0]
-
-    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-        return linear_guidance(v_uncond, v_cond, scale)
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return flow_sigmas(num_steps, shift)
-
-    def scheduler_sigmas(self, num_steps: int) -> Tensor:
-        return scheduler_grid(self.pipeline, num_steps)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)

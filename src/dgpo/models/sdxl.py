@@ -14,19 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dgpo.models.parts import linear_guidance, vae_decode, vae_encode
 from dgpo.models.rows import Rows
 from dgpo.models.stable_diffusion import require_clip_length, unet_latent_shape
-from dgpo.models.vp import VPSchedule
+from dgpo.models.vp import VPFamily, VPSchedule
 
 
-class SDXL:
-    """Implements `dgpo.models.pipeline.Family`."""
+class SDXL(VPFamily):
+    """See `dgpo.models.vp.VPFamily`."""
 
     network: ClassVar[str] = "unet"
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    distilled_guidance: float | None = None
-    shift: float = 1.0
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         self.pipeline = pipeline
@@ -34,10 +30,6 @@ class SDXL:
         self.latent_shape = unet_latent_shape(pipeline, resolution)
         require_clip_length(pipeline, max_sequence_length)
         pipeline.register_modules(image_encoder=None)
-
-    @property
-    def noise_scale(self) -> float:
-        return self.schedule.noise_scale
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
@@ -61,18 +53,3 @@ class SDXL:
             return_dict=False,
         )[0]
         return self.schedule.velocity(output, x_vp, level)
-
-    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-        return linear_guidance(v_uncond, v_cond, scale)
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return self.schedule.grid(num_steps, shift)
-
-    def scheduler_sigmas(self, num_steps: int) -> Tensor:
-        return self.schedule.scheduler_grid(num_steps)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)

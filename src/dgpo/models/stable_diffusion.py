@@ -14,18 +14,15 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.models.parts import fitting_side, linear_guidance, vae_decode, vae_encode
+from dgpo.models.parts import fitting_side
 from dgpo.models.rows import Rows
-from dgpo.models.vp import VPSchedule
+from dgpo.models.vp import VPFamily, VPSchedule
 
 
-class StableDiffusion:
-    """Implements `dgpo.models.pipeline.Family`."""
+class StableDiffusion(VPFamily):
+    """See `dgpo.models.vp.VPFamily`."""
 
     network: ClassVar[str] = "unet"
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    distilled_guidance: float | None = None
-    shift: float = 1.0
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         self.pipeline = pipeline
@@ -33,10 +30,6 @@ class StableDiffusion:
         self.latent_shape = unet_latent_shape(pipeline, resolution)
         require_clip_length(pipeline, max_sequence_length)
         pipeline.register_modules(safety_checker=None, image_encoder=None)
-
-    @property
-    def noise_scale(self) -> float:
-        return self.schedule.noise_scale
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, _ = self.pipeline.encode_prompt(
@@ -51,21 +44,6 @@ class StableDiffusion:
         )[0]
         return self.schedule.velocity(output, x_vp, level)
 
-    def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
-        return linear_guidance(v_uncond, v_cond, scale)
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return self.schedule.grid(num_steps, shift)
-
-    def scheduler_sigmas(self, num_steps: int) -> Tensor:
-        return self.schedule.scheduler_grid(num_steps)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)
-
 
 def unet_latent_shape(pipeline: Any, resolution: int | None) -> tuple[int, int, int]:
     """(C, h, w) of a U-Net at a resolution. UserError where it does not fit, or where the U-Net is a distilled one."""
@@ -76,7 +54,7 @@ def unet_latent_shape(pipeline: Any, resolution: int | None) -> tuple[int, int, 
             "velocity to follow. Train the model that it was distilled from."
         )
     own = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-    side = fitting_side("model", resolution, own * scale, scale)
+    side = fitting_side(resolution, own * scale, scale)
     return config.in_channels, side // scale, side // scale
 
 

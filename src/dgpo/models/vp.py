@@ -16,13 +16,14 @@ and predicts the noise ("epsilon") or `alpha noise - sigma x0` ("v_prediction", 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from dgpo.core.flow import expand, flow_to_vp, shift_t, velocity_from_eps
 from dgpo.errors import UserError
+from dgpo.models.pipeline import Family
 
 _LOGIT_EPS = 2.0**-20  # alpha of a level that has none (zero terminal SNR), exact in fp32
 _SNAP = 0.01  # t in fp32 tells timesteps apart to about a thousandth
@@ -117,6 +118,26 @@ class VPSchedule:
         timesteps = torch.unique(scheduler.timesteps.cpu()).flip(0).long()  # PNDM visits some twice
         end = _flow_t(torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0)).double().cpu())
         return torch.cat([self.levels[timesteps], end.reshape(1)]).float()
+
+
+class VPFamily(Family, Protocol):
+    """A family whose levels are those of a `VPSchedule`. The flow's shift is none, unless a user asks for one."""
+
+    schedule: VPSchedule
+
+    @property
+    def shift(self) -> float:
+        return 1.0
+
+    @property
+    def noise_scale(self) -> float:
+        return self.schedule.noise_scale
+
+    def sigmas(self, num_steps: int, shift: float) -> Tensor:
+        return self.schedule.grid(num_steps, shift)
+
+    def scheduler_sigmas(self, num_steps: int) -> Tensor:
+        return self.schedule.scheduler_grid(num_steps)
 
 
 def vp_scale(t: Tensor) -> Tensor:

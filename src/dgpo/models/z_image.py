@@ -13,35 +13,29 @@ off towards the end of the walk and has no counterpart: the scale here is one fo
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dgpo.core.solvers import flow_sigmas
 from dgpo.models.parts import (
     fitting_length,
     fitting_side,
     linear_guidance,
     scheduler_shift,
     shifted_grid,
-    vae_decode,
-    vae_encode,
 )
+from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
 
 _PATCH = 2  # the only one that diffusers' pipeline asks for
 _GROUP = 32  # tokens
 
 
-class ZImage:
-    """Implements `dgpo.models.pipeline.Family`."""
+class ZImage(Family):
+    """See `dgpo.models.pipeline.Family`."""
 
-    network: ClassVar[str] = "transformer"
-    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    distilled_guidance: float | None = None
-    noise_scale: float = 1.0
     cfg_normalization: float = 0.0
     """A guided velocity is at most this many times as long as the conditional one; 0: any length."""
 
@@ -53,7 +47,7 @@ class ZImage:
         # text is at 1, 2, ..., filled up to groups, and the image at the position after it
         longest = (positions - 2) // _GROUP * _GROUP
         self.max_sequence_length = fitting_length(max_sequence_length, own=512, largest=longest)
-        side = fitting_side("model", resolution, 1024, scale * _PATCH, min(sides) * scale * _PATCH)
+        side = fitting_side(resolution, 1024, scale * _PATCH, min(sides) * scale * _PATCH)
         self.latent_shape = config.in_channels, side // scale, side // scale
 
     @property
@@ -87,17 +81,8 @@ class ZImage:
         longest = self.cfg_normalization * _norm(v_cond)
         return v * (longest / _norm(v)).clamp(max=1)
 
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        return flow_sigmas(num_steps, shift)
-
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return vae_decode(self.pipeline.vae, x0)
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        return vae_encode(self.pipeline.vae, images)
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from dgpo.plan.gpus import GPU
 from dgpo.plan.skeleton import find
 from dgpo.rewards.combine import RewardSet
 from dgpo.trackers import require_trackers
+from dgpo.train import checkpoint_space
 
 
 class Check(NamedTuple):
@@ -159,7 +160,7 @@ def _disk(found: Estimate) -> str:
     config = found.config
     if not config.checkpoint_every:
         return "no checkpoints"
-    needed = 4 * found.trained * (found.sets + 2) * (config.keep_checkpoints + 2)
+    needed = checkpoint_space(config, 4 * found.trained, found.sets)
     checkpoint.require_free_space(config.out or "runs", needed)
     return f"checkpoints take up to {needed / 1e9:.1f} GB" if found.trained else "not known without the sizes"
 

@@ -9,6 +9,7 @@ import torch
 
 from dgpo.config import Config
 from dgpo.core.losses import dsm_loss
+from dgpo.core.solvers import network_calls
 from dgpo.encoding import BATCH
 from dgpo.models import Rows
 from dgpo.plan.meta import Count, MetaModel
@@ -47,7 +48,6 @@ def geometry(config: Config, processes: int) -> Geometry:
     size = c.micro_batch_size or trained
     micro = size - size % group if group <= size < trained else min(size, trained)
     measured = c.noise_scale_every and c.num_groups > 1 and c.num_groups % processes == 0
-    calls = 2 * steps - 1 if c.sampling.solver == "heun" else steps
     images = math.ceil(c.num_groups * c.group_size / processes)
     return Geometry(
         processes=processes,
@@ -59,7 +59,7 @@ def geometry(config: Config, processes: int) -> Geometry:
         splits=c.algorithm.couples_group and (micro % group > 0 or c.num_groups % processes > 0),
         points=c.algorithm.points_per_update(steps),
         passes=1 if c.split_updates else c.updates_per_rollout,
-        solver_calls=calls if c.offline is None else 0,
+        solver_calls=network_calls(c.sampling.solver, steps) if c.offline is None else 0,
     )
 
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from dgpo.config import Config
 from dgpo.errors import UserError
-from dgpo.models import DTYPES, _family, _quiet, locate
+from dgpo.models import DTYPES, family_of, locate, quiet
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.stand_ins import LongestText, has_vocabulary
-from dgpo.train import weight_sets
+from dgpo.train import loaded_sets
 
 
 def find(model: str) -> Path | None:
@@ -43,25 +43,22 @@ def how_to_fetch(model: str) -> str:
 def skeleton(config: Config, folder: Path) -> PipelineModel:
     """What `load_configured` would load for training, on the meta device."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    with _quiet():
-        family = _family(str(folder), index)
+    with quiet():
+        family = family_of(str(folder), index)
         pipeline = _pipeline(folder, index, family.network, config)
         adapter = family(pipeline, config.resolution, config.max_sequence_length)
-    if config.vae_slicing:
-        pipeline.vae.enable_slicing()
-    if config.vae_tiling:
-        pipeline.vae.enable_tiling()
-    evaluated = {"ref"} if config.eval_every and config.eval_prompts else set()
     with torch.device("meta"):
         return PipelineModel(
             pipeline,
             adapter,
             finetune=config.finetune,
             lora=config.lora,
-            sets=sorted(weight_sets(config) | evaluated),
+            sets=sorted(loaded_sets(config)),
             device="meta",
             dtype=DTYPES[config.dtype],
             gradient_checkpointing=config.gradient_checkpointing,
+            vae_slicing=config.vae_slicing,
+            vae_tiling=config.vae_tiling,
         )
 
 

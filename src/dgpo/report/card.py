@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.grids import read_samples
-from dgpo.report.log import Log, read_log
-from dgpo.report.words import duration, number
+from dgpo.report.log import Log, read_log, read_mapping
+from dgpo.report.templates import template
+from dgpo.report.words import number
 
 FIGURE, SAMPLES = "curve.png", "samples.png"
 
 
 def write_card(run: Path, folder: Path) -> Path:
     """Write `folder`/README.md, with a curve and the last sample grid where the run has them; returns its path."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_mapping(run / "config.yaml")
     log = read_log(run / "metrics.jsonl")
     scores = [change for change in changes(log, config) if not change.name.tag]
     card = folder / "README.md"
     card.write_text(
-        _template().render(
+        template("report", "card.md.j2").render(
             front=_front_matter(config),
             network="unet" if (folder / "unet").is_dir() else "transformer",
             config=config,
@@ -91,14 +90,4 @@ def _copy_samples(run: Path, path: Path) -> bool:
 
 def _versions(run: Path) -> dict[str, Any]:
     """What the run said of its software; nothing of places."""
-    told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in told.items() if isinstance(value, str)}
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("dgpo", "report")
-    environment = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
-    environment.filters["duration"] = duration
-    return environment.get_template("card.md.j2")
+    return {k: v for k, v in read_mapping(run / "environment.json").items() if isinstance(v, str)}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
+from dgpo.errors import UserError
 from dgpo.trackers import read_metrics
 
 
@@ -94,3 +98,15 @@ def reward_names(value: Any) -> set[str]:
 def is_in_domain(score: str, config: Mapping[str, Any]) -> bool:
     """True for what the run was trained on: its rewards, and their strict forms."""
     return score.endswith("_strict") or score in reward_names(find(config, "rewards"))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file's mapping, empty where the file is missing."""
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return value if isinstance(value, dict) else {}

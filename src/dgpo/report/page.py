@@ -6,18 +6,14 @@ too. The sections' data are made in `sections.py`, their look is `template.html.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
-
-import jinja2
-import yaml
 
 from dgpo.errors import UserError
-from dgpo.report import sections, words
+from dgpo.report import sections
 from dgpo.report.grids import read_samples
-from dgpo.report.log import find, read_log
+from dgpo.report.log import find, read_log, read_mapping
 from dgpo.report.pictures import pictures
+from dgpo.report.templates import template
 from dgpo.report.verdict import noise_scale_sentence, verdict
 
 
@@ -32,14 +28,14 @@ def write_report(run_dir: Path) -> Path:
 
 def render(run_dir: Path) -> str:
     """The page's text."""
-    config = _mapping(run_dir / "config.yaml")
+    config = read_mapping(run_dir / "config.yaml")
     log = read_log(run_dir / "metrics.jsonl")
     if not config and not log.columns:
         raise UserError(
             f"{run_dir} holds neither config.yaml nor metrics.jsonl, so it is no run folder. "
             "Name the folder that `dgpo train --out` wrote."
         )
-    return _template().render(
+    return template("report", "template.html.j2").render(
         heading=sections.heading(config, run_dir.resolve().name),
         verdict=verdict(log, config),
         scores=sections.scores(log, config),
@@ -51,29 +47,5 @@ def render(run_dir: Path) -> str:
         noise_scale=noise_scale_sentence(log, find(config, "num_groups")),
         times=sections.times(log),
         config=sections.tables(config),
-        environment=sections.tables(_mapping(run_dir / "environment.json")),
+        environment=sections.tables(read_mapping(run_dir / "environment.json")),
     )
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dgpo", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {name: getattr(words, name) for name in ("title", "seconds")}
-    return environment.get_template("template.html.j2")
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file's mapping, empty where the file is missing."""
-    if not path.exists():
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return value if isinstance(value, dict) else {}

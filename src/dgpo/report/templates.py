@@ -1,0 +1,20 @@
+"""The templates of pages and cards. Text is escaped in those that end in .html.j2; a missing name is an error."""
+
+from __future__ import annotations
+
+import jinja2
+
+from dgpo.report import words
+
+
+def template(package: str, name: str) -> jinja2.Template:
+    """A template that lies in dgpo/`package`."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dgpo", package),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(words, name) for name in ("title", "seconds", "duration")}
+    return environment.get_template(name)
