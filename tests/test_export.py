@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dgpo import Optimizer, Sampling, load_model
 from dgpo.core import seeds
@@ -87,3 +93,51 @@ def test_every_lora_checkpoint_holds_one_for_stock_diffusers(tiny_folder, tmp_pa
         assert kept.metadata() == final.metadata()  # the file itself keeps them in no fixed order
         assert set(kept.keys()) == set(final.keys())
         assert all(torch.equal(kept.get_tensor(key), final.get_tensor(key)) for key in kept.keys())  # noqa: SIM118
+
+
+STOCK = """
+import json, sys, numpy, torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
+
+given = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+pipe = StableDiffusion3Pipeline.from_pretrained(given["model"], text_encoder_3=None, tokenizer_3=None)
+pipe.load_lora_weights(given["lora"])
+for part in (pipe.vae, pipe.transformer):
+    part.requires_grad_(False)  # torch convolves in another order where weights could have a gradient
+steps = given["steps"]
+embeds, _, pooled, _ = zip(*(
+    pipe.encode_prompt(prompt, prompt, prompt, do_classifier_free_guidance=False, max_sequence_length=0)
+    for prompt in given["prompts"]  # alone, as a run encodes them: a batch rounds otherwise
+))
+images = pipe(
+    prompt_embeds=torch.cat(embeds), pooled_prompt_embeds=torch.cat(pooled), guidance_scale=1.0,
+    latents=load_file(given["noise"])["noise"], sigmas=numpy.linspace(0.999, 0, steps + 1)[:-1],
+).images
+for number, image in enumerate(images):
+    image.save(f"{given['out']}/{number:03d}.png")
+"""
+
+
+def test_a_fresh_process_with_diffusers_alone_repeats_the_last_evaluation(tiny_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    sampling = Sampling(solver="euler", num_inference_steps=STEPS, guidance_scale=1.0)
+    config = small(tiny_folder, tmp_path / "run", iterations=1, sampling=sampling, optimizer=Optimizer(lr=2e-2))
+    config = replace(
+        config, eval_prompts={"own": str(tmp_path / "prompts.txt")}, eval_images_per_prompt=1, eval_every=1
+    )
+    run(config)
+    model = load_model(tiny_folder, device="cpu", sets=())
+    noise = model.init_noise([seeds.generator(config.seed, "eval", i, 0) for i in range(len(PROMPTS))])
+    save_file({"noise": noise}, tmp_path / "noise.safetensors")
+    given = {"model": tiny_folder, "lora": tmp_path / "run/final", "noise": tmp_path / "noise.safetensors"}
+    given |= {"prompts": PROMPTS, "steps": STEPS, "out": tmp_path}
+    subprocess.run([sys.executable, "-c", STOCK, json.dumps(given, default=str)], check=True)
+
+    for number in range(len(PROMPTS)):
+        first, last, stock = (
+            Image.open(folder / f"{number:03d}.png").tobytes()
+            for folder in (*(tmp_path / f"run/samples/iteration-00000{i}" for i in (0, 1)), tmp_path)
+        )
+        assert stock == last != first

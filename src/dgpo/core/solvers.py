@@ -26,11 +26,12 @@ _NEAR_ONE = 0.998
 def flow_sigmas(num_steps: int, shift: float = 3.0, t_max: float = 0.999) -> Tensor:
     """An even grid from `t_max` to 0, shifted towards noise: DPM-Solver's grid for flows in diffusers.
 
+    Shifted in fp32, as its Euler scheduler does, which makes the same bits of `numpy.linspace(t_max, 0, n + 1)[:-1]`.
     shift: > 0; t_max: before the shift, in (0, 1], 1 starts at pure noise; returns (num_steps + 1,) fp32, trailing 0.
     """
     if num_steps < 1:
         raise UserError(f"num_steps={num_steps} samples nothing; take at least 1 step.")
-    return shift_t(torch.linspace(t_max, 0, num_steps + 1, dtype=torch.float64), shift).float()
+    return shift_t(torch.linspace(t_max, 0, num_steps + 1, dtype=torch.float64).float(), shift)
 
 
 def euler(velocity_fn: VelocityFn, x: Tensor, sigmas: Tensor) -> Tensor:
