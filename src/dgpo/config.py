@@ -159,6 +159,9 @@ class Config:
     """Images per prompt of an evaluation set, from fixed noise."""
     eval_every: int = 10
     """Iterations between evaluations; the first and the last are always evaluated, unless this is 0: never."""
+    stop_on_alarm: bool = False
+    """Save and stop, as Ctrl-C does, after an evaluation in which a trained score has risen since the first one while
+    a score of eval_rewards has fallen, both beyond their intervals over prompts."""
     num_samples: int = 12
     """Pictures of fixed prompts and noise kept at every evaluation."""
 
@@ -296,6 +299,7 @@ MAY_CHANGE = (
     "iterations",
     "max_minutes",
     "eval_every",
+    "stop_on_alarm",
     "checkpoint_every",
     "keep_checkpoints",
     "trackers",

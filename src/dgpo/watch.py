@@ -1,0 +1,143 @@
+"""The watch over what is not trained: how every score changed since the run's first evaluation, and an alarm.
+
+Evaluations share prompts and noise, so a change is a paired difference: each prompt's mean now minus the same at first.
+Its interval is a percentile bootstrap over prompts (Efron 1979, 95 %, seeded). It holds for one score at one
+evaluation: of many unchanged ones, one in forty lies below zero by chance.
+
+The alarm: some trained score's interval lies above zero while that of some watched score (`eval_rewards`) lies below,
+on whichever evaluation sets. Scores are rewards, so higher is better. `drift` is none: any training moves a model away
+from its base, so its change is told and never an alarm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgpo.errors import UserError
+
+PromptScores = Mapping[str, Mapping[str, Tensor]]  # evaluation set -> score -> (prompts,) means over a prompt's images
+
+ALARMS = "eval/alarms"
+SUFFIXES = ("stderr", "change", "change_low", "change_high")
+"""What follows a score's name in the names of metrics that belong to it."""
+MIN_PROMPTS = 8
+"""Fewer have no interval: with n prompts all n differences share a sign by chance once in 2^(n - 1)."""
+RESAMPLES = 2000
+
+
+class Moved(NamedTuple):
+    """A score whose interval does not hold zero."""
+
+    score: str
+    eval_set: str
+    change: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.score} on {self.eval_set} {self.change:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+class Alarm(NamedTuple):
+    """Held-out scores that fell, at least one, and the first trained score that rose meanwhile."""
+
+    fell: list[Moved]
+    rose: Moved
+
+    def __str__(self) -> str:
+        return f"held out, {', '.join(map(str, self.fell))} while {self.rose}"
+
+
+def compare(path: Path, iteration: int, scores: PromptScores) -> dict[str, float]:
+    """eval/SET/SCORE/change, /change_low and /change_high against the first evaluation, which the file `path` keeps.
+
+    The run's first evaluation is written there and has no change; so is one that a resumed run makes again.
+    """
+    first = _read(path)
+    if first is None or first["iteration"] >= iteration:
+        _write(path, iteration, scores)
+        return {}
+    return changes({name: _tensors(found) for name, found in first["scores"].items()}, scores)
+
+
+def changes(before: PromptScores, now: PromptScores) -> dict[str, float]:
+    """The same of two evaluations, for the scores that both have."""
+    found: dict[str, float] = {}
+    for name, scores in now.items():
+        for score in (score for score in scores if score in before.get(name, {})):
+            key, old, new = f"eval/{name}/{score}/change", before[name][score], scores[score]
+            if len(old) != len(new):
+                raise UserError(
+                    f"the evaluation set {name} has {len(new)} prompts, and had {len(old)} at the run's first "
+                    "evaluation: they cannot be compared. Give it the prompts that it had"
+                )
+            difference = new.double() - old.double()
+            found[key] = difference.mean().item()
+            if len(difference) >= MIN_PROMPTS:
+                found[f"{key}_low"], found[f"{key}_high"] = interval(difference)
+    return found
+
+
+def interval(difference: Tensor, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean. difference: (prompts,)."""
+    from scipy.stats import bootstrap  # its import takes a second
+
+    result = bootstrap(
+        (difference.numpy(),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def alarm(metrics: Mapping[str, float], rewards: Mapping[str, float], watched: Iterable[str]) -> Alarm | None:
+    """Whether one evaluation alarms.
+
+    rewards: name -> weight of what is trained; of one with a negative weight no rise is expected, but of their sum
+    """
+    trained = [*(name for name, weight in rewards.items() if weight > 0), "reward"]
+    held_out = {*watched} - {*rewards}
+    moved = list(_moved(metrics))
+    fell = [one for one in moved if one.score in held_out and one.high < 0]
+    rose = [one for name in trained for one in moved if one.score == name and one.low > 0]
+    return Alarm(fell, rose[0]) if fell and rose else None
+
+
+def _moved(metrics: Mapping[str, float]) -> Iterator[Moved]:
+    for key, low in metrics.items():
+        if key.endswith("/change_low"):
+            name = key.removesuffix("_low")
+            eval_set, score = name.removeprefix("eval/").removesuffix("/change").split("/", 1)
+            if low > 0 or metrics[f"{name}_high"] < 0:
+                yield Moved(score, eval_set, metrics[name], low, metrics[f"{name}_high"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path}, the scores of the run's first evaluation: {error}. Move it away, and changes are "
+            "counted from the next evaluation"
+        ) from error
+
+
+def _write(path: Path, iteration: int, scores: PromptScores) -> None:
+    """fp32 numbers are written so that they are read back exactly."""
+    plain = {name: {score: values.tolist() for score, values in found.items()} for name, found in scores.items()}
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps({"iteration": iteration, "scores": plain}) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _tensors(scores: Mapping[str, list[float]]) -> dict[str, Tensor]:
+    return {score: torch.tensor(values) for score, values in scores.items()}
