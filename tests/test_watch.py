@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.stats import t as students
 
 from dgpo import UserError, checkpoint
@@ -41,7 +41,7 @@ def test_prompts_are_paired():
     """Prompts differ by far more than what all of them lost: only the difference of each prompt tells."""
     hard = 10 * draws("hard")
     lost = 0.1 + 0.05 * draws("lost")
-    found = changes({"seen": {"crispness": hard}}, {"seen": {"crispness": hard - lost, "new": hard}})
+    found = changes({"seen/crispness": hard}, {"seen/crispness": hard - lost, "seen/new": hard})
     assert set(found) == {f"eval/seen/crispness/change{end}" for end in ("", "_low", "_high")}
     assert found["eval/seen/crispness/change"] == pytest.approx(-lost.mean().item(), abs=1e-5)
     assert found["eval/seen/crispness/change_high"] < 0
@@ -50,23 +50,23 @@ def test_prompts_are_paired():
 
 
 def test_few_prompts_have_no_interval():
-    few = torch.arange(MIN_PROMPTS - 1.0)
-    assert changes({"seen": {"x": few}}, {"seen": {"x": few + 1}}) == {"eval/seen/x/change": 1.0}
+    """Prompts that a score does not concern are not counted."""
+    few = torch.tensor([*range(MIN_PROMPTS - 1), math.nan, math.nan])
+    assert changes({"seen/x": few}, {"seen/x": few + 1}) == {"eval/seen/x/change": 1.0}
+    assert changes({"seen/x": few}, {"seen/x": torch.full((9,), math.nan)}) == {}
 
 
 def test_the_first_evaluation_is_kept_exactly(tmp_path):
     """A run resumed from before it writes it again; later ones are compared with it."""
-    path, first, later = tmp_path / "first.json", draws("first"), draws("later")
-    expected = changes({"seen": {"x": first}}, {"seen": {"x": later}})
-    assert compare(path, 0, {"seen": {"x": later}}) == {}
-    assert compare(path, 0, {"seen": {"x": first}}) == {}
-    assert compare(path, 5, {"seen": {"x": later}}) == expected
-    assert compare(path, 5, {"seen": {"x": later}}) == expected
-    with pytest.raises(UserError, match="seen has 3 prompts, and had 40"):
-        compare(path, 5, {"seen": {"x": later[:3]}})
+    path, first, later = tmp_path / "first", {"seen/x": draws("first")}, {"seen/x": draws("later")}
+    assert compare(path, 0, later) == {}
+    assert compare(path, 0, first) == {}
+    assert compare(path, 5, later) == compare(path, 5, later) == changes(first, later)
+    with pytest.raises(UserError, match="seen/x has 3 prompts, and had 40"):
+        compare(path, 5, {"seen/x": draws("later", 3)})
     path.write_text("{")
-    with pytest.raises(UserError, match=r"cannot read .*first\.json"):
-        compare(path, 5, {"seen": {"x": later}})
+    with pytest.raises(UserError, match=r"cannot read .*first"):
+        compare(path, 5, later)
 
 
 def moved(**intervals: tuple[float, float]) -> dict[str, float]:
@@ -197,12 +197,11 @@ def test_changes_survive_a_kill_and_the_first_scores_are_the_runs_own(config):
     """The same rows after a resume, against the scores of step 0, which are no longer computed."""
     run(config("whole"), reward_functions=FUNCTIONS)
     first = run(config("parts", iterations=1), reward_functions=FUNCTIONS)
-    kept = json.loads((first.run / "first_evaluation.json").read_text())
-    assert kept["iteration"] == 0
-    assert np.mean(kept["scores"]["seen"]["other"]) == pytest.approx(rows(first.run)[0]["eval/seen/other"])
+    kept = load_file(first.run / "first_evaluation.safetensors")
+    assert kept["seen/other"].mean().item() == pytest.approx(rows(first.run)[0]["eval/seen/other"])
     parts = run(config("parts"), resume=True, reward_functions=FUNCTIONS)
     assert_same_run(first.run.parent / "whole", parts.run, 3)
-    assert json.loads((parts.run / "first_evaluation.json").read_text()) == kept
+    assert all(torch.equal(kept[name], load_file(parts.run / "first_evaluation.safetensors")[name]) for name in kept)
     assert rows(parts.run)[-1]["eval/seen/colour/change"] == pytest.approx(
         rows(parts.run)[-1]["eval/seen/colour"] - rows(parts.run)[0]["eval/seen/colour"], abs=1e-4
     )

@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
     """What one evaluation found."""
 
     metrics: dict[str, float]  # eval/SET/SCORE, eval/SET/SCORE/stderr, eval/SET/SCORE/TAG
-    scores: dict[str, dict[str, Tensor]]  # SET -> SCORE -> (prompts,) means over a prompt's images
+    scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images
     images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
     prompts: list[str]  # k
 
@@ -48,15 +48,16 @@ def evaluate(
 ) -> Evaluation:
     """Score `weights` on every set; at least one."""
     metrics: dict[str, float] = {}
-    means: dict[str, dict[str, Tensor]] = {}
+    means: dict[str, Tensor] = {}
     shown: list[Tensor] | None = None
     copies = config.eval_images_per_prompt
     for name, prompts in sets.items():
         mine = range(len(prompts))[distributed.shard(len(prompts))]
         images, scores = distributed.together(partial(_score, model, encode, prompts, mine, reward, config, weights))
         parts = [part for part in distributed.gather_objects([scores]) if part]
-        means[name] = {key: torch.cat([part[key] for part in parts]).view(-1, copies).mean(1) for key in parts[0]}
-        for score, values in means[name].items():
+        for score in parts[0]:
+            values = torch.cat([part[score] for part in parts]).view(len(prompts), copies).mean(1)
+            means[f"{name}/{score}"] = values
             metrics |= _summary(f"eval/{name}/{score}", values, prompts)
         if shown is None:
             shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))

@@ -395,7 +395,7 @@ def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tup
     """The metrics of an evaluation with their changes since the run's first one, and the alarm; alike on every rank."""
 
     def compared() -> list[dict[str, float]]:
-        return [compare(run / "first_evaluation.json", iteration, found.scores)] if distributed.is_main() else []
+        return [compare(run / "first_evaluation.safetensors", iteration, found.scores)] if distributed.is_main() else []
 
     metrics = {**found.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
     told = alarm(metrics, config.rewards, config.eval_rewards)

@@ -11,18 +11,18 @@ from its base, so its change is told and never an alarm.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo.errors import UserError
 
-PromptScores = Mapping[str, Mapping[str, Tensor]]  # evaluation set -> score -> (prompts,) means over a prompt's images
+PromptScores = Mapping[str, Tensor]  # SET/SCORE -> (prompts,) fp32, means over a prompt's images; NaN where it has none
 
 ALARMS = "eval/alarms"
 SUFFIXES = ("stderr", "change", "change_low", "change_high")
@@ -61,27 +61,27 @@ def compare(path: Path, iteration: int, scores: PromptScores) -> dict[str, float
     The run's first evaluation is written there and has no change; so is one that a resumed run makes again.
     """
     first = _read(path)
-    if first is None or first["iteration"] >= iteration:
+    if first is None or first.iteration >= iteration:
         _write(path, iteration, scores)
         return {}
-    return changes({name: _tensors(found) for name, found in first["scores"].items()}, scores)
+    return changes(first.scores, scores)
 
 
 def changes(before: PromptScores, now: PromptScores) -> dict[str, float]:
-    """The same of two evaluations, for the scores that both have."""
+    """The same of two evaluations, for the scores and the prompts that both have."""
     found: dict[str, float] = {}
-    for name, scores in now.items():
-        for score in (score for score in scores if score in before.get(name, {})):
-            key, old, new = f"eval/{name}/{score}/change", before[name][score], scores[score]
-            if len(old) != len(new):
-                raise UserError(
-                    f"the evaluation set {name} has {len(new)} prompts, and had {len(old)} at the run's first "
-                    "evaluation: they cannot be compared. Give it the prompts that it had"
-                )
-            difference = new.double() - old.double()
-            found[key] = difference.mean().item()
-            if len(difference) >= MIN_PROMPTS:
-                found[f"{key}_low"], found[f"{key}_high"] = interval(difference)
+    for name in (name for name in now if name in before):
+        if len(before[name]) != len(now[name]):
+            raise UserError(
+                f"{name} has {len(now[name])} prompts, and had {len(before[name])} at the run's first evaluation: they "
+                "cannot be compared. Give the evaluation set the prompts that it had"
+            )
+        difference = now[name].double() - before[name].double()
+        difference = difference[difference.isfinite()]
+        if len(difference):
+            found[f"eval/{name}/change"] = difference.mean().item()
+        if len(difference) >= MIN_PROMPTS:
+            found[f"eval/{name}/change_low"], found[f"eval/{name}/change_high"] = interval(difference)
     return found
 
 
@@ -121,10 +121,19 @@ def _moved(metrics: Mapping[str, float]) -> Iterator[Moved]:
                 yield Moved(score, eval_set, metrics[name], low, metrics[f"{name}_high"])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+class _First(NamedTuple):
+    iteration: int
+    scores: dict[str, Tensor]
+
+
+def _read(path: Path) -> _First | None:
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (OSError, ValueError) as error:
+        with safe_open(path, "pt") as file:
+            scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return _First(int(file.metadata()["iteration"]), scores)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"cannot read {path}, the scores of the run's first evaluation: {error}. Move it away, and changes are "
             "counted from the next evaluation"
@@ -132,12 +141,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, iteration: int, scores: PromptScores) -> None:
-    """fp32 numbers are written so that they are read back exactly."""
-    plain = {name: {score: values.tolist() for score, values in found.items()} for name, found in scores.items()}
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps({"iteration": iteration, "scores": plain}) + "\n", encoding="utf-8")
+    save_file({name: values.contiguous() for name, values in scores.items()}, unfinished, {"iteration": str(iteration)})
     unfinished.replace(path)
-
-
-def _tensors(scores: Mapping[str, list[float]]) -> dict[str, Tensor]:
-    return {score: torch.tensor(values) for score, values in scores.items()}
