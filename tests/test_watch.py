@@ -107,9 +107,7 @@ def test_when_it_alarms(metrics, fell):
 
 def test_an_alarm_tells_what_fell_and_what_rose():
     told = alarm(moved(seen__shapes=UP, unseen__crispness=DOWN), {"shapes": 1.0}, ["crispness"])
-    assert str(told) == (
-        "held out, crispness on unseen -0.200 (-0.300 to -0.100) while shapes on seen +0.200 (+0.100 to +0.300)"
-    )
+    assert str(told) == ("held out, crispness on unseen -0.2 (-0.3 to -0.1) while shapes on seen +0.2 (+0.1 to +0.3)")
 
 
 def test_the_best_evaluation_is_one_without_an_alarm():
@@ -169,8 +167,7 @@ def test_a_run_tells_changes_alarms_and_keeps_the_best_without_one(config):
     assert [checkpoint.iteration_of(path) for path in checkpoint.list_checkpoints(result.run)] == [1, 3]
     log, told = read_log(result.run / "metrics.jsonl"), {"rewards": {"colour": 1.0}, "eval_rewards": ["other"]}
     assert verdict(log, told).caveats[0] == (
-        "Alarm at iteration 2: held out, other on seen -10.000 (-10.000 to -10.000) while colour on seen +20.000 "
-        "(+20.000 to +20.000)."
+        "Alarm at iteration 2: held out, other on seen -10 (-10 to -10) while colour on seen +20 (+20 to +20)."
     )
     (other,) = [change for change in reported(log, told) if change.name.score == "other"]
     assert (other.interval, other.between, other.moved) == ((-10, -10), "−10.00 to −10.00", -1)
@@ -185,7 +182,7 @@ def test_stopping_on_an_alarm_loses_nothing(config, capfd):
     functions = {name: rising(values) for name, values in gains.items()}
     result = run(stopping, reward_functions=functions)
     assert (result.iterations, result.interrupted) == (2, True)
-    assert "alarm after iteration 2: held out, other on seen -10.000" in capfd.readouterr().out
+    assert "alarm after iteration 2: held out, other on seen -10 (" in capfd.readouterr().out
     result = run(replace(stopping, stop_on_alarm=False), resume=True, reward_functions=functions)
     assert (result.iterations, result.interrupted) == (3, False)
     assert_same_run(whole.run, result.run, 3)

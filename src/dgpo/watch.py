@@ -2,7 +2,7 @@
 
 Evaluations share prompts and noise, so a change is a paired difference: each prompt's mean now minus the same at first.
 Its interval is a percentile bootstrap over prompts (Efron 1979, 95 %, seeded). It holds for one score at one
-evaluation: of many unchanged ones, one in forty lies below zero by chance.
+evaluation: of many unchanged ones, about one in thirty lies below zero by chance.
 
 The alarm: some trained score's interval lies above zero while that of some watched score (`eval_rewards`) lies below,
 on whichever evaluation sets. Scores are rewards, so higher is better. `drift` is none: any training moves a model away
@@ -42,7 +42,7 @@ class Moved(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.score} on {self.eval_set} {self.change:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        return f"{self.score} on {self.eval_set} {self.change:+.3g} ({self.low:+.3g} to {self.high:+.3g})"
 
 
 class Alarm(NamedTuple):

@@ -67,7 +67,8 @@ class Change:
     @property
     def between(self) -> str:
         """The interval of the difference, empty where not logged."""
-        return " to ".join(signed(end, self.size) for end in self.interval or ())
+        ends = self.interval or ()
+        return " to ".join(signed(end, max(map(abs, ends))) for end in ends)
 
 
 def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
@@ -77,10 +78,10 @@ def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
 
 
 def headline(found: list[Change]) -> list[Change]:
-    """The scores a verdict rests on: strict ones, else the rewards, else whatever was evaluated."""
+    """The scores a verdict rests on: strict ones, else the single rewards, else whatever was evaluated."""
     whole = [change for change in found if not change.name.tag]
     strict = [change for change in whole if change.name.score.endswith("_strict")]
-    chosen = strict or [change for change in whole if change.in_domain] or whole
+    chosen = strict or [change for change in whole if change.in_domain and change.name.score != "reward"] or whole
     return sorted(chosen, key=lambda change: change.name.score)
 
 

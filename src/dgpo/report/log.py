@@ -101,8 +101,8 @@ def reward_names(value: Any) -> set[str]:
 
 
 def is_in_domain(score: str, config: Mapping[str, Any]) -> bool:
-    """True for what the run was trained on: its rewards, and their strict forms."""
-    return score.endswith("_strict") or score in reward_names(find(config, "rewards"))
+    """True for what the run was trained on: its rewards, their sum, and their strict forms."""
+    return score == "reward" or score.endswith("_strict") or score in reward_names(find(config, "rewards"))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

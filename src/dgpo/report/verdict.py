@@ -31,6 +31,8 @@ def verdict(log: Log, config: Mapping[str, Any]) -> Verdict:
     found = changes(log, config)
     compared = [change for change in headline(found) if not change.single]
     tone, word = _judgement([change.moved for change in compared], log)
+    if tone == "good" and any(point.value > 0 for point in log.series(ALARMS)[-1:]):
+        tone = "mixed"
     told = _scores(compared) if compared else _without_comparison(log, headline(found))
     sentence = "; ".join(filter(None, [told, _effort(log)])) + "."
     return Verdict(tone, word, sentence, _caveats(log, config, found, compared))
