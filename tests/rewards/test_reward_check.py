@@ -71,6 +71,12 @@ def in_place(images, prompts, metadata):
     return images.mul_(0.5).mean((1, 2, 3))
 
 
+def needs_several(images, prompts, metadata):
+    if len(images) < 2:
+        raise UserError("give more images")
+    return brightness(images, prompts, metadata)
+
+
 def contrast(images, prompts, metadata):
     """NaN where all pixels are equal."""
     scores = images.flatten(1)
@@ -88,6 +94,7 @@ def of_one_size(images, prompts, metadata):
         (centred, 1, ["images alone"]),
         (at_random, 1, ["the same again", "another order", "images alone"]),
         (in_place, 1, ["input unchanged"]),
+        (needs_several, 1, ["images alone"]),
         (contrast, 1, ["black", "white"]),
         (of_one_size, 1, ["16 pixels", "1024 pixels"]),
         (lambda images, *_: images.mean((2, 3)), 1, ["scores"]),

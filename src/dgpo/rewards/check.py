@@ -112,7 +112,7 @@ class _Call:
             same |= {key: getattr(given, key) == getattr(batch, key) for key in ("prompts", "metadata")}
             self.changed |= {key for key, kept in same.items() if not kept}
 
-    def problem(self, error: RewardError) -> str:
+    def problem(self, error: RewardError | UserError) -> str:
         """What went wrong, without the advice for a run."""
         return str(error).partition(". Image ")[0].removeprefix(f"the reward {self.name!r} ")
 
@@ -125,7 +125,7 @@ def _comparisons(call: _Call, batch: Batch, scores: dict[str, Tensor], tolerance
     for check, parts in (("the same again", [[*range(count)]]), ("another order", [order]), (alone, groups)):
         try:
             found = [call(batch.rows(rows)) for rows in parts]
-        except RewardError as error:
+        except (RewardError, UserError) as error:
             yield Finding(check, False, call.problem(error))
             continue
         again = {key: torch.cat([part.get(key, torch.empty(0)) for part in found]) for key in found[0]}
