@@ -200,6 +200,11 @@ class Config:
             not (self.split_updates and self.algorithm.couples_group),
             f"split_updates gives an update part of each group, and {type(self.algorithm).__name__} needs whole groups",
         )
+        require(
+            not self.stop_on_alarm or bool(self.eval_every and self.eval_prompts and self.eval_rewards),
+            "stop_on_alarm compares the scores of eval_rewards at evaluations, and there are none; name eval_rewards "
+            "and eval_prompts and let eval_every be above 0, or switch it off",
+        )
         solver = self.sampling.solver
         require(solver in SOLVERS, f"sampling.solver={solver!r} is unknown. {did_you_mean(solver, SOLVERS)}")
         self.algorithm.check_sampling(self.sampling.num_inference_steps)
