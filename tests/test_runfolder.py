@@ -13,7 +13,6 @@ from dgpo import __version__, checkpoint, runfolder
 from dgpo.config import MAY_CHANGE, Config, Optimizer, load_yaml
 from dgpo.errors import UserError
 
-
 WATCHED = {"eval_prompts": {"seen": "shapes:seen"}, "eval_rewards": ("crispness",)}
 
 
