@@ -117,6 +117,7 @@ def test_unknown_and_ill_typed_fields_are_named(values: dict[Any, Any], message:
         ({"keep_checkpoints": 0}, "keep_checkpoints=0"),
         ({"rewards": {}}, "rewards is empty"),
         ({"eval_prompts": {"a/b": "x.txt"}}, "'a/b'"),
+        ({"stop_on_alarm": True}, "stop_on_alarm compares the scores of eval_rewards"),
         ({"optimizer": Optimizer(lr=0.0)}, "optimizer.lr=0.0"),
         ({"optimizer": Optimizer(lr=float("nan"))}, "optimizer.lr=nan"),
         ({"optimizer": Optimizer(betas=(0.9, 1.0))}, "optimizer.betas"),

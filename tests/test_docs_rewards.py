@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dgpo import cli
 from dgpo.config import Config
@@ -52,7 +53,7 @@ def test_settings_are_those_of_the_class(path: str, settings: str) -> None:
     assert set(parameters) - set(told) <= {"device", "dtype", "batch_size"}
 
 
-@pytest.mark.parametrize("line", re.findall(r"^dgpo .*", TEXT, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^dgpo train .*", TEXT, re.MULTILINE))
 def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Config] = []
 
@@ -64,3 +65,19 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert cli.main(shlex.split(line)[1:]) == 130
     assert set(seen[0].rewards) | set(seen[0].eval_rewards) <= set(BUILT_IN)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^dgpo (?:reward|score) .*", TEXT, re.MULTILINE))
+def test_checks_and_scores_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if " ocr " in line:
+        pytest.importorskip("rapidocr_onnxruntime", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    function = SNIPPETS[0][SNIPPETS[0].index("def ") : SNIPPETS[0].index("config =")]
+    Path("my_rewards.py").write_text(function, encoding="utf-8")
+    Path("signs.txt").write_text('a sign that says "OPEN"\n', encoding="utf-8")
+    Path("pictures").mkdir()
+    for grey in (0, 80, 160, 240):
+        Image.new("RGB", (64, 64), (grey, grey, grey)).save(f"pictures/{grey}.png")
+        Path(f"pictures/{grey}.txt").write_text("a grey wall", encoding="utf-8")
+    assert cli.main(shlex.split(line)[1:]) == 0

@@ -13,6 +13,8 @@ from dgpo import __version__, checkpoint, runfolder
 from dgpo.config import MAY_CHANGE, Config, Optimizer, load_yaml
 from dgpo.errors import UserError
 
+WATCHED = {"eval_prompts": {"seen": "shapes:seen"}, "eval_rewards": ("crispness",)}
+
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -21,7 +23,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of 10 iterations with a checkpoint after the fourth."""
-    folder, _ = runfolder.create(Config(out=str(tmp_path / "run"), iterations=10))
+    folder, _ = runfolder.create(Config(out=str(tmp_path / "run"), iterations=10, **WATCHED))
     checkpoint.save(folder, 4, {"policy": {"w": torch.zeros(1)}}, {})
     return folder
 
@@ -63,6 +65,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
     changes = {
         "iterations": 20,
+        "stop_on_alarm": True,
         "eval_every": 3,
         "checkpoint_every": 4,
         "keep_checkpoints": 5,
@@ -77,7 +80,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
     assert {*changes, "out"} == {*MAY_CHANGE}
     folder, config = runfolder.reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
     assert folder == run
-    assert config == load_yaml(run / "config.yaml") == Config(out=str(run), **changes)
+    assert config == load_yaml(run / "config.yaml") == Config(out=str(run), **WATCHED, **changes)
     assert runfolder.reopen(run) == (run, config)
 
 

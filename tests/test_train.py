@@ -276,6 +276,7 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
             picked = [{k: v for k, v in found.items() if k.startswith(part)} for found in (together, single)]
             assert distance(*picked) < 1e-6
     assert "train/grad_noise_scale" in rows(tmp_path / "ranks" / "aligned")[0]
+    assert "eval/many/drift/change_low" in rows(tmp_path / "ranks" / "straddling")[-1]
     messages = [json.loads((tmp_path / "ranks" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert all("raised ConnectionError: the judge is away" in message for message in messages)
     assert newest(tmp_path / "ranks" / "failing") == 0

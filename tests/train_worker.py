@@ -18,9 +18,13 @@ from runs import PROMPTS, REWARDS, colour, run, small, write_pictures
 
 
 def straddling(model: Path, out: Path) -> Config:
-    """Three groups of five: on two ranks the middle one lies on both. One prompt to evaluate: one rank has none."""
+    """Three groups of five: on two ranks the middle one lies on both.
+
+    Of the evaluation set of one prompt one rank has none; that of nine is enough for intervals.
+    """
     (out.parent / "eval.txt").write_text("a cup\n")
-    sets = {"one": str(out.parent / "eval.txt")}
+    (out.parent / "many.txt").write_text("\n".join(f"{number} cups" for number in range(9)))
+    sets = {"one": str(out.parent / "eval.txt"), "many": str(out.parent / "many.txt")}
     return small(model, out, num_groups=3, group_size=5, iterations=2, eval_every=1, eval_prompts=sets, num_samples=1)
 
 

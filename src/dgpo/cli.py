@@ -32,6 +32,8 @@ USAGE = f"""usage: dgpo COMMAND ...
   dgpo collect RUN|MODEL --groups N [...]             draw and score groups into a dataset
   dgpo train RECIPE --offline DATASET [...]           learn from such a dataset, or from your own pictures
   dgpo report RUN                                     write RUN/report.html anew
+  dgpo reward check NAME [...]                        call a reward and say whether it keeps its contract
+  dgpo score FOLDER --rewards NAME[=WEIGHT] ...       score a folder of pictures with captions
   dgpo bench [--only NAME ...] [...]                  compare the algorithms on the embedded task: hours
   dgpo --version
 
@@ -58,6 +60,35 @@ class Pictures:
     """None: as the run samples."""
     out: Path = Path("samples.png")
     """The PNG to write; an existing one is not replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardCheck:
+    """Options of `dgpo reward check`."""
+
+    images: Path | None = None
+    """A folder of pictures, of which those of the first one's size are taken; None: renders of the embedded world."""
+    prompts: str | None = None
+    """Where prompts with what the reward reads come from, as in dgpo train; None: the pictures' captions, or the
+    embedded world's prompts."""
+    batch: int = 8
+    """Images scored at once."""
+    tolerance: float = 0.01
+    """Scores are equal if they differ by so many deviations of the scores at hand."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFolder:
+    """Options of `dgpo score`."""
+
+    rewards: tuple[str, ...] = ()
+    """Names of built-in rewards, or package.module:name, each with =WEIGHT where it is not 1."""
+    batch_size: int = 32
+    """Images scored at once."""
+    out: Path | None = None
+    """The file to write; None: scores.jsonl in the folder. An existing one is not replaced."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -214,6 +245,51 @@ def report(given: list[str]) -> int:
     return 0
 
 
+def reward(given: list[str]) -> int:
+    """Put a reward to the test."""
+    usage = "dgpo reward check NAME"
+    command, *rest = given or ["check"]
+    if command not in ("check", *HELP):
+        raise UserError(f"there is no command 'reward {command}'; there is: {usage}")
+    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("", rest or list(HELP[:1]))
+    o = _parse(
+        RewardCheck(),
+        rest,
+        usage,
+        "Call a reward, a built-in one or package.module:name, and say whether it keeps its contract: finite scores\n"
+        "that depend on nothing but the image, its prompt and its metadata. The exit code is 0, or 1 if it does not.",
+    )
+    if not name:
+        raise UserError(f"name a reward first: {usage}")
+    from dgpo.scoring import check_source
+
+    return 0 if check_source(name, o.images, o.prompts, o.batch, o.tolerance, o.json) else 1
+
+
+def score(given: list[str]) -> int:
+    """Score a folder of pictures."""
+    usage = "dgpo score FOLDER --rewards NAME[=WEIGHT] ..."
+    folder, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else ("", given or list(HELP[:1]))
+    o = _parse(
+        ScoreFolder(),
+        rest,
+        usage,
+        "Score the pictures of a folder. A caption is NAME.txt beside NAME.png, or a line of metadata.jsonl or\n"
+        "captions.jsonl with file_name, prompt (or text) and whatever metadata the rewards read.",
+    )
+    if not folder:
+        raise UserError(f"name a folder of pictures first: {usage}")
+    from dgpo.rewards.base import RewardError
+    from dgpo.scoring import score_folder
+
+    try:
+        print(score_folder(Path(folder), dict(map(_weighted, o.rewards)), o.batch_size, o.out))
+    except RewardError as error:
+        print(f"dgpo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def benchmark(given: list[str]) -> int:
     """Run what is missing of the benchmark and write its page."""
     from dgpo.bench import Plan, bench, measure_overhead, read_rows, write_page
@@ -243,6 +319,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": sample,
     "collect": collect,
     "report": report,
+    "reward": reward,
+    "score": score,
     "bench": benchmark,
 }
 
@@ -306,6 +384,15 @@ def _config_of(source: str) -> Config:
     config = load_yaml(stored) if stored.is_file() else replace(recipe("tiny"), model=source)
     # nothing trains here, so the sampler's steps need not be those that the algorithm asks for
     return replace(config, algorithm=DGPO(t_sampling="uniform"))
+
+
+def _weighted(word: str) -> tuple[str, float]:
+    """NAME or NAME=WEIGHT."""
+    name, _, weight = word.partition("=")
+    try:
+        return name, float(weight or 1)
+    except ValueError:
+        raise UserError(f"--rewards {word}: {weight!r} is no weight; give NAME or NAME=WEIGHT") from None
 
 
 def _take_option(given: list[str], name: str, needs: str) -> tuple[str | None, list[str]]:

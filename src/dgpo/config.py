@@ -159,6 +159,9 @@ class Config:
     """Images per prompt of an evaluation set, from fixed noise."""
     eval_every: int = 10
     """Iterations between evaluations; the first and the last are always evaluated, unless this is 0: never."""
+    stop_on_alarm: bool = False
+    """Save and stop, as Ctrl-C does, after an evaluation in which a trained score has risen since the first one while
+    a score of eval_rewards has fallen, both beyond their intervals over prompts."""
     num_samples: int = 12
     """Pictures of fixed prompts and noise kept at every evaluation."""
 
@@ -196,6 +199,11 @@ class Config:
         require(
             not (self.split_updates and self.algorithm.couples_group),
             f"split_updates gives an update part of each group, and {type(self.algorithm).__name__} needs whole groups",
+        )
+        require(
+            not self.stop_on_alarm or bool(self.eval_every and self.eval_prompts and self.eval_rewards),
+            "stop_on_alarm compares the scores of eval_rewards at evaluations, and there are none; name eval_rewards "
+            "and eval_prompts and let eval_every be above 0, or switch it off",
         )
         solver = self.sampling.solver
         require(solver in SOLVERS, f"sampling.solver={solver!r} is unknown. {did_you_mean(solver, SOLVERS)}")
@@ -296,6 +304,7 @@ MAY_CHANGE = (
     "iterations",
     "max_minutes",
     "eval_every",
+    "stop_on_alarm",
     "checkpoint_every",
     "keep_checkpoints",
     "trackers",

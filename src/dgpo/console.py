@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -32,7 +32,6 @@ class Console:
             disable=not self._out.is_terminal,
         )
         self._task = self._bar.add_task("", total=config.iterations)
-        self._first: dict[str, float] = {}
         self._watched = ""
         self._timed = False
         self._told_encoding = False
@@ -74,13 +73,18 @@ class Console:
         self._told_encoding = True
 
     def evaluated(self, iteration: int, metrics: dict[str, float]) -> None:
-        """The scores of one evaluation, with their change since the first that this process saw."""
+        """The scores of one evaluation, with their change since the run's first."""
         for name in self._config.eval_prompts:
             scores = [key for key in metrics if key.startswith(f"eval/{name}/") and key.count("/") == 2]
-            texts = [f"{key.split('/')[2]} {metrics[key]:.3f}{self._change(key, metrics[key])}" for key in scores]
+            texts = [f"{key.split('/')[2]} {metrics[key]:.3f}{_change(metrics, key)}" for key in scores]
             self._out.print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
-        self._first = self._first or metrics
         self._watched = next((f"{k[5:]} {metrics[k]:.3f}  " for k in self._headlines() if k in metrics), "")
+
+    def alarmed(self, iteration: int, told: str, stops: bool) -> None:
+        """An evaluation alarmed, and whether the run stops for it."""
+        self._out.print(f"alarm after iteration {iteration}: {told}", style="bold red")
+        if stops:
+            self._out.print("  stop_on_alarm is on: the run is saved and stops here", style="bold red")
 
     def iterated(self, iteration: int, metrics: dict[str, float]) -> None:
         """One iteration is done."""
@@ -102,9 +106,6 @@ class Console:
         self._bar.update(self._task, completed=iteration, description=line)
         if not self._out.is_terminal:
             self._out.print(f"iteration {iteration}/{self._config.iterations}  {line}")
-
-    def _change(self, key: str, value: float) -> str:
-        return f" ({value - self._first[key]:+.3f})" if key in self._first else ""
 
     def _headlines(self) -> Iterator[str]:
         """The score to show while training goes on: a strict one, else the first watched, else the reward."""
@@ -134,6 +135,10 @@ def _kinds(config: Config) -> str:
         return f"learning offline from the dataset {config.offline}; nothing is sampled but for evaluations"
     source = config.prompts if isinstance(config.prompts, str) else f"{len(config.prompts)} prompts"
     return f"prompts {source}, reward {' + '.join(f'{weight:g} {name}' for name, weight in config.rewards.items())}"
+
+
+def _change(metrics: Mapping[str, float], key: str) -> str:
+    return f" ({metrics[f'{key}/change']:+.3f})" if f"{key}/change" in metrics else ""
 
 
 def _span(seconds: float) -> str:

@@ -33,6 +33,7 @@ class Evaluation(NamedTuple):
     """What one evaluation found."""
 
     metrics: dict[str, float]  # eval/SET/SCORE, eval/SET/SCORE/stderr, eval/SET/SCORE/TAG
+    scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images
     images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
     prompts: list[str]  # k
 
@@ -47,6 +48,7 @@ def evaluate(
 ) -> Evaluation:
     """Score `weights` on every set; at least one."""
     metrics: dict[str, float] = {}
+    means: dict[str, Tensor] = {}
     shown: list[Tensor] | None = None
     copies = config.eval_images_per_prompt
     for name, prompts in sets.items():
@@ -54,11 +56,13 @@ def evaluate(
         images, scores = distributed.together(partial(_score, model, encode, prompts, mine, reward, config, weights))
         parts = [part for part in distributed.gather_objects([scores]) if part]
         for score in parts[0]:
-            metrics |= _summary(f"eval/{name}/{score}", torch.cat([part[score] for part in parts]), prompts, copies)
+            values = torch.cat([part[score] for part in parts]).view(len(prompts), copies).mean(1)
+            means[f"{name}/{score}"] = values
+            metrics |= _summary(f"eval/{name}/{score}", values, prompts)
         if shown is None:
             shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
     prompts = next(iter(sets.values())).prompts
-    return Evaluation(metrics, torch.stack(shown) if shown else torch.empty(0), prompts[: len(shown or [])])
+    return Evaluation(metrics, means, torch.stack(shown) if shown else torch.empty(0), prompts[: len(shown or [])])
 
 
 def _score(
@@ -100,9 +104,8 @@ def _drift(model: VelocityModel, x0: Tensor, cond: Cond, streams: Sequence[torch
     return total
 
 
-def _summary(key: str, values: Tensor, prompts: PromptSet, copies: int) -> dict[str, float]:
-    """values: (n,) in the order of prompts. Mean over images, standard error over prompts, mean of each kind."""
-    means = values.view(len(prompts), copies).mean(1)
+def _summary(key: str, means: Tensor, prompts: PromptSet) -> dict[str, float]:
+    """means: (prompts,). Their mean, its standard error, the mean of each kind."""
     out = {key: means.mean().item()}
     if len(means) > 1:
         out[f"{key}/stderr"] = (means.std() / len(means) ** 0.5).item()

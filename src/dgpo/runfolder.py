@@ -1,4 +1,6 @@
-"""The folder of a run: config.yaml, environment.json, metrics.jsonl, samples/, checkpoints/, final/, report.html."""
+"""The folder of a run: config.yaml, environment.json, metrics.jsonl, first_evaluation.safetensors (scores of each
+prompt, which later ones are compared with), samples/, checkpoints/, final/, report.html.
+"""
 
 from __future__ import annotations
 

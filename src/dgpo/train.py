@@ -6,15 +6,16 @@
         for every update:                                                                               (`improve`)
             for every drawn (t, noise): velocities of ref, old and policy -> the algorithm's loss -> backward  (`learn`)
             clip, step, follow with old and ema
-        log, now and then evaluate and save
+        log, now and then evaluate (and look whether what is not trained pays: watch.py) and save
 
 Every network forward of an update is a line of `learn` or `fixed_velocities` below. The update depends neither on the
 micro-batch size nor on the number of processes: a loss that couples a group gets the group's total from a pass without
 gradient wherever a group is split. A run that is killed and resumed repeats bit for bit on one machine.
 
-What stops a run loses nothing. Ctrl-C saves after the iteration. If a reward or a gradient fails before the first step
-of an iteration, the iterations before it are saved as a checkpoint like any other, and `resume` goes on from there; if
-it fails later, where the weights belong to no whole iteration, they are kept in RUN/failed to be looked at.
+What stops a run loses nothing. Ctrl-C saves after the iteration, and so does an alarm under `stop_on_alarm`. If a
+reward or a gradient fails before the first step of an iteration, the iterations before it are saved as a checkpoint
+like any other, and `resume` goes on from there; if it fails later, where the weights belong to no whole iteration, they
+are kept in RUN/failed to be looked at.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from dgpo.core.groups import Reduce, identity
 from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
 from dgpo.errors import UserError, did_you_mean
-from dgpo.evaluate import evaluate
+from dgpo.evaluate import Evaluation, evaluate
 from dgpo.hub import push, require_login
 from dgpo.interrupt import Interrupt
 from dgpo.loading import load_configured
@@ -55,6 +56,7 @@ from dgpo.rollout import chunks, collect, replay
 from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
+from dgpo.watch import ALARMS, Alarm, alarm, compare
 
 HORIZON = 100_000
 """Iterations to which a run may be extended and still find the weight sets it then needs in its checkpoints."""
@@ -146,16 +148,21 @@ def train(
             encode.know(texts, console.encoding)
             model.free_encoders()
         while True:
-            last = done(state, config)
+            last, stop = done(state, config), False
             if eval_sets and state.evaluated < state.iteration and (last or state.iteration % config.eval_every == 0):
                 with clock.phase("eval"):
-                    latest, images, shown = evaluate(model, encode, eval_sets, eval_reward, config)
+                    found = evaluate(model, encode, eval_sets, eval_reward, config)
+                latest, told = watched(run, state.iteration, found, config)
                 note_evaluation(state, latest)
                 tracker.log(state.iteration, {**latest, **clock.read(), "time/elapsed": state.elapsed})
                 console.evaluated(state.iteration, latest)
-                if distributed.is_main() and shown:
-                    tracker.images(state.iteration, "samples", write_samples(run, state.iteration, images, shown))
-            stop = interrupt.requested()
+                if told:
+                    console.alarmed(state.iteration, str(told), config.stop_on_alarm and not last)
+                if distributed.is_main() and found.prompts:
+                    picture = write_samples(run, state.iteration, found.images, found.prompts)
+                    tracker.images(state.iteration, "samples", picture)
+                stop = config.stop_on_alarm and told is not None
+            stop = interrupt.requested() or stop
             if saved < state.iteration and (stop or checkpoint_due(state, config)):
                 save(run, model, optimizer, state, config)
                 saved = state.iteration
@@ -384,11 +391,25 @@ def chooses(config: Config) -> bool:
     return config.drop_equal_groups or config.train_images is not None or config.algorithm.skips_zero
 
 
+def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
+    """The metrics of an evaluation with their changes since the run's first one, and the alarm; alike on every rank."""
+
+    def compared() -> list[dict[str, float]]:
+        return [compare(run / "first_evaluation.safetensors", iteration, found.scores)] if distributed.is_main() else []
+
+    metrics = {**found.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
+    told = alarm(metrics, config.rewards, config.eval_rewards)
+    return {**metrics, ALARMS: len(told.fell) if told else 0}, told
+
+
 def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
-    """The best evaluation has the highest trained reward, mean over the evaluation sets; of equal ones the first."""
+    """The best evaluation has the highest trained reward, mean over the evaluation sets, of those without an alarm.
+
+    Of equal ones the first. The run's first evaluation never alarms, so there is a best one.
+    """
     rewards = [value for name, value in metrics.items() if name.split("/")[2:] == ["reward"]]
     score = sum(rewards) / len(rewards)
-    if state.best_score is None or score > state.best_score:
+    if not metrics.get(ALARMS) and (state.best_score is None or score > state.best_score):
         state.best_score, state.best_iteration = score, state.iteration
     state.evaluated = state.iteration
 

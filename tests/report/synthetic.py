@@ -109,4 +109,6 @@ def _eval_row(rng: np.random.Generator, i: int, learned: float, gain: float) -> 
         row |= {f"eval/{name}/{key}": float(v) for key, v in held_out.items()} | {
             f"eval/{name}/shapes_strict/stderr": 0.02
         }
+        if i:
+            row |= {f"eval/{name}/crispness/change_low": -0.03, f"eval/{name}/crispness/change_high": 0.01}
     return row

@@ -26,7 +26,8 @@ def test_values_that_are_not_finite_stay_out_of_series():
 
 
 def test_evaluation_names_are_read_generically():
-    keys = ["eval/easy/ocr", "eval/easy/ocr/stderr", "eval/easy/ocr/long words", "evaluated"]
+    keys = ["eval/easy/ocr", "eval/easy/ocr/stderr", "eval/easy/ocr/change", "eval/easy/ocr/change_low", "eval/alarms"]
+    keys += ["eval/easy/ocr/long words", "evaluated"]
     log = from_rows([{"iteration": 0, **dict.fromkeys(keys, 1)}])
     assert log.evals() == [EvalName("easy", "ocr"), EvalName("easy", "ocr", "long words")]
     assert EvalName("easy", "ocr").key == "eval/easy/ocr"
@@ -37,5 +38,5 @@ def test_in_domain_is_what_the_config_rewards_whatever_its_form():
     assert reward_names({"shapes": 1.0, "my.module:sharpness": 0.5}) >= {"shapes", "sharpness"}
     config = {"data": {"rewards": {"shapes": 1.0}}, "eval_rewards": ["crispness"]}
     assert find(config, "rewards") == {"shapes": 1.0}
-    judged = [is_in_domain(score, config) for score in ("shapes", "shapes_strict", "crispness", "drift")]
-    assert judged == [True, True, False, False]
+    judged = [is_in_domain(score, config) for score in ("shapes", "shapes_strict", "reward", "crispness", "drift")]
+    assert judged == [True, True, True, False, False]

@@ -64,7 +64,16 @@ def test_the_whole_page_stands_alone(run_dir: Path):
     assert "<script" not in text
     assert "url(http" not in text
     assert text.count("data:image/png;base64,") == 2 * len(PROMPTS)
-    for words in ("Improved.", "shapes strict", "seen prompts", "held-out", "clip_range", "0a1b2c3", "single object"):
+    for words in (
+        "Improved.",
+        "shapes strict",
+        "seen prompts",
+        "held-out",
+        "clip_range",
+        "0a1b2c3",
+        "single object",
+        "95 %: −0.030 to +0.010",
+    ):
         assert words in reader.words
     used = set(re.findall(r"var\((--[a-z0-9-]+)\)", text)) - {"--c", "--tone"}
     assert used <= set(re.findall(r"(--[a-z0-9-]+):", text))

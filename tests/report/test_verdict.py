@@ -46,6 +46,30 @@ def test_a_change_within_two_standard_errors_is_no_change():
     assert verdict(run(**sure), CONFIG).word == "Improved"
 
 
+def test_where_an_interval_is_logged_it_decides():
+    """The paired interval is narrower than the errors of two evaluations, and wins."""
+    noisy = {"eval__seen__shapes": [0.50, 0.51, 0.54], "eval__seen__shapes__stderr": [0.03, 0.03, 0.03]}
+    low, high = [None, -0.01, 0.02], [None, 0.03, 0.06]
+    sure = noisy | {"eval__seen__shapes__change_low": low, "eval__seen__shapes__change_high": high}
+    assert verdict(run(**noisy), CONFIG).word == "No clear change"
+    assert verdict(run(**sure), CONFIG).word == "Improved"
+
+
+def test_an_alarm_at_the_end_is_told_and_takes_the_green():
+    values = {"eval__seen__shapes": [0.3, 0.5, 0.5], "eval__seen__crispness": [0.9, 0.5, 0.5]}
+    for score, sign in (("shapes", 1), ("crispness", -1)):
+        for end in ("", "_low", "_high"):
+            values[f"eval__seen__{score}__change{end}"] = [None, sign * 0.2, sign * 0.2]
+    config = {**CONFIG, "eval_rewards": ["crispness"]}
+    said = verdict(run(**values, eval__alarms=[0, 1, 1]), config)
+    assert (said.tone, said.word) == ("mixed", "Improved")
+    assert said.caveats[0] == (
+        "Alarm at iteration 20: held out, crispness on seen -0.2 (-0.2 to -0.2) while shapes on seen +0.2 "
+        "(+0.2 to +0.2). The others: 10."
+    )
+    assert verdict(run(**values, eval__alarms=[0, 1, 0]), config).tone == "good"
+
+
 def test_sets_that_disagree_are_mixed():
     log = run(eval__seen__shapes_strict=[0.4, 0.5, 0.6], eval__unseen__shapes_strict=[0.4, 0.3, 0.3])
     assert verdict(log, CONFIG).tone == "mixed"

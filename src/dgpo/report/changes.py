@@ -1,8 +1,8 @@
 """Every evaluation metric from its first evaluation to its last.
 
-A change counts as one only beyond twice its standard error (where that is logged) and only if a reader could see it
-in the printed digits. Before and after share prompts and noise, so the standard error of two independent evaluations
-used here is an upper bound.
+A change counts as one only if zero lies outside its paired interval over prompts (watch.py), and only if a reader could
+see it in the printed digits. Where no interval is logged it counts beyond twice its standard error; before and after
+share prompts and noise, so the standard error of two independent evaluations used there is an upper bound.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Change:
     last: Point
     best: Point
     noise: float  # twice the standard error of the difference, 0 where not logged
+    interval: tuple[float, float] | None  # of the difference, None where not logged
     in_domain: bool
 
     @property
@@ -41,7 +42,8 @@ class Change:
     def moved(self) -> int:
         """1 better, -1 worse, 0 no change that can be told from noise."""
         seen = number(self.first.value, self.size) != number(self.last.value, self.size)
-        if not seen or abs(self.delta) <= self.noise:
+        low, high = self.interval or (self.delta - self.noise, self.delta + self.noise)
+        if not seen or low <= 0 <= high:
             return 0
         return int(math.copysign(1, self.delta * _direction(self.name.score)))
 
@@ -62,6 +64,12 @@ class Change:
     def difference(self) -> str:
         return signed(self.delta, self.size)
 
+    @property
+    def between(self) -> str:
+        """The interval of the difference, empty where not logged."""
+        ends = self.interval or ()
+        return " to ".join(signed(end, max(map(abs, ends))) for end in ends)
+
 
 def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
     """Every evaluation metric, per task ones included, in-domain before held-out."""
@@ -70,10 +78,10 @@ def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
 
 
 def headline(found: list[Change]) -> list[Change]:
-    """The scores a verdict rests on: strict ones, else the rewards, else whatever was evaluated."""
+    """The scores a verdict rests on: strict ones, else the single rewards, else whatever was evaluated."""
     whole = [change for change in found if not change.name.tag]
     strict = [change for change in whole if change.name.score.endswith("_strict")]
-    chosen = strict or [change for change in whole if change.in_domain] or whole
+    chosen = strict or [change for change in whole if change.in_domain and change.name.score != "reward"] or whole
     return sorted(chosen, key=lambda change: change.name.score)
 
 
@@ -82,8 +90,10 @@ def _change(log: Log, name: EvalName, in_domain: bool) -> Change:
     errors = dict(log.series(f"{name.key}/stderr"))
     first, last = points[0], points[-1]
     noise = 2 * math.hypot(errors.get(first.iteration, 0.0), errors.get(last.iteration, 0.0))
+    low, high = (dict(log.series(f"{name.key}/change_{end}")).get(last.iteration) for end in ("low", "high"))
+    interval = None if low is None or high is None else (low, high)
     best = max(points, key=lambda point: point.value * _direction(name.score))
-    return Change(name, first, last, best, noise, in_domain)
+    return Change(name, first, last, best, noise, interval, in_domain)
 
 
 def _direction(score: str) -> int:

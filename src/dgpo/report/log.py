@@ -13,6 +13,7 @@ import yaml
 
 from dgpo.errors import UserError
 from dgpo.trackers import read_metrics
+from dgpo.watch import SUFFIXES
 
 
 class Point(NamedTuple):
@@ -49,9 +50,13 @@ class Log:
         return [key.removeprefix(prefix) for key in self.columns if key.startswith(prefix) and self.series(key)]
 
     def evals(self) -> list[EvalName]:
-        """Every evaluation metric; standard errors are not metrics of their own."""
+        """Every evaluation metric; standard errors, changes and their intervals are not metrics of their own."""
         parts = (name.split("/") for name in self.names("eval/"))
-        return [EvalName(*p) for p in parts if len(p) in (2, 3) and p[-1] != "stderr"]
+        return [EvalName(*p) for p in parts if len(p) in (2, 3) and p[-1] not in SUFFIXES]
+
+    def at(self, iteration: int) -> dict[str, float]:
+        """The finite metrics of one iteration."""
+        return {key: p.value for key in self.columns for p in self.series(key) if p.iteration == iteration}
 
     def trained(self) -> int:
         """How many iterations have trained."""
@@ -96,8 +101,8 @@ def reward_names(value: Any) -> set[str]:
 
 
 def is_in_domain(score: str, config: Mapping[str, Any]) -> bool:
-    """True for what the run was trained on: its rewards, and their strict forms."""
-    return score.endswith("_strict") or score in reward_names(find(config, "rewards"))
+    """True for what the run was trained on: its rewards, their sum, and their strict forms."""
+    return score == "reward" or score.endswith("_strict") or score in reward_names(find(config, "rewards"))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.log import Log, find
 from dgpo.report.words import duration, from_to, number, plural, title
+from dgpo.watch import ALARMS, alarm
 
 HELD_OUT_TOLERANCE = 0.10
 PEAK_TOLERANCE = 0.05
@@ -30,6 +31,8 @@ def verdict(log: Log, config: Mapping[str, Any]) -> Verdict:
     found = changes(log, config)
     compared = [change for change in headline(found) if not change.single]
     tone, word = _judgement([change.moved for change in compared], log)
+    if tone == "good" and any(point.value > 0 for point in log.series(ALARMS)[-1:]):
+        tone = "mixed"
     told = _scores(compared) if compared else _without_comparison(log, headline(found))
     sentence = "; ".join(filter(None, [told, _effort(log)])) + "."
     return Verdict(tone, word, sentence, _caveats(log, config, found, compared))
@@ -119,12 +122,21 @@ def _effort(log: Log) -> str:
 
 def _caveats(log: Log, config: Mapping[str, Any], found: list[Change], compared: list[Change]) -> list[str]:
     planned, reward = find(config, "iterations"), _train_reward(log)
-    notes = [*filter(None, map(_peak, compared)), *_paid(found)]
+    notes = [*_alarms(log, config), *filter(None, map(_peak, compared)), *_paid(found)]
     if reward and reward[1] > reward[0] and compared and max(change.moved for change in compared) < 0:
         notes.append(f"The training reward rose meanwhile, {from_to(*reward)}: it is probably being gamed.")
     if isinstance(planned, int) and 0 < log.trained() < planned:
         notes.append(f"Still going, or stopped early: {log.trained()} of {planned} iterations.")
     return notes
+
+
+def _alarms(log: Log, config: Mapping[str, Any]) -> Iterator[str]:
+    """The last alarm in full, and which others there were."""
+    at = [point.iteration for point in log.series(ALARMS) if point.value > 0]
+    told = alarm(log.at(at[-1]), find(config, "rewards"), find(config, "eval_rewards")) if at else None
+    if told:
+        earlier = f" The others: {', '.join(map(str, at[:-1]))}." if len(at) > 1 else ""
+        yield f"Alarm at iteration {at[-1]}: {told}.{earlier}"
 
 
 def _peak(change: Change) -> str | None:

@@ -1,0 +1,146 @@
+"""The watch over what is not trained: how every score changed since the run's first evaluation, and an alarm.
+
+Evaluations share prompts and noise, so a change is a paired difference: each prompt's mean now minus the same at first.
+Its interval is a percentile bootstrap over prompts (Efron 1979, 95 %, seeded). It holds for one score at one
+evaluation: of many unchanged ones, about one in thirty lies below zero by chance.
+
+The alarm: some trained score's interval lies above zero while that of some watched score (`eval_rewards`) lies below,
+on whichever evaluation sets. Scores are rewards, so higher is better. `drift` is none: any training moves a model away
+from its base, so its change is told and never an alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dgpo.errors import UserError
+
+PromptScores = Mapping[str, Tensor]  # SET/SCORE -> (prompts,) fp32, means over a prompt's images; NaN where it has none
+
+ALARMS = "eval/alarms"
+SUFFIXES = ("stderr", "change", "change_low", "change_high")
+"""What follows a score's name in the names of metrics that belong to it."""
+MIN_PROMPTS = 8
+"""Fewer have no interval: with n prompts all n differences share a sign by chance once in 2^(n - 1)."""
+RESAMPLES = 2000
+
+
+class Moved(NamedTuple):
+    """A score whose interval does not hold zero."""
+
+    score: str
+    eval_set: str
+    change: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.score} on {self.eval_set} {self.change:+.3g} ({self.low:+.3g} to {self.high:+.3g})"
+
+
+class Alarm(NamedTuple):
+    """Held-out scores that fell, at least one, and the first trained score that rose meanwhile."""
+
+    fell: list[Moved]
+    rose: Moved
+
+    def __str__(self) -> str:
+        return f"held out, {', '.join(map(str, self.fell))} while {self.rose}"
+
+
+def compare(path: Path, iteration: int, scores: PromptScores) -> dict[str, float]:
+    """eval/SET/SCORE/change, /change_low and /change_high against the first evaluation, which the file `path` keeps.
+
+    The run's first evaluation is written there and has no change; so is one that a resumed run makes again.
+    """
+    first = _read(path)
+    if first is None or first.iteration >= iteration:
+        _write(path, iteration, scores)
+        return {}
+    return changes(first.scores, scores)
+
+
+def changes(before: PromptScores, now: PromptScores) -> dict[str, float]:
+    """The same of two evaluations, for the scores and the prompts that both have."""
+    found: dict[str, float] = {}
+    for name in (name for name in now if name in before):
+        if len(before[name]) != len(now[name]):
+            raise UserError(
+                f"{name} has {len(now[name])} prompts, and had {len(before[name])} at the run's first evaluation: they "
+                "cannot be compared. Give the evaluation set the prompts that it had"
+            )
+        difference = now[name].double() - before[name].double()
+        difference = difference[difference.isfinite()]
+        if len(difference):
+            found[f"eval/{name}/change"] = difference.mean().item()
+        if len(difference) >= MIN_PROMPTS:
+            found[f"eval/{name}/change_low"], found[f"eval/{name}/change_high"] = interval(difference)
+    return found
+
+
+def interval(difference: Tensor, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean. difference: (prompts,)."""
+    from scipy.stats import bootstrap  # its import takes a second
+
+    result = bootstrap(
+        (difference.numpy(),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def alarm(metrics: Mapping[str, float], rewards: Mapping[str, float], watched: Iterable[str]) -> Alarm | None:
+    """Whether one evaluation alarms.
+
+    rewards: name -> weight of what is trained; of one with a negative weight no rise is expected, but of their sum
+    """
+    trained = [*(name for name, weight in rewards.items() if weight > 0), "reward"]
+    held_out = {*watched} - {*rewards}
+    moved = list(_moved(metrics))
+    fell = [one for one in moved if one.score in held_out and one.high < 0]
+    rose = [one for name in trained for one in moved if one.score == name and one.low > 0]
+    return Alarm(fell, rose[0]) if fell and rose else None
+
+
+def _moved(metrics: Mapping[str, float]) -> Iterator[Moved]:
+    for key, low in metrics.items():
+        if key.endswith("/change_low"):
+            name = key.removesuffix("_low")
+            eval_set, score = name.removeprefix("eval/").removesuffix("/change").split("/", 1)
+            if low > 0 or metrics[f"{name}_high"] < 0:
+                yield Moved(score, eval_set, metrics[name], low, metrics[f"{name}_high"])
+
+
+class _First(NamedTuple):
+    iteration: int
+    scores: dict[str, Tensor]
+
+
+def _read(path: Path) -> _First | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return _First(int(file.metadata()["iteration"]), scores)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path}, the scores of the run's first evaluation: {error}. Move it away, and changes are "
+            "counted from the next evaluation"
+        ) from error
+
+
+def _write(path: Path, iteration: int, scores: PromptScores) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    save_file({name: values.contiguous() for name, values in scores.items()}, unfinished, {"iteration": str(iteration)})
+    unfinished.replace(path)
