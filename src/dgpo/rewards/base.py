@@ -73,9 +73,7 @@ def resolve(name: str) -> Reward:
     """A built-in reward's name, `package.module:name` of a function, an object or a class without arguments, or the
     address of a server of rewards, `http://host:port`; several, with commas between, are a pool."""
     if name.startswith(("http://", "https://")):
-        from dgpo.rewards.remote import Remote
-
-        return Remote(name)
+        return _module(name, "dgpo.rewards.remote").Remote(name)
     module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
     if not (module_name and attribute):
         raise UserError(

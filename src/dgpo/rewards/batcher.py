@@ -26,31 +26,31 @@ class Full(Exception):
 class Batcher:
     """score: (images (n, 3, H, W), prompts, metadata) -> {name: (n,)}.
 
-    max_images: of one call, unless one request has more; max_waiting: images that wait, beyond which `Full` is raised;
-    wait: seconds for which a first request waits for others
+    max_images: of one call, unless one request has more; max_waiting: images that wait or are being scored, from which
+    on `Full` is raised; wait: seconds for which a first request waits for others
     """
 
     def __init__(self, score: Score, max_images: int, max_waiting: int, wait: float) -> None:
         self._score, self._max_images, self._max_waiting, self._wait = score, max_images, max_waiting, wait
         self._queue: asyncio.Queue[_Job] = asyncio.Queue()
         self._next: _Job | None = None  # taken from the queue, and too large for the call before it
-        self._waiting = 0
+        self.waiting = 0  # images, those that are being scored included
 
     def require_room(self) -> None:
         """Raises Full if no more images may wait."""
-        if self._waiting >= self._max_waiting:
-            raise Full(f"{self._waiting} images wait already")
+        if self.waiting >= self._max_waiting:
+            raise Full(f"{self.waiting} images wait already")
 
     async def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The scores of one request, as soon as `run` has got to it."""
         self.require_room()
         job = _Job(images, prompts, metadata, asyncio.get_running_loop().create_future())
-        self._waiting += len(prompts)
+        self.waiting += len(prompts)
         self._queue.put_nowait(job)
         try:
             return await job.scores
         finally:
-            self._waiting -= len(prompts)
+            self.waiting -= len(prompts)
 
     async def run(self) -> None:
         """Score what comes until this is cancelled."""

@@ -13,15 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from dgpo.errors import UserError
+from dgpo.errors import Extra, UserError
 
-try:
+with Extra("remote", "a reward over HTTP"):
     import anyio
     import httpx2
     import tenacity
     from anyio.from_thread import start_blocking_portal
-except ImportError as error:
-    raise UserError(f"rewards over HTTP need {error.name}: pip install 'dgpo[remote]'") from error
 
 CONNECT_TIMEOUT = 10.0  # seconds
 LONGEST_PAUSE = 60.0  # seconds

@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import httpx2
-
+from dgpo.errors import Extra
 from dgpo.rewards import calls
 from dgpo.rewards.calls import Unavailable
+
+with Extra("remote", "a remote reward"):
+    import httpx2
 
 LONGEST_REST = 30.0  # seconds
 
@@ -92,10 +94,13 @@ class _Server:
     """By the clock of `time.monotonic`."""
 
     def rest(self, pause: float | None) -> None:
-        """Be asked last for some seconds: those that the server wants, or twice as many after each failure."""
+        """Be asked last for some seconds: those that the server wants, or twice as many after each failure in a row."""
+        now = time.monotonic()
+        if now < self.rest_until:
+            return  # requests that were on their way together fail together: that is one failure
         self.failures += 1
         seconds = 2.0 ** min(self.failures, 10) if pause is None else pause
-        self.rest_until = time.monotonic() + min(seconds, LONGEST_REST)
+        self.rest_until = now + min(seconds, LONGEST_REST)
 
 
 @dataclass

@@ -16,16 +16,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
-import httpx2
-import msgspec
 from torch import Tensor
 
-from dgpo.errors import UserError
+from dgpo.errors import Extra, UserError
 from dgpo.rewards import calls, wire
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.calls import Unavailable
 from dgpo.rewards.keys import bearer, secret
 from dgpo.rewards.pool import Pool, Session
+
+with Extra("remote", "a remote reward"):
+    import httpx2
+    import msgspec
 
 TOKEN = "DGPO_REWARD_TOKEN"
 _decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-from dgpo.errors import UserError
+from dgpo.errors import Extra, UserError
 from dgpo.rewards.base import resolve
 from dgpo.rewards.keys import secret
 
@@ -27,7 +27,7 @@ class Serving:
     max_pixels: int = 4096 * 4096
     """Of one image."""
     max_waiting: int = 1024
-    """Images that wait for the reward; beyond, clients are told to come back later."""
+    """Images that wait or are being scored; from so many on, clients are told to come back later."""
     batch_ms: float = 5
     """Milliseconds that a request waits for others to be scored together with."""
 
@@ -42,12 +42,10 @@ class Serving:
 
 def serve(name: str, options: Serving) -> None:
     """Serve the reward of this name until the process is told to end; what clients wait for is finished first."""
-    try:
+    with Extra("serve", "dgpo serve-reward"):
         import uvicorn
 
         from dgpo.rewards.server import Server
-    except ImportError as error:
-        raise UserError(f"dgpo serve-reward needs {error.name}: pip install 'dgpo[serve]'") from error
     token = secret(options.token_env)
     app = Server(name, resolve(name), options, token).app()
     with _listen(options) as listener:

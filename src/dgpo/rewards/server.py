@@ -14,21 +14,23 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
-import msgspec
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 from torch import Tensor
 
 from dgpo import __version__
-from dgpo.errors import UserError
+from dgpo.errors import Extra, UserError
 from dgpo.rewards import wire
 from dgpo.rewards.base import Reward, RewardError, call_reward
 from dgpo.rewards.batcher import Batcher, Full
 from dgpo.rewards.serve import Serving
+
+with Extra("serve", "a server of rewards"):
+    import msgspec
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
 
 RETRY_AFTER = "1"  # seconds
 LOG = logging.getLogger("uvicorn.error")
@@ -71,7 +73,7 @@ class Server:
             await running
 
     async def _health(self, _: Request) -> Response:
-        return _json({"status": "ok"})
+        return _json({"status": "ok", "waiting": self._batcher.waiting})
 
     async def _version(self, request: Request) -> Response:
         self._authorize(request)

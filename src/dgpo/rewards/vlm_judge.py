@@ -21,14 +21,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import httpx2
 from torch import Tensor
 
-from dgpo.errors import UserError
+from dgpo.errors import Extra, UserError
 from dgpo.rewards import calls
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.keys import bearer, secret
 from dgpo.rewards.preprocess import to_png
+
+with Extra("remote", "the reward vlm_judge"):
+    import httpx2
 
 URL, MODEL, KEY = "OPENAI_BASE_URL", "DGPO_JUDGE_MODEL", "OPENAI_API_KEY"
 TEMPLATE = (
@@ -149,7 +151,8 @@ class VLMJudge:
             return None
         raise RewardError(
             f"could not read one score from {self._low:g} to {self._high:g} in the judge's answer {_short(answer)} "
-            f"with the pattern {self._pattern.pattern!r}; mend the template or the pattern, or give a score as `unparsable`",
+            f"with the pattern {self._pattern.pattern!r}; mend one of template and pattern, or give a score as "
+            "`unparsable`",
             index,
         )
 

@@ -1,6 +1,6 @@
 """What a server of rewards and its clients say to each other: protocol 1, plain enough for any language.
 
-    GET  /health   -> 200, JSON {"status": "ok"}; asks for no token
+    GET  /health   -> 200, JSON {"status": "ok", "waiting": images that wait or are being scored}; asks for no token
     GET  /version  -> 200, JSON `Version`
     POST /score    `Request` -> 200, `Answer`; both are msgpack maps whose keys are the fields below
     anything else  -> JSON `Problem`, with one of these codes
@@ -23,13 +23,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo.errors import UserError
+from dgpo.errors import Extra
 from dgpo.rewards.preprocess import to_png
 
-try:
+with Extra("remote", "a remote reward"):
     import msgspec
-except ImportError as error:
-    raise UserError(f"remote rewards need msgspec ({error}): pip install 'dgpo[remote]'") from error
 
 PROTOCOL = 1
 Encoding = Literal["raw", "png"]
