@@ -45,14 +45,16 @@ def test_every_built_in_reward_has_a_row() -> None:
 @pytest.mark.parametrize(("path", "settings"), SETTINGS)
 def test_settings_are_those_of_the_class(path: str, settings: str) -> None:
     module, _, name = path.rpartition(".")
-    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    found = importlib.import_module(module)
+    parameters = inspect.signature(getattr(found, name)).parameters
     told = dict(re.findall(r"`(\w+)=([^`]+)`", settings))
     assert told
-    assert {key: eval(value) for key, value in told.items()} == {key: parameters[key].default for key in told}
-    assert set(parameters) - set(told) <= {"device", "dtype", "batch_size"}
+    assert {key: eval(value, vars(found)) for key, value in told.items()} == {key: parameters[key].default for key in told}
+    optional = {key for key, parameter in parameters.items() if parameter.default is not parameter.empty}
+    assert optional - set(told) <= {"device", "dtype", "batch_size"}
 
 
-@pytest.mark.parametrize("line", re.findall(r"^dgpo .*", TEXT, re.MULTILINE))
+@pytest.mark.parametrize("line", re.findall(r"^dgpo train .*", TEXT, re.MULTILINE))
 def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Config] = []
 
@@ -63,4 +65,13 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys.modules["dgpo.train"], "train", record)
     monkeypatch.chdir(tmp_path)
     assert cli.main(shlex.split(line)[1:]) == 130
-    assert set(seen[0].rewards) | set(seen[0].eval_rewards) <= set(BUILT_IN)
+    named = {*seen[0].rewards, *seen[0].eval_rewards}
+    assert {name for name in named if not name.startswith("http://")} <= set(BUILT_IN)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^dgpo serve-reward .*", TEXT, re.MULTILINE))
+def test_served_rewards_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("dgpo.rewards.serve.serve", lambda name, options: seen.append(name))
+    assert cli.main(shlex.split(line)[1:]) == 0
+    assert set(seen) <= set(BUILT_IN)

@@ -8,9 +8,11 @@ asked again then, after a minute at most.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, TypeVar
 
 from dgpo.errors import Extra, UserError
@@ -56,7 +58,8 @@ async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
 def client(headers: dict[str, str]) -> httpx2.AsyncClient:
     """Connections without bounds of their own: those who use them bound their calls and their time."""
     timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT)
-    return httpx2.AsyncClient(headers=headers, timeout=timeout, limits=httpx2.Limits(max_connections=None))
+    limits = httpx2.Limits(max_connections=None)
+    return httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=_certificates())
 
 
 def attempts(retries: int) -> tenacity.AsyncRetrying:
@@ -106,6 +109,11 @@ def checked_url(url: str) -> str:
             "into a run's config and log; a secret is given in an environment variable"
         )
     return str(parts).rstrip("/")
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()  # takes several times as long as a small request
 
 
 def _pause(state: tenacity.RetryCallState) -> float:

@@ -121,7 +121,7 @@ class Server:
         try:
             asked = _decode_request(body)
             metadata = [json.loads(text) for text in asked.metadata]
-        except ValueError as error:  # msgspec's and json's
+        except (msgspec.DecodeError, ValueError) as error:
             raise Refused(400, f"this is no request of protocol {wire.PROTOCOL}: {error}") from None
         if len(asked.prompts) > self._options.max_images:
             raise Refused(413, f"{len(asked.prompts)} images in a request, and {self._options.max_images} are allowed")

@@ -37,7 +37,7 @@ TEMPLATE = (
     "This picture was made for the request below. How well does it show what was asked for, and how well is it made? "
     'Answer with one line, "Score: N", where N is a number from 0 (not at all) to 10 (perfectly).\n\nRequest: {prompt}'
 )
-PATTERN = r"(?i)score\W*(?P<score>-?\d+(?:\.\d+)?)"
+PATTERN = r"(?i)\bscore\b[\s:=*\"]*(?P<score>-?\d+(?:\.\d+)?)(?![.,]?\d)"
 REQUEST = MappingProxyType({"temperature": 0, "max_tokens": 256})
 BUSY = calls.BUSY | {500, 529}  # of a model server, a 500 is as often a passing one
 
