@@ -47,9 +47,9 @@ def test_settings_are_those_of_the_class(path: str, settings: str) -> None:
     module, _, name = path.rpartition(".")
     found = importlib.import_module(module)
     parameters = inspect.signature(getattr(found, name)).parameters
-    told = dict(re.findall(r"`(\w+)=([^`]+)`", settings))
+    told = {key: eval(value, vars(found)) for key, value in re.findall(r"`(\w+)=([^`]+)`", settings)}
     assert told
-    assert {key: eval(value, vars(found)) for key, value in told.items()} == {key: parameters[key].default for key in told}
+    assert told == {key: parameters[key].default for key in told}
     optional = {key for key, parameter in parameters.items() if parameter.default is not parameter.empty}
     assert optional - set(told) <= {"device", "dtype", "batch_size"}
 
