@@ -46,11 +46,13 @@ def test_every_built_in_reward_has_a_row() -> None:
 @pytest.mark.parametrize(("path", "settings"), SETTINGS)
 def test_settings_are_those_of_the_class(path: str, settings: str) -> None:
     module, _, name = path.rpartition(".")
-    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    told = dict(re.findall(r"`(\w+)=([^`]+)`", settings))
+    found = importlib.import_module(module)
+    parameters = inspect.signature(getattr(found, name)).parameters
+    told = {key: eval(value, vars(found)) for key, value in re.findall(r"`(\w+)=([^`]+)`", settings)}
     assert told
-    assert {key: eval(value) for key, value in told.items()} == {key: parameters[key].default for key in told}
-    assert set(parameters) - set(told) <= {"device", "dtype", "batch_size"}
+    assert told == {key: parameters[key].default for key in told}
+    optional = {key for key, parameter in parameters.items() if parameter.default is not parameter.empty}
+    assert optional - set(told) <= {"device", "dtype", "batch_size"}
 
 
 @pytest.mark.parametrize("line", re.findall(r"^dgpo train .*", TEXT, re.MULTILINE))
@@ -64,7 +66,8 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys.modules["dgpo.train"], "train", record)
     monkeypatch.chdir(tmp_path)
     assert cli.main(shlex.split(line)[1:]) == 130
-    assert set(seen[0].rewards) | set(seen[0].eval_rewards) <= set(BUILT_IN)
+    named = {*seen[0].rewards, *seen[0].eval_rewards}
+    assert {name for name in named if not name.startswith("http://")} <= set(BUILT_IN)
 
 
 @pytest.mark.parametrize("line", re.findall(r"^dgpo (?:reward|score) .*", TEXT, re.MULTILINE))
@@ -81,3 +84,11 @@ def test_checks_and_scores_run(line: str, tmp_path: Path, monkeypatch: pytest.Mo
         Image.new("RGB", (64, 64), (grey, grey, grey)).save(f"pictures/{grey}.png")
         Path(f"pictures/{grey}.txt").write_text("a grey wall", encoding="utf-8")
     assert cli.main(shlex.split(line)[1:]) == 0
+
+
+@pytest.mark.parametrize("line", re.findall(r"^dgpo serve-reward .*", TEXT, re.MULTILINE))
+def test_served_rewards_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("dgpo.rewards.serve.serve", lambda name, options: seen.append(name))
+    assert cli.main(shlex.split(line)[1:]) == 0
+    assert set(seen) <= set(BUILT_IN)

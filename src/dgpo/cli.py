@@ -31,6 +31,7 @@ USAGE = f"""usage: dgpo COMMAND ...
   dgpo sample RUN|MODEL --prompt TEXT                 draw pictures
   dgpo collect RUN|MODEL --groups N [...]             draw and score groups into a dataset
   dgpo train RECIPE --offline DATASET [...]           learn from such a dataset, or from your own pictures
+  dgpo serve-reward NAME [--port N ...]               let others call a reward by its address, http://host:port
   dgpo report RUN                                     write RUN/report.html anew
   dgpo reward check NAME [...]                        call a reward and say whether it keeps its contract
   dgpo score FOLDER --rewards NAME[=WEIGHT] ...       score a folder of pictures with captions
@@ -290,6 +291,25 @@ def score(given: list[str]) -> int:
     return 0
 
 
+def serve_reward(given: list[str]) -> int:
+    """Serve a reward over HTTP."""
+    from dgpo.rewards.serve import Serving, serve
+
+    usage = "dgpo serve-reward NAME"
+    name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else ("", given)
+    options = _parse(
+        Serving(),
+        rest,
+        usage,
+        "Let runs, on this machine or on others, call a reward by the address that is printed:\n"
+        "dgpo train --rewards http://HOST:PORT=1. NAME: a built-in reward, or package.module:name.",
+    )
+    if not name:
+        raise UserError(f"name a reward first: {usage}")
+    serve(name, options)
+    return 0
+
+
 def benchmark(given: list[str]) -> int:
     """Run what is missing of the benchmark and write its page."""
     from dgpo.bench import Plan, bench, measure_overhead, read_rows, write_page
@@ -318,6 +338,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "sample": sample,
     "collect": collect,
+    "serve-reward": serve_reward,
     "report": report,
     "reward": reward,
     "score": score,

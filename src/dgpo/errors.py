@@ -10,6 +10,19 @@ class UserError(ValueError):
     """Bad input. The command line prints the message alone and exits with code 2."""
 
 
+class Extra:
+    """`with Extra("serve", "a server"): import x` tells which extra to install where a module is missing."""
+
+    def __init__(self, name: str, user: str) -> None:
+        self._name, self._user = name, user
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ImportError):
+            raise UserError(f"{self._user} needs {error.name}: pip install 'dgpo[{self._name}]'") from error
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """'Did you mean x? Known: a, b, x.' for an unknown name; shorter where nothing is near."""
     known = sorted(known)

@@ -87,7 +87,9 @@ def test_a_users_error_passes_as_it_is():
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_ins_resolve_or_name_the_extra_that_is_missing(name):
+def test_built_ins_resolve_or_name_the_extra_that_is_missing(name, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("DGPO_JUDGE_MODEL", "any")
     try:
         found: object = resolve(name)
     except UserError as error:

@@ -31,6 +31,7 @@ BUILT_IN = {
     "clip_diversity": "dgpo.rewards.diversity:ClipDiversity",
     "geneval": "dgpo.rewards.geneval:GenEval",
     "ocr": "dgpo.rewards.ocr:OCR",
+    "vlm_judge": "dgpo.rewards.vlm_judge:VLMJudge",
     "pickscore": "dgpo.rewards.pickscore:PickScore",
     "clip": "dgpo.rewards.clip:ClipScore",
     "aesthetic": "dgpo.rewards.aesthetic:Aesthetic",
@@ -50,7 +51,14 @@ class Reward(Protocol):
 
 
 class RewardError(RuntimeError):
-    """A reward raised, or returned something that is no score."""
+    """A reward raised, or returned something that is no score: `problem`, on the image at `index`.
+
+    A reward that knows the image raises one itself; the image is then not looked for by calling the reward again.
+    """
+
+    def __init__(self, message: str, index: int = 0, problem: str = "") -> None:
+        super().__init__(message)
+        self.index, self.problem = index, problem or message
 
 
 def requires(*keys: str) -> Callable[[Reward], Reward]:
@@ -64,7 +72,10 @@ def requires(*keys: str) -> Callable[[Reward], Reward]:
 
 
 def resolve(name: str) -> Reward:
-    """A built-in reward's name, or `package.module:name` of a function, an object or a class without arguments."""
+    """A built-in reward's name, `package.module:name` of a function, an object or a class without arguments, or the
+    address of a server of rewards, `http://host:port`; several, with commas between, are a pool."""
+    if name.startswith(("http://", "https://")):
+        return _module(name, "dgpo.rewards.remote").Remote(name)
     module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
     if not (module_name and attribute):
         raise UserError(
@@ -116,6 +127,8 @@ def call_reward(
             raw = reward(*batch)
     except UserError:
         raise
+    except RewardError as error:
+        raise _failure(name, error.problem, error.index, batch, save_failures_to) from error
     except Exception as error:
         problem = f"raised {type(error).__name__}: {error}"
         raise _failure(name, problem, _first_failing(reward, batch), batch, save_failures_to) from error
@@ -172,7 +185,9 @@ def _failure(name: str, problem: str, index: int, batch: _Batch, folder: Path | 
     prompt, count = batch.prompts[index], len(batch.prompts)
     return RewardError(
         f"the reward {name!r} {problem}. Image {index} of {count}, prompt {prompt!r}; prompt and image are {where}. "
-        "No failure is counted as a score: mend the reward and resume"
+        "No failure is counted as a score: mend the reward and resume",
+        index,
+        problem,
     )
 
 

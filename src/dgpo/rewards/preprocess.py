@@ -8,10 +8,12 @@ it would be saved in a PNG file.
 
 from __future__ import annotations
 
+import io
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dgpo.errors import UserError
@@ -49,6 +51,13 @@ def to_bytes(images: Tensor) -> Tensor:
     if not images.isfinite().all():
         raise ValueError("the picture has pixels that are not finite")
     return images.clamp(0, 1).mul(255).round().byte().movedim(-3, -1).contiguous()
+
+
+def to_png(image: Tensor) -> bytes:
+    """(3, H, W) in [0, 1] -> a PNG file of 8 bits."""
+    file = io.BytesIO()
+    Image.fromarray(to_bytes(image).numpy()).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def resize(images: Tensor, shorter: int) -> Tensor:

@@ -1,0 +1,65 @@
+"""`dgpo serve-reward NAME`: a reward as a server, for clients that name its address (`remote`)."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from dgpo.errors import Extra, UserError
+from dgpo.rewards.base import resolve
+from dgpo.rewards.keys import secret
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """Options of `dgpo serve-reward`."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on: by default only this machine can connect; 0.0.0.0 is all networks."""
+    port: int = 8000
+    """0: any that is free."""
+    token_env: str | None = None
+    """An environment variable with the token that clients must show; None: none is asked for."""
+    max_images: int = 128
+    """In one request, and in one call of the reward."""
+    max_mb: float = 128
+    """Of one request, in MB."""
+    max_pixels: int = 4096 * 4096
+    """Of one image."""
+    max_waiting: int = 1024
+    """Images that wait or are being scored; from so many on, clients are told to come back later."""
+    batch_ms: float = 5
+    """Milliseconds that a request waits for others to be scored together with."""
+
+    def __post_init__(self) -> None:
+        least = {"port": 0, "max_images": 1, "max_pixels": 1, "max_waiting": 1, "batch_ms": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"{name}={getattr(self, name)} cannot work: it must be at least {bound}")
+        if self.port > 65535 or self.max_mb <= 0:
+            raise UserError(f"port={self.port} must be at most 65535 and max_mb={self.max_mb} above 0")
+
+
+def serve(name: str, options: Serving) -> None:
+    """Serve the reward of this name until the process is told to end; what clients wait for is finished first."""
+    with Extra("serve", "dgpo serve-reward"):
+        import uvicorn
+
+        from dgpo.rewards.server import Server
+    token = secret(options.token_env)
+    app = Server(name, resolve(name), options, token).app()
+    with _listen(options) as listener:
+        host, port = listener.getsockname()[:2]
+        print(f"Serving {name} on http://{f'[{host}]' if ':' in host else host}:{port}. Ctrl-C ends it.", flush=True)
+        if token is None and not host.startswith("127.") and host != "::1":
+            print("Anybody who reaches this address can use it: no token is asked for (--token-env)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=60)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(options: Serving) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(f"cannot listen on {options.host} port {options.port}: {error}; take another --port") from error
