@@ -234,7 +234,7 @@ def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pi
 def test_each_rank_takes_its_share(
     model: Any, tiny_folder: Path, latents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout_module, "_compared", lambda algorithm, rollout, config: rollout)
+    monkeypatch.setattr(rollout_module, "with_advantages", lambda algorithm, rollout, config: rollout)
     config, dataset, clock = small(tiny_folder, latents), GroupDataset(latents), Stopwatch(model.device)
 
     def of(rank: int, world_size: int) -> Rollout:
