@@ -54,8 +54,8 @@ def collect(
         drawn = _sample_groups(model, algorithm, reward, encode, batch, groups, config, iteration, attempt, sde, clock)
         rollout = drawn if rollout is None else rollout.cat(drawn)
         if attempt < config.redraw_groups:
-            batch = compared(rollout, config)
-            unequal = unequal_groups(batch.rewards, batch.group_index, config.num_groups)
+            whole = compared(rollout, config)
+            unequal = unequal_groups(whole.rewards, whole.group_index, config.num_groups)
             groups = torch.nonzero(~unequal).flatten().tolist()
             if not groups:
                 break

@@ -22,6 +22,7 @@ from dgpo.loading import load_configured
 from dgpo.models import VelocityModel
 from dgpo.offline import Group, require_new, write_groups
 from dgpo.report.grids import sample_grid
+from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import chunks, decode, for_evaluation, grid, sample
 from dgpo.runfolder import environment
@@ -112,12 +113,13 @@ def collect_source(source: str, config: Config, number: int, folder: Path) -> st
         for group in scored_groups(model, prompts, reward, config, number):
             rewards.append(group.rewards)
             yield group
+        if not rewards:
+            raise RewardError("no group has two images with a reward: the rewards failed, and their policy drops those")
 
     write_groups(folder, noted(), model.latent_space, about)
     mean, std = torch.cat(rewards).mean(), torch.stack([r.std(correction=0) for r in rewards]).mean()
-    return (
-        f"{folder}: {number} groups of {config.group_size} images, mean reward {mean:.3f}, within a group ± {std:.3f}"
-    )
+    size = config.group_size
+    return f"{folder}: {len(rewards)} groups of {size} images, mean reward {mean:.3f}, within a group ± {std:.3f}"
 
 
 def scored_groups(
