@@ -65,6 +65,7 @@ def test_fields_of_every_kind(trained: list[tuple[Config, bool]]) -> None:
     words = (
         "train shapes_all --num-groups 3 --group_size=5 --out x --seed 2 --eval-every 0 --algorithm.kl-coef 0.5 "
         "--algorithm.clip-range None --optimizer.betas 0.8 0.9 --gradient-checkpointing True --finetune lora "
+        "--reward-tags shapes=counting,colors --reward-failures crispness=retry(2,1)+drop "
         "--rewards shapes=1 crispness=0.3 --eval-prompts one=shapes:seen:counting two=a=b.txt --trackers"
     )
     assert main(shlex.split(words)) == 0
@@ -74,6 +75,8 @@ def test_fields_of_every_kind(trained: list[tuple[Config, bool]]) -> None:
     assert config.gradient_checkpointing
     assert config.finetune == "lora"
     assert config.rewards == {"shapes": 1.0, "crispness": 0.3}
+    assert config.reward_tags == {"shapes": ("counting", "colors")}
+    assert config.reward_failures == {"crispness": "retry(2,1)+drop"}
     assert config.eval_prompts == {"one": "shapes:seen:counting", "two": "a=b.txt"}
     assert config.trackers == ()
 

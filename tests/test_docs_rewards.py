@@ -26,6 +26,7 @@ def test_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if "OCR" in snippet:
         pytest.importorskip("rapidocr_onnxruntime", exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["dgpo.train"], "write_report", lambda run: None)  # its figures take seconds
     found: dict[str, object] = {"__name__": "snippet"}
     exec(compile(snippet, "docs/rewards.md", "exec"), found)
     if "scores" in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -82,3 +83,13 @@ def test_what_would_stop_the_run_stops_the_dry_run(tiny_folder: Path, tmp_path: 
 
 def broken(images: Any, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
     raise ZeroDivisionError
+
+
+def test_every_tag_that_a_reward_is_for_is_gone_through(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"a cat number {i}", "tag": f"kind {i // 10}"} for i in range(40)]
+    (tmp_path / "tagged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(tiny_folder, tmp_path, prompts=str(tmp_path / "tagged.jsonl"))
+    config = replace(config, reward_tags={"runs:colour": tuple(f"kind {i}" for i in range(4))})
+    small = smallest(config, tmp_path, load_prompts(config.prompts), {})
+    assert [row["tag"] for row in load_prompts(small.prompts).metadata] == [f"kind {i}" for i in range(4)]
+    assert small.num_groups == 4

@@ -12,6 +12,7 @@ from dgpo.core import seeds
 from dgpo.core.flow import interpolate
 from dgpo.encoding import CondCache
 from dgpo.evaluate import DRIFT_T, evaluate
+from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from runs import REWARDS, colour, small
 
@@ -151,3 +152,26 @@ def test_evaluations_may_have_steps_and_guidance_of_their_own(score):
     as_rollouts = Sampling(num_inference_steps=5, guidance_scale=2.0)
     assert score(sampling=own).metrics == score(sampling=as_rollouts).metrics
     assert score(sampling=own).metrics != score(sampling=rollouts).metrics
+
+
+def test_images_without_a_score_are_left_out_and_counted(model, tiny_folder, tmp_path):
+    """Of three images each, the first of `one`'s is dropped; `height` is for the tag `two` only."""
+    config = small(tiny_folder, tmp_path, eval_images_per_prompt=3, num_samples=0)
+    lost = torch.zeros(9, dtype=torch.bool)
+    lost[0] = True
+    functions = {
+        "colour": lambda images, *_: torch.arange(len(images)).float().masked_fill(lost[: len(images)], torch.nan),
+        "height": lambda images, *_: [64.0] * len(images),
+    }
+    rewards = RewardSet(
+        {"colour": 2.0}, functions, watched=["height"], tags={"height": ("two",)}, failures={"colour": "drop"}
+    )
+    metrics = evaluate(model, CondCache(model), {"seen": SETS["seen"]}, rewards, config).metrics
+    assert metrics["eval/seen/colour/missing"] == metrics["eval/seen/reward/missing"] == 1
+    assert metrics["eval/seen/colour"] == pytest.approx((1.5 + 4 + 7) / 3), "a mean of the prompts' means"
+    assert metrics["eval/seen/reward"] == pytest.approx(2 * metrics["eval/seen/colour"])
+    assert metrics["eval/seen/height"] == metrics["eval/seen/height/two"] == 64
+    assert not {"eval/seen/height/one", "eval/seen/height/stderr", "eval/seen/height/missing"} & metrics.keys()
+    lost[:] = True
+    with pytest.raises(RewardError, match="no image of eval/seen/reward got a reward"):
+        evaluate(model, CondCache(model), {"seen": SETS["seen"]}, rewards, config)

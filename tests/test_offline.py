@@ -27,6 +27,7 @@ from dgpo.offline import Group, GroupDataset, write_groups
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect, replay
 from dgpo.stopwatch import Stopwatch
+from dgpo.tools import scored_groups
 from dgpo.types import Rollout
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
 from dgpo.worlds.shapes.render import render
@@ -234,7 +235,7 @@ def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pi
 def test_each_rank_takes_its_share(
     model: Any, tiny_folder: Path, latents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout_module, "_compared", lambda algorithm, rollout, config: rollout)
+    monkeypatch.setattr(rollout_module, "with_advantages", lambda algorithm, rollout, config: rollout)
     config, dataset, clock = small(tiny_folder, latents), GroupDataset(latents), Stopwatch(model.device)
 
     def of(rank: int, world_size: int) -> Rollout:
@@ -423,6 +424,25 @@ def test_collect_writes_a_dataset_that_train_learns_from(
     train = ["train", config, "--offline", "groups", "--out", "run", "--iterations", "1", "--eval-every", "0"]
     assert main(train) == 0
     assert "learning offline from the dataset groups" in capsys.readouterr().out
+
+
+def test_collect_leaves_out_what_a_reward_dropped(tiny_folder: Path, tmp_path: Path) -> None:
+    """One image of the first group, two of the second, which is thereby none; `of_one` is for some prompts only."""
+    prompts = load_prompts([("a cup", {"tag": "one"}), ("green", {"tag": "two"}), ("two dogs", {"tag": "one"})])
+    rewards, tags = {"colour": 1.0, "of_one": 1.0}, {"of_one": ("one",)}
+    config = small(tiny_folder, tmp_path, rewards=rewards, reward_tags=tags, reward_failures={"colour": "drop"})
+    lost = torch.tensor([1, 0, 0, 1, 1, 0, 0, 0, 0], dtype=torch.bool)
+    functions = {
+        "colour": lambda images, *_: torch.arange(9.0).masked_fill(lost, torch.nan),
+        "of_one": lambda images, *_: [1.0] * len(images),
+    }
+    model = load_model(tiny_folder, device="cpu", sets=("ref", "ema"))
+    groups = list(scored_groups(model, prompts, RewardSet.of(config, functions), config, 3))
+    assert [len(group.x0) for group in groups] == [2, 3]
+    first = groups[0]
+    assert first.rewards.tolist() == [value + (first.metadata["tag"] == "one") for value in (1.0, 2.0)]
+    assert all(group.scores.keys() == {"colour"} for group in groups)
+    assert first.scores["colour"].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

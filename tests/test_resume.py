@@ -103,13 +103,17 @@ def test_a_finished_run_goes_on_for_more_iterations(config):
 
 
 def interrupting(at, signals):
-    """The colour reward, which at its call number `at` sends this process signals."""
+    """The colour reward, which at its call number `at` sends this process signals, a second apart.
+
+    It has a thread of its own: the main one must have seen a signal before the next, or the two are one.
+    """
     calls = []
 
     def reward(images, prompts, metadata):
         calls.append(prompts)
         if len(calls) == at:
-            for number in signals:
+            for place, number in enumerate(signals):
+                time.sleep(min(place, 1))
                 os.kill(os.getpid(), number)
         return colour(images, prompts, metadata)
 

@@ -52,7 +52,8 @@ def test_what_a_rollout_holds(draw):
         return colour(images, prompts, metadata)
 
     rollout = draw(batch_size=4, reward=watch, prompts=[("a cup", {"tag": "one"}), ("two dogs", {"tag": "two"})])
-    ((images, prompts, metadata),) = seen
+    assert [len(images) for images, _, _ in seen] == [4, 2], "as they are sampled"
+    images, (prompts, metadata) = torch.cat([call[0] for call in seen]), (seen[0][i] + seen[1][i] for i in (1, 2))
     assert images.shape == (6, 3, 64, 64)
     assert 0 <= images.min() < images.max() <= 1
     assert prompts == ["a cup"] * 3 + ["two dogs"] * 3

@@ -76,6 +76,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "push_to_hub": "me/model",
         "hub_private": False,
         "device": "cpu",
+        "reward_failures": {"shapes": "retry(2, 1)"},
     }
     assert {*changes, "out"} == {*MAY_CHANGE}
     folder, config = runfolder.reopen(run, replace(load_yaml(run / "config.yaml"), **changes))

@@ -265,6 +265,12 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
 
     drawn, alone = torch.load(tmp_path / "ranks" / "rollout.pt"), train_worker.rollout_of(tiny_folder)
     assert all(torch.equal(drawn[name], alone[name]) for name in alone)
+    drawn, alone = torch.load(tmp_path / "ranks" / "composed.pt"), train_worker.composed(tiny_folder)
+    assert drawn["metrics"] == alone["metrics"]
+    assert 0 < alone["metrics"]["train/reward_dropped/red"] < 15
+    assert alone["apart"].isnan().tolist() == [True] * 5 + [False] * 10
+    for name in alone.keys() - {"metrics"}:
+        assert torch.equal(drawn[name].nan_to_num(99), alone[name].nan_to_num(99)), name
     for name in ("straddling", "aligned", "offline"):
         one, two = tmp_path / "alone" / name, tmp_path / "ranks" / name
         run(getattr(train_worker, name)(tiny_folder, one))
@@ -501,6 +507,29 @@ def test_a_failing_reward_stops_and_counts_for_nothing(tiny_folder, tmp_path, un
     assert json.loads(picture.with_suffix(".json").read_text())["prompt"] in calls[1]
     run(config, resume=True)
     assert_same_run(tmp_path / "run", unhurt, 3)
+
+
+def test_a_run_goes_on_without_what_a_reward_dropped_and_resumes_bit_for_bit(tiny_folder, tmp_path):
+    """In every iteration the reward is down at first, and has no score for the third image at the next two calls."""
+    config = small(tiny_folder, tmp_path / "whole", iterations=2, reward_failures={"colour": "retry(2, 0)+drop"})
+    calls = []
+
+    def unsteady(images, prompts, metadata):
+        calls.append(prompts)
+        if len(calls) % 3 == 1:
+            raise ConnectionError("the judge is away")
+        return colour(images, prompts, metadata).index_fill(0, torch.tensor([2]), math.nan)
+
+    parts = replace(config, out=str(tmp_path / "parts"))
+    run(config, reward_functions={"colour": unsteady})
+    run(replace(parts, iterations=1), reward_functions={"colour": unsteady})
+    run(parts, reward_functions={"colour": unsteady}, resume=True)
+    assert len(calls) == 4 * 3
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", 2)
+    for row in rows(tmp_path / "whole"):
+        assert (row["train/reward_retries/colour"], row["train/reward_dropped/colour"]) == (2, 1)
+        assert row["train/frac_trained"] == pytest.approx(5 / 6)
+        assert row["train/grad_norm"] > 0
 
 
 @pytest.mark.parametrize("iteration", [0, 1])

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dgpo import Config, Sampling, distributed, load_model, load_prompts
 from dgpo.encoding import CondCache
-from dgpo.rewards.base import RewardError
+from dgpo.rewards.base import RewardError, group_reward
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import collect
 from dgpo.stopwatch import Stopwatch
+from dgpo.train import describe
 from runs import PROMPTS, REWARDS, colour, run, small, write_pictures
 
 
@@ -55,6 +57,39 @@ def rollout_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: distributed.all_gather_rows(getattr(rollout, name)) for name in fields}
 
 
+def sometimes_red(images, prompts, metadata):
+    """colour, but NaN for some of the images."""
+    scores = colour(images, prompts, metadata)
+    return scores.masked_fill((1000 * scores).long() % 3 == 0, torch.nan)
+
+
+@group_reward
+def apart(images, prompts, metadata, group_index):
+    """How far the colours of an image are from the mean of its group's; it must have the whole group."""
+    assert group_index.bincount().eq(5).all()
+    bright = images.mean((1, 2, 3))
+    means = torch.stack([bright[group_index == group].mean() for group in range(int(group_index.max()) + 1)])
+    return {"total": (bright - means[group_index]).abs(), "mean": means[group_index]}
+
+
+def composed(folder: Path) -> dict[str, Any]:
+    """A straddling rollout with dropped images and a reward for whole groups of some tags; over all ranks."""
+    model, clock = load_model(folder, device="cpu"), Stopwatch(torch.device("cpu"))
+    rewards, functions = {"red": 1.0, "apart": 0.5}, {"red": sometimes_red, "apart": apart}
+    prompts = load_prompts([(prompt, {"tag": tag}) for prompt, tag in zip(PROMPTS, ("one", "two", "three"))])
+    config = small(
+        folder, folder, num_groups=3, group_size=5, sampling=Sampling(num_inference_steps=3, batch_size=1),
+        rewards=rewards, reward_normalization="group", reward_failures={"red": "drop"},
+        reward_tags={"apart": ("two", "three")},
+    )  # fmt: skip
+    reward, encode = RewardSet.of(config, functions), CondCache(model)
+    rollout = collect(model, config.algorithm, reward, encode, lambda n: prompts.subset(range(n)), config, 0, clock)
+    rows = {**{name: rollout.score(name) for name in ("red", "apart", "apart/mean")}, **rollout._asdict()}
+    names = ("red", "apart", "apart/mean", "rewards", "advantages", "trained")
+    found = {name: distributed.all_gather_rows(rows[name]) for name in names}
+    return {**found, "group_sizes": rollout.group_sizes, "metrics": describe(rollout, config)}
+
+
 def fail_on_the_second_rank(images, prompts, metadata):
     if distributed.rank() == 1:
         raise ConnectionError("the judge is away")
@@ -65,7 +100,7 @@ def main(folder: Path, out: Path) -> None:
     distributed.init("cpu")
     assert distributed.world_size() == 2
     torch.set_num_threads(1)
-    drawn = rollout_of(folder)
+    drawn, mixed = rollout_of(folder), composed(folder)
     run(straddling(folder, out / "straddling"))
     run(aligned(folder, out / "aligned"))
     run(offline(folder, out / "offline"))
@@ -75,6 +110,7 @@ def main(folder: Path, out: Path) -> None:
         (out / f"rank-{distributed.rank()}.json").write_text(json.dumps(str(error)))
     if distributed.is_main():
         torch.save(drawn, out / "rollout.pt")
+        torch.save(mixed, out / "composed.pt")
     distributed.shutdown()
 
 

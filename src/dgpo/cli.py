@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -262,7 +262,7 @@ def reward(given: list[str]) -> int:
     )
     if not name:
         raise UserError(f"name a reward first: {usage}")
-    from dgpo.scoring import check_source
+    from dgpo.reward_tools import check_source
 
     return 0 if check_source(name, o.images, o.prompts, o.batch, o.tolerance, o.json) else 1
 
@@ -280,8 +280,8 @@ def score(given: list[str]) -> int:
     )
     if not folder:
         raise UserError(f"name a folder of pictures first: {usage}")
+    from dgpo.reward_tools import score_folder
     from dgpo.rewards.base import RewardError
-    from dgpo.scoring import score_folder
 
     try:
         print(score_folder(Path(folder), dict(map(_weighted, o.rewards)), o.batch_size, o.out))
@@ -473,24 +473,29 @@ REGISTRY = ConstructorRegistry()
 
 @REGISTRY.primitive_rule
 def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-    """A dict with text keys is given whole, as NAME=VALUE words; tyro's own rule keeps the default's keys for ever."""
+    """A dict with text keys is given whole, as NAME=VALUE words; tyro's own rule keeps the default's keys for ever.
+
+    Where a value is a tuple of texts, it is NAME=TEXT,TEXT.
+    """
     if info.type_origin is not dict:
         return None
     kind = get_args(info.type)[1]
+    several = get_origin(kind) is tuple
+    wanted = "STR,STR" if several else kind.__name__.upper()
 
     def pair(word: str) -> tuple[str, Any]:
         name, _, value = word.partition("=")
         try:
             if name and value:
-                return name, kind(value)
+                return name, tuple(value.split(",")) if several else kind(value)
         except ValueError:
             pass
-        raise ValueError(f"{word!r} is not NAME={kind.__name__.upper()}")
+        raise ValueError(f"{word!r} is not NAME={wanted}")
 
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar=f"[NAME={kind.__name__.upper()} ...]",
+        metavar=f"[NAME={wanted} ...]",
         instance_from_str=lambda words: dict(pair(word) for word in words),
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{name}={item}" for name, item in value.items()],
+        str_from_instance=lambda value: [f"{name}={','.join(v) if several else v}" for name, v in value.items()],
     )

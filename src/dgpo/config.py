@@ -151,6 +151,13 @@ class Config:
 
     rewards: dict[str, float] = field(default_factory=lambda: {"shapes": 1.0})
     """Name of a built-in reward, or package.module:name, with its weight in the sum."""
+    reward_normalization: Literal["none", "group"] = "none"
+    """group: each reward is made mean 0 and deviation 1 within a prompt's images before it is weighted (GDPO)."""
+    reward_tags: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name of a reward -> the values of metadata `tag` that it is for; one that is not named is for all prompts."""
+    reward_failures: dict[str, str] = field(default_factory=dict)
+    """Name of a reward -> what is done when it fails: raise (the default), retry(N, SECONDS), drop (leave the image
+    out), or retry(N, SECONDS)+drop. SECONDS double at every retry."""
     eval_rewards: tuple[str, ...] = ()
     """Scores that are watched at evaluations and never trained."""
     eval_prompts: dict[str, str] = field(default_factory=dict)
@@ -191,6 +198,7 @@ class Config:
         fields.check_types(self)
         _check_ranges(self)
         require(bool(self.rewards), "rewards is empty: a run needs at least one reward, such as {'shapes': 1.0}")
+        _check_reward_names(self)
         for name in self.eval_prompts:
             require(
                 bool(re.fullmatch(r"[\w.-]+", name)),
@@ -239,6 +247,11 @@ class Config:
             "redraw_groups=0",
         )
         require(
+            self.offline is None or self.reward_normalization == "none",
+            f"reward_normalization={self.reward_normalization!r} normalises scores as they are made, and the groups of "
+            f"offline={self.offline!r} have their rewards; take reward_normalization='none'",
+        )
+        require(
             self.lora.start is None or self.finetune == "lora",
             f"lora.start={self.lora.start!r} continues a LoRA, and finetune={self.finetune!r} trains none; take "
             "finetune='lora', or fuse the LoRA into the model first",
@@ -281,6 +294,21 @@ _WHY = {
 }
 
 
+def _check_reward_names(config: Config) -> None:
+    known = (*config.rewards, *config.eval_rewards)
+    for field_name in ("reward_tags", "reward_failures"):
+        for name in getattr(config, field_name):
+            require(
+                name in known,
+                f"{field_name} names {name!r}, which neither rewards nor eval_rewards has. {did_you_mean(name, known)}",
+            )
+    for name, tags in config.reward_tags.items():
+        require(
+            bool(tags),
+            f"reward_tags has no tag for {name!r}, which would score nothing; name one, or leave it out",
+        )
+
+
 def _check_ranges(config: Config) -> None:
     for name, least in _AT_LEAST.items():
         value = attrgetter(name)(config)
@@ -313,6 +341,7 @@ MAY_CHANGE = (
     "push_to_hub",
     "hub_private",
     "device",
+    "reward_failures",
 )
 """Fields that a resumed run may set anew: they do not change what the iterations before or after compute."""
 

@@ -23,7 +23,7 @@ from dgpo.tools import load_trained
 from dgpo.trackers import read_metrics
 from dgpo.train import reward_sets, train
 
-GROUPS, PROMPTS, EVALUATED = 2, 4, 2
+GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a group of each tag
 
 
 def dry_run(config: Config) -> list[str]:
@@ -44,15 +44,19 @@ def dry_run(config: Config) -> list[str]:
 def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]) -> Config:
     """The config with as little to do as its own checks allow."""
     size = max(2, config.train_images or 0, config.updates_per_rollout if config.split_updates else 0)
+    groups, chosen = GROUPS, prompts
+    if prompts is not None and config.reward_tags:
+        chosen = _one_of_each_tag(prompts)
+        groups = max(GROUPS, len(chosen))
     few = {name: _write(folder / f"eval-{name}.jsonl", some, EVALUATED) for name, some in sets.items()}
     small = replace(
         config,
         out=str(folder / "run"),
         iterations=1,
         max_minutes=None,
-        num_groups=min(config.num_groups, GROUPS),
+        num_groups=min(config.num_groups, groups),
         group_size=min(config.group_size, size) if config.offline is None else config.group_size,
-        prompts=config.prompts if prompts is None else _write(folder / "prompts.jsonl", prompts, PROMPTS),
+        prompts=config.prompts if chosen is None else _write(folder / "prompts.jsonl", chosen, max(PROMPTS, groups)),
         eval_prompts=few,
         eval_every=1 if few else 0,
         eval_images_per_prompt=2,
@@ -74,6 +78,12 @@ def _with_fewest_steps(config: Config) -> Config:
         except UserError:
             continue
     return replace(config, sampling=replace(config.sampling, eval_num_inference_steps=None))
+
+
+def _one_of_each_tag(prompts: PromptSet) -> PromptSet:
+    """So that every reward is for one of them, at least."""
+    tags = [str(row.get("tag")) for row in prompts.metadata]
+    return prompts.subset(tags.index(tag) for tag in dict.fromkeys(tags))
 
 
 def _write(path: Path, prompts: PromptSet, number: int) -> str:

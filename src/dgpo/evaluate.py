@@ -3,7 +3,8 @@
 For each set of prompts: the mean of every score with its standard error over prompts, the same for each kind of prompt
 (the metadata's `tag`), and `drift`, the frozen reference's DSM loss on the images: how far they are from what the
 pretrained model would draw. Each rank draws and scores its share of the prompts, all images of a prompt together, for
-scores that need them so (diversity). No image is drawn twice to fill a batch or a rank.
+scores that need them so (diversity). No image is drawn twice to fill a batch or a rank. An image that a reward dropped
+is left out of that score's mean, and of the reward's, and counted as `missing`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dgpo.core.losses import dsm_loss
 from dgpo.data import PromptSet
 from dgpo.encoding import CondCache
 from dgpo.models import Cond, VelocityModel
+from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import chunks, decode, for_evaluation, grid, sample
 
@@ -32,8 +34,8 @@ DRIFT_T = (0.3, 0.6, 0.9)
 class Evaluation(NamedTuple):
     """What one evaluation found."""
 
-    metrics: dict[str, float]  # eval/SET/SCORE, eval/SET/SCORE/stderr, eval/SET/SCORE/TAG
-    scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images
+    metrics: dict[str, float]  # eval/SET/SCORE, eval/SET/SCORE/stderr, eval/SET/SCORE/TAG, eval/SET/SCORE/missing
+    scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images, NaN where it has none
     images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
     prompts: list[str]  # k
 
@@ -52,13 +54,15 @@ def evaluate(
     shown: list[Tensor] | None = None
     copies = config.eval_images_per_prompt
     for name, prompts in sets.items():
+        metadata = [row for row in prompts.metadata for _ in range(copies)]
         mine = range(len(prompts))[distributed.shard(len(prompts))]
         images, scores = distributed.together(partial(_score, model, encode, prompts, mine, reward, config, weights))
         parts = [part for part in distributed.gather_objects([scores]) if part]
-        for score in parts[0]:
-            values = torch.cat([part[score] for part in parts]).view(len(prompts), copies).mean(1)
-            means[f"{name}/{score}"] = values
-            metrics |= _summary(f"eval/{name}/{score}", values, prompts)
+        for score in dict.fromkeys(score for part in parts for score in part):
+            values = torch.cat([part.get(score, torch.full_like(part["reward"], torch.nan)) for part in parts])
+            means[f"{name}/{score}"] = values.view(len(prompts), copies).nanmean(1)
+            missing = int(reward.missing(score, values, metadata).sum())
+            metrics |= _summary(f"eval/{name}/{score}", means[f"{name}/{score}"], missing, prompts)
         if shown is None:
             shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
     prompts = next(iter(sets.values())).prompts
@@ -83,7 +87,8 @@ def _score(
     cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
     x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, weights)
     images = decode(model, x0, sampling.batch_size)
-    scores, rewards = reward(images, rows.prompts, rows.metadata)
+    group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
+    scores, rewards = reward(images, rows.prompts, rows.metadata, group_index)
     scores = {**scores, "reward": rewards}
     if "ref" in model.weights.names:
         scores["drift"] = _drift(model, x0, cond, streams, sampling.batch_size).cpu()
@@ -104,12 +109,18 @@ def _drift(model: VelocityModel, x0: Tensor, cond: Cond, streams: Sequence[torch
     return total
 
 
-def _summary(key: str, means: Tensor, prompts: PromptSet) -> dict[str, float]:
-    """means: (prompts,). Their mean, its standard error, the mean of each kind."""
-    out = {key: means.mean().item()}
-    if len(means) > 1:
-        out[f"{key}/stderr"] = (means.std() / len(means) ** 0.5).item()
+def _summary(key: str, means: Tensor, missing: int, prompts: PromptSet) -> dict[str, float]:
+    """means: (prompts,). Their mean and standard error, the mean of each kind, the number of images without a score."""
+    here = ~means.isnan()
+    if key.endswith("/reward") and not here.any():
+        raise RewardError(f"no image of {key} got a reward: the rewards failed, and their policy drops what fails")
+    out = {f"{key}/missing": float(missing)} if missing else {}
     tags = [row.get("tag") for row in prompts.metadata]
-    for tag in sorted({tag for tag in tags if isinstance(tag, str)}):
-        out[f"{key}/{tag}"] = means[torch.tensor([t == tag for t in tags])].mean().item()
+    kinds = {f"/{tag}": [t == tag for t in tags] for tag in sorted({t for t in tags if isinstance(t, str)})}
+    for kind, rows in {"": [True] * len(tags), **kinds}.items():
+        those = means[here & torch.tensor(rows)]
+        if len(those):
+            out[f"{key}{kind}"] = those.mean().item()
+    if here.sum() > 1:
+        out[f"{key}/stderr"] = (means[here].std() / here.sum().item() ** 0.5).item()
     return out

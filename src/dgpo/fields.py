@@ -102,4 +102,6 @@ def _names(kind: Any, prefix: str = "") -> Iterator[str]:
 
 def _tuples(value: Any) -> Any:
     """With tuples for lists, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -3,7 +3,7 @@
 An image is a pure function of (seed, iteration, group, member): each has its own noise generator and each prompt is
 encoded alone, so that neither the sampling batch nor the spread over ranks nor a resume changes it (another sampling
 batch rounds the network's sums otherwise). Only x0 is kept, since most losses train at noise levels of their own; a
-policy gradient also gets the stochastic sampler's path.
+policy gradient also gets the stochastic sampler's path. Rewards score each batch of images while the next is sampled.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from torch import Tensor
 
 from dgpo import distributed
 from dgpo.algorithms import Algorithm
+from dgpo.comparison import compared, with_advantages
 from dgpo.config import Config, Sampling
 from dgpo.core import seeds
-from dgpo.core.advantages import most_informative, unequal_groups
+from dgpo.core.advantages import unequal_groups
 from dgpo.core.solvers import VelocityFn, sde_solve, solve
 from dgpo.data import PromptSet
 from dgpo.encoding import CondCache
 from dgpo.models import Cond, VelocityModel
 from dgpo.offline import GroupDataset
 from dgpo.rewards.combine import RewardSet
+from dgpo.rewards.scoring import Scored
+from dgpo.split_groups import on_several_ranks, scored_whole
 from dgpo.stopwatch import Stopwatch
 from dgpo.types import Rollout, Sde, Trajectory
 
@@ -51,14 +54,14 @@ def collect(
         drawn = _sample_groups(model, algorithm, reward, encode, batch, groups, config, iteration, attempt, sde, clock)
         rollout = drawn if rollout is None else rollout.cat(drawn)
         if attempt < config.redraw_groups:
-            rewards, index = map(distributed.all_gather_rows, (rollout.rewards, rollout.group_index))
-            unequal = unequal_groups(rewards, index, config.num_groups)
+            whole = compared(rollout, config)
+            unequal = unequal_groups(whole.rewards, whole.group_index, config.num_groups)
             groups = torch.nonzero(~unequal).flatten().tolist()
             if not groups:
                 break
             rollout = rollout.rows(unequal[rollout.group_index])
     assert rollout is not None
-    return _compared(algorithm, rollout, config)
+    return with_advantages(algorithm, rollout, config)
 
 
 def replay(
@@ -106,7 +109,7 @@ def replay(
         advantages=torch.zeros(len(rows), device=device),
         trained=torch.ones(len(rows), dtype=torch.bool, device=device),
     )
-    return _compared(algorithm, rollout, config)
+    return with_advantages(algorithm, rollout, config)
 
 
 def _sample_groups(
@@ -133,15 +136,30 @@ def _sample_groups(
     with clock.phase("rollout"):
         cond = encode(rows.prompts).to(device)
         sigmas, scale = grid(model, sampling), sampling.guidance_scale
-        weights, trajectory = algorithm.rollout_weights(iteration), None
-        if sde is None:
-            x0 = sample(model, cond, streams, sigmas, sampling, scale, weights)
-        else:
-            trajectory = sample_path(model, cond, streams, sigmas, sde, sampling, scale, weights)
-            x0 = trajectory.latents[:, -1]
-        images = decode(model, x0, sampling.batch_size)
+        weights = algorithm.rollout_weights(iteration)
+    split = on_several_ranks(len(batch), size)
+
+    def drawn(part: slice) -> tuple[Tensor, Tensor, Trajectory | None]:
+        given = (model, cond[part], streams[part], sigmas)
+        trajectory = None if sde is None else sample_path(*given, sde, scale, weights)
+        x0 = trajectory.latents[:, -1] if trajectory else sample(*given, sampling, scale, weights)
+        return x0, decode(model, x0, sampling.batch_size), trajectory
+
+    def drawn_and_scored() -> tuple[list[tuple[Tensor, Tensor, Trajectory | None]], Scored]:
+        parts: list[tuple[Tensor, Tensor, Trajectory | None]] = []
+        with reward.scoring(rows.prompts, rows.metadata, mine[:, 0], elsewhere=split) as scoring:
+            with clock.phase("rollout"):
+                for part in chunks(len(rows), sampling.batch_size):
+                    parts.append(drawn(part))
+                    scoring.add(parts[-1][1])
+            with clock.phase("reward"):
+                return parts, scoring.result()
+
+    parts, found = distributed.together(drawn_and_scored)
+    x0, images = torch.cat([x0 for x0, _, _ in parts]), torch.cat([images for _, images, _ in parts])
     with clock.phase("reward"):
-        scores, rewards = distributed.together(lambda: reward(images, rows.prompts, rows.metadata))
+        found = scored_whole(reward, found, split, batch, mine, images)
+    clock.add("reward_busy", found.busy)
     return Rollout(
         iteration=iteration,
         num_groups=config.num_groups,
@@ -155,30 +173,13 @@ def _sample_groups(
         guidance_scale=scale,
         x0=x0,
         images=images,
-        scores=scores,
-        rewards=rewards.to(device),
+        scores=found.scores,
+        rewards=reward.weighted(found.scores, rows.metadata).to(device),
         advantages=torch.zeros(len(rows), device=device),
         trained=torch.ones(len(rows), dtype=torch.bool, device=device),
-        trajectory=trajectory,
+        trajectory=parts[0][2] and parts[0][2].cat(*(path for _, _, path in parts[1:] if path)),
+        failures=found.failures,
     )
-
-
-def _compared(algorithm: Algorithm, rollout: Rollout, config: Config) -> Rollout:
-    """The rollout with its advantages, and the choice of the images that train: facts of the batch over all ranks."""
-    place = distributed.all_gather_rows(rollout.image_index)
-    order = place.argsort()
-    rewards, index = (distributed.all_gather_rows(part)[order] for part in (rollout.rewards, rollout.group_index))
-    advantages = algorithm.advantages(rewards, index, rollout.num_groups)
-    trained = torch.ones_like(index, dtype=torch.bool)
-    if config.train_images:
-        advantages, trained = most_informative(advantages, index, rollout.num_groups, config.train_images)
-    if config.drop_equal_groups:
-        trained &= unequal_groups(rewards, index, rollout.num_groups)[index]
-    if algorithm.skips_zero:
-        trained &= advantages != 0
-    mine = torch.searchsorted(place[order], rollout.image_index)
-    sizes = torch.bincount(index[trained], minlength=rollout.num_groups)
-    return rollout._replace(advantages=advantages[mine], trained=trained[mine], group_sizes=sizes)
 
 
 def for_evaluation(sampling: Sampling) -> Sampling:
@@ -221,20 +222,15 @@ def sample_path(
     streams: list[torch.Generator],
     sigmas: Tensor,
     sde: Sde,
-    sampling: Sampling,
     guidance_scale: float,
     weights: str,
 ) -> Trajectory:
-    """The stochastic sampler's path for each row of `cond` and stream; the last latents are x0."""
-    latents, log_probs = [], []
-    for rows in chunks(len(cond), sampling.batch_size):
-        velocity, noise = _velocity_fn(model, cond[rows], guidance_scale, weights), model.init_noise(streams[rows])
-        _, path, densities = sde_solve(
-            velocity, noise, sigmas, streams[rows], sde.noise_level, sde.window, sde.constant
-        )
-        latents.append(path)
-        log_probs.append(densities)
-    return Trajectory(torch.cat(latents), torch.cat(log_probs), sde)
+    """The stochastic sampler's path for each row of `cond` and stream, at once; the last latents are x0."""
+    velocity = _velocity_fn(model, cond, guidance_scale, weights)
+    _, path, densities = sde_solve(
+        velocity, model.init_noise(streams), sigmas, streams, sde.noise_level, sde.window, sde.constant
+    )
+    return Trajectory(path, densities, sde)
 
 
 def _velocity_fn(model: VelocityModel, cond: Cond, guidance_scale: float, weights: str) -> VelocityFn:

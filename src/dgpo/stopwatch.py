@@ -22,7 +22,11 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start
+            self.add(name, self._now() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Seconds that were measured elsewhere."""
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def read(self) -> dict[str, float]:
         """{"time/PHASE": seconds} since the last call."""

@@ -22,6 +22,7 @@ from dgpo.loading import load_configured
 from dgpo.models import VelocityModel
 from dgpo.offline import Group, require_new, write_groups
 from dgpo.report.grids import sample_grid
+from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import chunks, decode, for_evaluation, grid, sample
 from dgpo.runfolder import environment
@@ -60,7 +61,7 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     if not config.eval_prompts:
         raise UserError("eval_prompts is empty: name a set, such as --eval-prompts seen=shapes:seen")
     sets = {name: load_prompts(prompts) for name, prompts in config.eval_prompts.items()}
-    reward = RewardSet(config.rewards, watched=config.eval_rewards)
+    reward = RewardSet.of(config, watched=config.eval_rewards)
     for prompts in sets.values():
         reward.check_metadata(prompts.metadata)
     model, which = load_trained(source, config)
@@ -94,7 +95,7 @@ def collect_source(source: str, config: Config, number: int, folder: Path) -> st
     if number < 1:
         raise UserError(f"--groups {number} would make an empty dataset; give at least 1")
     require_new(folder)
-    prompts, reward = load_prompts(config.prompts), RewardSet(config.rewards)
+    prompts, reward = load_prompts(config.prompts), RewardSet.of(config)
     reward.check_metadata(prompts.metadata)
     model, which = load_trained(source, config)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
@@ -112,18 +113,23 @@ def collect_source(source: str, config: Config, number: int, folder: Path) -> st
         for group in scored_groups(model, prompts, reward, config, number):
             rewards.append(group.rewards)
             yield group
+        if not rewards:
+            raise RewardError("no group has two images with a reward: the rewards failed, and their policy drops those")
 
     write_groups(folder, noted(), model.latent_space, about)
     mean, std = torch.cat(rewards).mean(), torch.stack([r.std(correction=0) for r in rewards]).mean()
-    return (
-        f"{folder}: {number} groups of {config.group_size} images, mean reward {mean:.3f}, within a group ± {std:.3f}"
-    )
+    size = config.group_size
+    return f"{folder}: {len(rewards)} groups of {size} images, mean reward {mean:.3f}, within a group ± {std:.3f}"
 
 
 def scored_groups(
     model: VelocityModel, prompts: PromptSet, reward: RewardSet, config: Config, number: int
 ) -> Iterator[Group]:
-    """`number` groups in the order of a run's prompts, by the weights "ema"; as many at a time as fill a batch."""
+    """`number` groups in the order of a run's prompts, by the weights "ema"; as many at a time as fill a batch.
+
+    Without images that a reward dropped, and groups of which it left fewer than two. Every group has the same scores,
+    so those that are for some prompts only are not among them.
+    """
     size, sampling, encode = config.group_size, config.sampling, CondCache(model, config.prompt_cache)
     index = PromptSampler(len(prompts), config.seed).next(number)
     for groups in chunks(number, max(1, sampling.batch_size // size)):
@@ -131,10 +137,14 @@ def scored_groups(
         streams = [seeds.generator(config.seed, "collect", g, i) for g in range(number)[groups] for i in range(size)]
         cond, sigmas = encode(batch.prompts), grid(model, sampling)
         x0 = sample(model, cond, streams, sigmas, sampling, sampling.guidance_scale, "ema")
-        scores, rewards = reward(decode(model, x0, sampling.batch_size), batch.prompts, batch.metadata)
-        for rows in chunks(len(batch), size):
-            own = {name: score[rows] for name, score in scores.items()}
-            yield Group(batch.prompts[rows.start], batch.metadata[rows.start], x0[rows], rewards[rows], own)
+        images, own = decode(model, x0, sampling.batch_size), torch.arange(len(batch)) // size
+        scores, rewards = reward(images, batch.prompts, batch.metadata, own)
+        for place in range(len(batch) // size):
+            rows = ((own == place) & ~rewards.isnan()).nonzero().flatten()
+            if len(rows) > 1:
+                prompt, metadata = batch.prompts[place * size], batch.metadata[place * size]
+                kept = {name: score[rows] for name, score in scores.items() if name.split("/")[0] not in reward.tags}
+                yield Group(prompt, metadata, x0[rows.to(x0.device)], rewards[rows], kept)
 
 
 def _require_new_png(path: Path) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from dgpo import checkpoint, distributed, runfolder
 from dgpo.algorithms import Algorithm
+from dgpo.comparison import compared
 from dgpo.config import Config, Optimizer, to_dict
 from dgpo.console import Console
 from dgpo.core import seeds
@@ -219,7 +221,7 @@ def learn(
 ) -> dict[str, float]:
     """One optimizer step on one rollout: the mean of the loss over groups, their trained images and points."""
     parameters = model.weights.parameters()
-    meter = GradientMeter(parameters) if measures_noise(state, config) else None
+    meter = GradientMeter(parameters) if measures_noise(state, config) and of_one_size(rollout) else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
     trained = int(rollout.group_sizes.sum())  # over all ranks
@@ -345,6 +347,11 @@ def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
     return distributed.all_reduce_sum(split.float()).item() > 0
 
 
+def of_one_size(rollout: Rollout) -> bool:
+    """Whether all groups that train have as many images, as the noise scale is measured on."""
+    return len(rollout.group_sizes[rollout.group_sizes > 0].unique()) == 1
+
+
 def measures_noise(state: State, config: Config) -> bool:
     """Whether this update measures the gradient noise scale: of two or more groups, each whole in one micro-batch."""
     fits = config.num_groups > 1 and config.num_groups % distributed.world_size() == 0
@@ -373,22 +380,34 @@ def summed(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def describe(rollout: Rollout, config: Config) -> dict[str, float]:
-    """What a rollout earned, over all ranks, and how much of it trains."""
+    """What a rollout earned, over all ranks, and how much of it trains. Means are over the images with a score."""
     rewards = distributed.all_gather_rows(rollout.rewards)
-    groups = distributed.all_gather_rows(rollout.group_index)
-    scores = {name: distributed.all_gather_rows(score) for name, score in rollout.scores.items()}
+    earned = rewards[~rewards.isnan()]
+    comparable = compared(rollout, config)
+    groups, own = comparable.group_index.unique(return_inverse=True)
+    names = dict.fromkeys(distributed.gather_objects([*rollout.scores]))
+    scores = {name: distributed.all_gather_rows(rollout.score(name)) for name in names}
     return {
-        "train/reward_mean": rewards.mean().item(),
-        "train/reward_std": rewards.std().item(),
-        "train/frac_reward_zero_std": frac_reward_zero_std(rewards, groups, rollout.num_groups).item(),
-        **{f"train/score/{name}": score.mean().item() for name, score in scores.items()},
+        "train/reward_mean": earned.mean().item(),
+        "train/reward_std": earned.std().item(),
+        "train/frac_reward_zero_std": frac_reward_zero_std(comparable.rewards, own, len(groups)).item(),
+        **{f"train/score/{name}": score.nanmean().item() for name, score in scores.items() if not score.isnan().all()},
         **({"train/frac_trained": rollout.group_sizes.sum().item() / len(rewards)} if chooses(config) else {}),
+        **failures(rollout, config),
     }
+
+
+def failures(rollout: Rollout, config: Config) -> dict[str, float]:
+    """Calls repeated and images dropped, over all ranks, of each trained reward that has a policy for failures."""
+    total = sum(distributed.gather_objects([rollout.failures or Counter()]), Counter())
+    names = [name for name in config.rewards if name in config.reward_failures]
+    return {f"train/reward_{what}/{name}": total[f"{what}/{name}"] for name in names for what in ("retries", "dropped")}
 
 
 def chooses(config: Config) -> bool:
     """Whether some images of a rollout may not train."""
-    return config.drop_equal_groups or config.train_images is not None or config.algorithm.skips_zero
+    drops = any("drop" in policy for policy in config.reward_failures.values())
+    return drops or config.drop_equal_groups or config.train_images is not None or config.algorithm.skips_zero
 
 
 def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
@@ -435,8 +454,8 @@ def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[Reward
                 f"reward_functions gives {name!r}, which neither rewards nor eval_rewards names: it would not be used. "
                 f"{did_you_mean(name, names)} A new one is trained by rewards={{{name!r}: 1.0}}"
             )
-    reward = RewardSet(config.rewards, functions)
-    return reward, RewardSet(config.rewards, {**functions, **reward.rewards}, watched=config.eval_rewards)
+    reward = RewardSet.of(config, functions)
+    return reward, RewardSet.of(config, {**functions, **reward.rewards}, watched=config.eval_rewards)
 
 
 def weight_sets(config: Config) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +33,11 @@ class Trajectory(NamedTuple):
         """The same for only some images."""
         return Trajectory(self.latents[index], self.log_probs[index], self.sde)
 
-    def cat(self, other: Trajectory) -> Trajectory:
-        """These rows, then those of another path of the same sampler."""
-        return Trajectory(
-            torch.cat([self.latents, other.latents]), torch.cat([self.log_probs, other.log_probs]), self.sde
-        )
+    def cat(self, *others: Trajectory) -> Trajectory:
+        """These rows, then those of other paths of the same sampler."""
+        paths = (self, *others)
+        latents, log_probs = ([getattr(path, name) for path in paths] for name in ("latents", "log_probs"))
+        return Trajectory(torch.cat(latents), torch.cat(log_probs), self.sde)
 
 
 class Rollout(NamedTuple):
@@ -54,11 +55,12 @@ class Rollout(NamedTuple):
     guidance_scale: float  # the rollout's classifier-free guidance, 1.0 is none
     x0: Tensor  # (B, *latent) fp32
     images: Tensor  # (B, 3, H, W) float in [0, 1]; (B, 0) where the rollout was read from a dataset
-    scores: dict[str, Tensor]  # name -> (B,) raw reward
-    rewards: Tensor  # (B,) weighted
+    scores: dict[str, Tensor]  # name -> (B,) raw reward; NaN where it does not apply, or dropped the image
+    rewards: Tensor  # (B,) weighted sum; NaN for an image that was dropped
     advantages: Tensor  # (B,) sums to zero over a group
     trained: Tensor  # (B,) bool: whether an update spends anything on the image
     trajectory: Trajectory | None = None
+    failures: Counter[str] | None = None  # on this rank: retries/REWARD calls repeated, dropped/REWARD images
 
     def rows(self, index: slice | Tensor) -> Rollout:
         """The same rollout with only some images. What is said of groups keeps its meaning for the whole batch."""
@@ -72,14 +74,19 @@ class Rollout(NamedTuple):
             **{name: take(getattr(self, name), index) for name in _ROW_TENSORS},
         )
 
+    def score(self, name: str) -> Tensor:
+        """(B,) fp32 on the CPU; all NaN for a score that no image here has."""
+        return self.scores.get(name, torch.full((len(self.prompts),), torch.nan))
+
     def cat(self, other: Rollout) -> Rollout:
         """These rows, then those of a rollout of the same iteration, grid and sampler."""
         return self._replace(
             prompts=self.prompts + other.prompts,
             metadata=self.metadata + other.metadata,
             cond=self.cond.cat(other.cond),
-            scores={name: torch.cat([score, other.scores[name]]) for name, score in self.scores.items()},
+            scores={name: torch.cat([self.score(name), other.score(name)]) for name in self.scores | other.scores},
             trajectory=self.trajectory and other.trajectory and self.trajectory.cat(other.trajectory),
+            failures=(self.failures or Counter()) + (other.failures or Counter()),
             **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _ROW_TENSORS},
         )
 

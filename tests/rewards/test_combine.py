@@ -58,3 +58,14 @@ def test_bad_settings_are_told():
     with pytest.raises(UserError, match="include"):
         RewardSet({"length": 1.0}, {**OURS, "needy": needy}, watched=("needy",)).check_metadata(METADATA)
     RewardSet({"length": 1.0}, OURS).check_metadata(METADATA)
+
+
+def test_prompts_need_what_the_rewards_for_them_read_and_one_reward_at_least():
+    needy = requires("include")(lambda *_: [0.0])
+    functions, tagged = {**OURS, "needy": needy}, [{"tag": "x", "include": []}, {"tag": "y"}]
+    tags = {"needy": ("x",)}
+    RewardSet({"length": 1.0, "needy": 1.0}, functions, tags=tags).check_metadata(tagged)
+    with pytest.raises(UserError, match="prompt 1 has no include"):
+        RewardSet({"length": 1.0, "needy": 1.0}, functions).check_metadata(tagged)
+    with pytest.raises(UserError, match=r"no reward is for prompt 1: its tag is 'y'.* every one of needy"):
+        RewardSet({"needy": 1.0}, functions, watched=["length"], tags=tags).check_metadata(tagged)

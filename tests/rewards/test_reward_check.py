@@ -7,8 +7,8 @@ import torch
 
 from dgpo.core import seeds
 from dgpo.errors import UserError
-from dgpo.rewards.base import requires
-from dgpo.rewards.check import Batch, check_reward
+from dgpo.rewards.base import Batch, requires
+from dgpo.rewards.check import check_reward
 from dgpo.rewards.diversity import PixelDiversity
 from dgpo.rewards.simple import brightness, jpeg_compressibility, redness
 

@@ -195,6 +195,8 @@ def test_bad_options_are_one_message(capsys):
     assert cli.main(["serve-reward"]) == 2
     assert cli.main(["serve-reward", "rednes"]) == 2
     assert "Did you mean 'redness'" in capsys.readouterr().err
+    assert cli.main(["serve-reward", "pixel_diversity"]) == 2
+    assert "which belong together" in capsys.readouterr().err
     assert cli.main(["serve-reward", "redness", "--token-env", "NOT_SET_ANYWHERE"]) == 2
     assert cli.main(["serve-reward", "--help"]) == 0
     for bad in ({"port": 70_000}, {"max_mb": 0}, {"max_images": 0}):

@@ -69,7 +69,7 @@ class _Loop:
 
     def __init__(self, config: Config, model: Any, prompts: PromptSet) -> None:
         self.config, self.model, self.prompts = config, model, prompts
-        self.reward, self.encode = RewardSet(config.rewards), CondCache(model)
+        self.reward, self.encode = RewardSet.of(config), CondCache(model)
         self.optimizer, self.sampler = make_optimizer(model, config), PromptSampler(len(prompts), 0)
         self.state, self.clock, self.number = State(step=1, old_is_policy=False), Stopwatch(model.device), 0
 

@@ -3,10 +3,16 @@
 `A_i = (r_i - mean_group) / (std + eps)`, clipped (GRPO, arXiv 2402.03300; DGPO, arXiv 2510.08425). A sums to zero
 over a group unless the clip acts. Deviation: float64 inside, and rewards are first measured from the group's best, so
 that equal rewards give exact zeros; float32 rounding over `eps` would make advantages of 1e-4 out of nothing.
+
+Several rewards may be normalised before they are summed (GDPO, arXiv 2601.05242), so that a reward's scale is no part
+of its weight: `A_k = (r_k - mean_group) / std_group`, `A_sum = sum_k w_k A_k`, then `A_sum` over the whole batch's
+deviation. The last step is `group_advantages` with std="batch" on the sum, whose mean is 0 in every group; with
+std="group", which the paper does not have, every group weighs the same. Deviation: `eps` stands beside std_group too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -37,6 +43,20 @@ def group_advantages(
     }
     advantages = (centred / (scales[std] + eps)).float()
     return advantages if clip is None else advantages.clamp(-clip, clip)
+
+
+def normalized_sum(
+    scores: Mapping[str, Tensor], weights: Mapping[str, float], group_index: Tensor, num_groups: int
+) -> Tensor:
+    """sum_k w_k A_k: each score made mean 0 and deviation 1 within its groups before it is weighted (GDPO, see above).
+
+    scores: name -> (B,) float, all NaN in the groups that the score does not concern, where it adds 0; weights: names
+    of scores and their weights; group_index: (B,) int64; returns (B,) fp32. A score equal within a group adds 0 there.
+    """
+    total = torch.zeros(len(group_index), device=group_index.device)
+    for name, weight in weights.items():
+        total += weight * group_advantages(scores[name], group_index, num_groups, clip=None).nan_to_num()
+    return total
 
 
 def most_informative(advantages: Tensor, group_index: Tensor, num_groups: int, keep: int) -> tuple[Tensor, Tensor]:

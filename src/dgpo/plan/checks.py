@@ -131,8 +131,8 @@ def _evaluated(config: Config, online: bool) -> dict[str, PromptSet]:
 
 def _rewards(config: Config, online: bool) -> str:
     """Imports them, which makes those that are classes."""
-    reward = RewardSet(config.rewards)
-    watched = RewardSet(config.rewards, reward.rewards, watched=config.eval_rewards)
+    reward = RewardSet.of(config)
+    watched = RewardSet.of(config, reward.rewards, watched=config.eval_rewards)
     try:
         trained, evaluated = read_prompts(config, online), _evaluated(config, online)
     except UserError:

@@ -2,7 +2,8 @@
 
 A reward is any callable `fn(images, prompts, metadata) -> scores`: images (B, 3, H, W) float in [0, 1] on the CPU, B
 prompts, B dicts of metadata; scores are B finite numbers, higher is better, or a dict of such. Whatever goes wrong
-stops the run with the prompt and the image kept: no failure ever turns into a score.
+stops the run with the prompt and the image kept, unless a policy says otherwise (failures.py): no failure ever turns
+into a score.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ BUILT_IN = {
 
 
 class Reward(Protocol):
-    """A function, or an object with `__call__`. It may declare `required_metadata`, see `requires`."""
+    """A function, or an object with `__call__`. It may declare `required_metadata`, see `requires`.
 
-    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], /) -> Scores: ...
+    One that declares `needs_group`, see `group_reward`, is called with a fourth argument.
+    """
+
+    __call__: Callable[..., Scores]
 
 
 class RewardError(RuntimeError):
@@ -69,6 +73,20 @@ def requires(*keys: str) -> Callable[[Reward], Reward]:
         return reward
 
     return declare
+
+
+def group_reward(reward: Reward) -> Reward:
+    """Decorator: the reward compares the images of a prompt, and is called as `fn(..., metadata, group_index)`.
+
+    All images of each prompt come in one call, wherever they were drawn; group_index (B,) int64 counts prompts from 0.
+    """
+    setattr(reward, "needs_group", True)  # noqa: B010
+    return reward
+
+
+def needs_group(reward: Reward) -> bool:
+    """Whether a reward declares, by `group_reward` or an attribute `needs_group`, that it compares whole groups."""
+    return bool(getattr(reward, "needs_group", False))
 
 
 def resolve(name: str) -> Reward:
@@ -96,11 +114,11 @@ def resolve(name: str) -> Reward:
     return found
 
 
-def check_metadata(reward: Reward, metadata: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError if a prompt lacks metadata that the reward declares in `required_metadata`."""
+def check_metadata(reward: Reward, metadata: Sequence[Mapping[str, Any] | None]) -> None:
+    """Raises UserError if a prompt lacks metadata that the reward declares in `required_metadata`. None: not for it."""
     needed = getattr(reward, "required_metadata", ())
     for index, row in enumerate(metadata):
-        missing = [key for key in needed if key not in row]
+        missing = [key for key in needed if row is not None and key not in row]
         if missing:
             raise UserError(
                 f"the reward {_title(reward)} reads {', '.join(needed)} from every prompt's metadata; prompt {index} "
@@ -115,83 +133,112 @@ def call_reward(
     prompts: list[str],
     metadata: list[dict[str, Any]],
     save_failures_to: Path | None = None,
+    group_index: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Scores {name: (B,) fp32 on the CPU}. The first entry of a dict is the score called `name`, others `name/key`.
 
+    group_index: (B,) int64, for a reward that needs groups.
     Raises RewardError, with the offending prompt and image written into the folder `save_failures_to`.
     """
     check_metadata(reward, metadata)
-    batch = _Batch(images, prompts, metadata)
+    batch = Batch(images, prompts, metadata, group_index)
     try:
-        with torch.no_grad():
-            raw = reward(*batch)
-    except UserError:
-        raise
-    except RewardError as error:
-        raise _failure(name, error.problem, error.index, batch, save_failures_to) from error
-    except Exception as error:
-        problem = f"raised {type(error).__name__}: {error}"
-        raise _failure(name, problem, _first_failing(reward, batch), batch, save_failures_to) from error
-    entries = raw if isinstance(raw, Mapping) else {name: raw}
-    if not entries:
-        raise _failure(name, "returned an empty dict", 0, batch, save_failures_to)
-    scores = {f"{name}/{key}" if place else name: values for place, (key, values) in enumerate(entries.items())}
-    try:
-        return {key: _checked(key, values, len(prompts)) for key, values in scores.items()}
-    except _BadScores as error:
-        raise _failure(name, error.problem, error.index, batch, save_failures_to) from None
+        return attempt(name, reward, batch)
+    except Failed as failed:
+        raise reward_error(name, reward, batch, failed, save_failures_to) from failed.__cause__
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
+    """What a reward is called with, the last only if it needs groups. Rows are images."""
+
     images: Tensor
     prompts: list[str]
     metadata: list[dict[str, Any]]
+    group_index: Tensor | None = None  # (B,) int64 from 0
+
+    def rows(self, rows: list[int]) -> Batch:
+        """The same with only some images, their groups numbered anew."""
+        prompts, metadata = [self.prompts[row] for row in rows], [self.metadata[row] for row in rows]
+        groups = None if self.group_index is None else self.group_index[rows].unique(return_inverse=True)[1]
+        return Batch(self.images[rows], prompts, metadata, groups)
+
+    def units(self) -> list[list[int]]:
+        """Rows that can only be scored together: groups, or single images."""
+        if self.group_index is None:
+            return [[row] for row in range(len(self.prompts))]
+        return [(self.group_index == group).nonzero().flatten().tolist() for group in self.group_index.unique()]
 
 
-class _BadScores(Exception):
-    def __init__(self, problem: str, index: int = 0) -> None:
-        self.problem, self.index = problem, index
+class Failed(Exception):
+    """A call gave no scores, or gave `scores` that are not all finite. index: an image that is to blame, if known."""
+
+    def __init__(self, problem: str, index: int | None = None, scores: dict[str, Tensor] | None = None) -> None:
+        self.problem, self.index, self.scores = problem, index, scores
 
 
-def _checked(key: str, values: Any, count: int) -> Tensor:
+def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
+    """One call; scores {name: (B,) fp32 on the CPU}, all finite. Raises Failed, and UserError as it is."""
     try:
-        scores = torch.as_tensor(values).detach().float().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _BadScores(f"returned a {type(values).__name__} that is no list of numbers ({error})") from None
-    if scores.shape != (count,):
-        raise _BadScores(f"returned shape {tuple(scores.shape)} for {key}; it must be one number an image, ({count},)")
-    wrong = (~scores.isfinite()).nonzero()
-    if len(wrong):
-        index = int(wrong[0])
-        raise _BadScores(f"returned {scores[index].item()} for {key}; scores must be finite", index)
+        with torch.no_grad():
+            raw = reward(*(batch if needs_group(reward) else batch[:3]))
+    except UserError:
+        raise
+    except RewardError as error:  # it knows which image
+        raise Failed(error.problem, error.index) from error
+    except Exception as error:
+        raise Failed(f"raised {type(error).__name__}: {error}") from error
+    entries = raw if isinstance(raw, Mapping) else {name: raw}
+    if not entries:
+        raise Failed("returned an empty dict")
+    scores = {f"{name}/{key}" if place else name: values for place, (key, values) in enumerate(entries.items())}
+    scores = {key: _numbers(key, values, len(batch.prompts)) for key, values in scores.items()}
+    for key, values in scores.items():
+        wrong = (~values.isfinite()).nonzero()
+        if len(wrong):
+            index = int(wrong[0])
+            raise Failed(f"returned {values[index].item()} for {key}; scores must be finite", index, scores)
     return scores
 
 
-def _first_failing(reward: Reward, batch: _Batch) -> int:
-    """The image on which a reward raises, found by halving the batch; an arbitrary one if it only sometimes raises."""
-    low, high = 0, len(batch.prompts)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            reward(batch.images[low:middle], batch.prompts[low:middle], batch.metadata[low:middle])
-            low = middle
-        except Exception:
-            high = middle
-    return low
+def _numbers(key: str, values: Any, count: int) -> Tensor:
+    try:
+        scores = torch.as_tensor(values).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Failed(f"returned a {type(values).__name__} that is no list of numbers ({error})") from None
+    if scores.shape != (count,):
+        raise Failed(f"returned shape {tuple(scores.shape)} for {key}; it must be one number an image, ({count},)")
+    return scores
 
 
-def _failure(name: str, problem: str, index: int, batch: _Batch, folder: Path | None) -> RewardError:
-    where = f"saved as {_save(name, index, batch, folder)}" if folder else "not saved: no folder was given"
+def reward_error(name: str, reward: Reward, batch: Batch, failed: Failed, folder: Path | None) -> RewardError:
+    """The error that stops a run: what failed, and where its prompt and image are."""
+    index = failed.index
+    if index is None:
+        index = _first_failing(reward, batch) if failed.__cause__ else 0
+    where = f"saved as {save_failure(name, index, batch, folder)}" if folder else "not saved: no folder was given"
     prompt, count = batch.prompts[index], len(batch.prompts)
     return RewardError(
-        f"the reward {name!r} {problem}. Image {index} of {count}, prompt {prompt!r}; prompt and image are {where}. "
-        "No failure is counted as a score: mend the reward and resume",
+        f"the reward {name!r} {failed.problem}. Image {index} of {count}, prompt {prompt!r}; prompt and image are "
+        f"{where}. No failure is counted as a score: mend the reward and resume",
         index,
-        problem,
+        failed.problem,
     )
 
 
-def _save(name: str, index: int, batch: _Batch, folder: Path) -> Path:
+def _first_failing(reward: Reward, batch: Batch) -> int:
+    """The image on which a reward raises, found by halving the batch; an arbitrary one if it only sometimes raises."""
+    units = batch.units()
+    while len(units) > 1:
+        first, second = units[: len(units) // 2], units[len(units) // 2 :]
+        try:
+            attempt("", reward, batch.rows([row for unit in first for row in unit]))
+            units = second
+        except (Failed, UserError):
+            units = first
+    return units[0][0]
+
+
+def save_failure(name: str, index: int, batch: Batch, folder: Path) -> Path:
     """The image as PNG, and beside it prompt and metadata as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{index:05d}.png"

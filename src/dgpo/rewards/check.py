@@ -24,24 +24,19 @@ from torch import Tensor
 
 from dgpo.core import seeds
 from dgpo.errors import UserError
-from dgpo.rewards.base import Reward, RewardError, Scores, call_reward, check_metadata
+from dgpo.rewards.base import (
+    Batch,
+    Reward,
+    RewardError,
+    Scores,
+    call_reward,
+    check_metadata,
+    group_reward,
+    needs_group,
+)
 
 ROUNDING = 1e-6
 TINY, LARGE = 16, 1024  # pixels
-
-
-class Batch(NamedTuple):
-    """Images to score."""
-
-    images: Tensor  # (B, 3, H, W) fp32 in [0, 1]
-    prompts: list[str]
-    metadata: list[dict[str, Any]]
-    group_index: Tensor  # (B,) int64 from 0, which images compare with each other
-
-    def rows(self, rows: list[int]) -> Batch:
-        """The same with only some images, or in another order; groups are numbered anew."""
-        index = self.group_index[rows].unique(return_inverse=True)[1]
-        return Batch(self.images[rows], [self.prompts[i] for i in rows], [self.metadata[i] for i in rows], index)
 
 
 class Finding(NamedTuple):
@@ -50,11 +45,6 @@ class Finding(NamedTuple):
     check: str
     passed: bool | None
     found: str
-
-
-def needs_group(reward: Reward) -> bool:
-    """Whether a reward compares the images of a prompt."""
-    return bool(getattr(reward, "needs_group", False))
 
 
 def check_reward(name: str, reward: Reward, batch: Batch, tolerance: float) -> list[Finding]:
@@ -95,18 +85,20 @@ class _Call:
         self.seconds: dict[int, list[float]] = {}  # images of a call -> of each call
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        given = Batch(batch.images.clone(), *deepcopy(batch[1:]))
+        given = batch._replace(
+            images=batch.images.clone(), prompts=deepcopy(batch.prompts), metadata=deepcopy(batch.metadata)
+        )
 
-        def called(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Scores:
-            arguments = (images, prompts, metadata, *([given.group_index] if needs_group(self.reward) else []))
+        def called(*arguments: Any) -> Scores:
             started = time.perf_counter()
             raw = self.reward(*arguments)
-            self.seconds.setdefault(len(prompts), []).append(time.perf_counter() - started)
+            self.seconds.setdefault(len(arguments[1]), []).append(time.perf_counter() - started)
             self.returned = _described(raw)
             return raw
 
+        measured = group_reward(called) if needs_group(self.reward) else called
         try:
-            return call_reward(self.name, called, *given[:3])
+            return call_reward(self.name, measured, *given[:3], group_index=given.group_index)
         finally:
             same = {"images": torch.equal(given.images, batch.images)}
             same |= {key: getattr(given, key) == getattr(batch, key) for key in ("prompts", "metadata")}
@@ -120,9 +112,8 @@ class _Call:
 def _comparisons(call: _Call, batch: Batch, scores: dict[str, Tensor], tolerance: float) -> Iterator[Finding]:
     count = len(batch.prompts)
     order = torch.randperm(count, generator=seeds.generator(0, "reward check")).tolist()
-    groups = [(batch.group_index == group).nonzero().flatten().tolist() for group in batch.group_index.unique()]
     alone = "groups alone" if needs_group(call.reward) else "images alone"
-    for check, parts in (("the same again", [[*range(count)]]), ("another order", [order]), (alone, groups)):
+    for check, parts in (("the same again", [[*range(count)]]), ("another order", [order]), (alone, batch.units())):
         try:
             found = [call(batch.rows(rows)) for rows in parts]
         except (RewardError, UserError) as error:
@@ -149,7 +140,7 @@ def _compared(check: str, expected: dict[str, Tensor], found: dict[str, Tensor],
 
 def _pictures(call: _Call, batch: Batch) -> Iterator[Finding]:
     """A finite score for each; a clear refusal of a size is one that a run of that size would show at its start."""
-    group = batch.rows((batch.group_index == 0).nonzero().flatten().tolist())
+    group = batch.rows(batch.units()[0])
     side, noise = batch.images.shape[2:], seeds.generator(0, "reward check", 1)
     for check, images in (
         ("black", torch.zeros(3, *side)),

@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 
 from dgpo.errors import Extra, UserError
-from dgpo.rewards.base import resolve
+from dgpo.rewards.base import needs_group, resolve
 from dgpo.rewards.keys import secret
 
 
@@ -47,7 +47,13 @@ def serve(name: str, options: Serving) -> None:
 
         from dgpo.rewards.server import Server
     token = secret(options.token_env)
-    app = Server(name, resolve(name), options, token).app()
+    reward = resolve(name)
+    if needs_group(reward):
+        raise UserError(
+            f"{name} compares the images of a prompt, and a server does not know which belong together; name it in "
+            "the run's own rewards"
+        )
+    app = Server(name, reward, options, token).app()
     with _listen(options) as listener:
         host, port = listener.getsockname()[:2]
         print(f"Serving {name} on http://{f'[{host}]' if ':' in host else host}:{port}. Ctrl-C ends it.", flush=True)

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from functools import cache
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class _Blobs(NamedTuple):
     color: Tensor  # (N,) int64 index into COLORS
 
 
-_seen = WeakTensorKeyDictionary()
+_seen, _one_at_a_time = WeakTensorKeyDictionary(), Lock()
 
 
 def detect(images: Tensor) -> list[Picture]:
@@ -75,10 +76,11 @@ def detect(images: Tensor) -> list[Picture]:
     """
     if images.is_inference():  # has no version to tell a change in place by
         return _detect(images)
-    version, pictures = _seen.get(images) or (None, [])
-    if version != images._version:
-        pictures = _detect(images)
-        _seen[images] = images._version, pictures
+    with _one_at_a_time:  # rewards have threads of their own
+        version, pictures = _seen.get(images) or (None, [])
+        if version != images._version:
+            pictures = _detect(images)
+            _seen[images] = images._version, pictures
     return pictures
 
 

@@ -18,8 +18,8 @@ from dgpo.core import seeds
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.imagefolder import Picture, find_pictures, load_images, picture_size, read_folder
-from dgpo.rewards.base import resolve
-from dgpo.rewards.check import Batch, Finding, check_reward, needs_group
+from dgpo.rewards.base import Batch, needs_group, resolve
+from dgpo.rewards.check import Finding, check_reward
 from dgpo.rewards.combine import RewardSet
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import draw, requests
