@@ -253,6 +253,8 @@ def _recipe_config(given: list[str], usage: str = "", about: str = "") -> Config
     usage, about: of the help, those of `dgpo train` where they are empty
     """
     base = recipe("tiny")
+    named, given = _take_option(given, "--recipe", "the name of one: --recipe words")
+    given = given if named is None else [named, *given]
     if given and not given[0].startswith("-"):
         name, *given = given
         base = load_yaml(name) if name.endswith((".yaml", ".yml")) else recipe(name)

@@ -27,6 +27,8 @@ BUILT_IN = {
     "shapes_strict": "dgpo.rewards.shapes:shapes_strict",
     "crispness": "dgpo.rewards.shapes:crispness",
     "diversity": "dgpo.rewards.shapes:diversity",
+    "legibility": "dgpo.rewards.words:legibility",
+    "words_diversity": "dgpo.rewards.words:words_diversity",
     "geneval": "dgpo.rewards.geneval:GenEval",
     "ocr": "dgpo.rewards.ocr:OCR",
     "pickscore": "dgpo.rewards.pickscore:PickScore",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dgpo.rewards.base import requires
+from dgpo.rewards.groups import by_prompt
 from dgpo.worlds.shapes import metrics
 from dgpo.worlds.shapes.detector import detect
 from dgpo.worlds.shapes.judge import credit, follows
@@ -37,10 +37,6 @@ def crispness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
 def diversity(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
     """The diversity of all pictures of an image's prompt, about 1 for independent scenes. (B, 3, 64, 64) -> (B,).
 
-    A prompt with fewer than two right pictures takes the mean of the other prompts, so that a mean over prompts is one
-    over those that could be measured; 0 if there are none.
+    A prompt with fewer than two right pictures cannot be measured.
     """
-    names = list(dict.fromkeys(prompts))
-    group_index = torch.tensor([names.index(prompt) for prompt in prompts])
-    groups = metrics.diversity(images, group_index, metadata)
-    return groups.nan_to_num(nan=groups.nanmean().nan_to_num().item())[group_index]
+    return by_prompt(prompts, lambda group_index: metrics.diversity(images, group_index, metadata))

@@ -9,7 +9,6 @@ the stock pipeline does when it is called without `max_sequence_length=0`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from dgpo.worlds.optimise import optimise
+from dgpo.worlds.optimise import Pretrain, optimise
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
 LATENT_NOISE = 0.05
-
-
-@dataclass(frozen=True)
-class Pretrain:
-    """Settings of one pretraining run."""
-
-    out: str = "runs/tiny-sd3"
-    device: str = "cpu"
-    seed: int = 0
-    pool: int = 60_000
-    """Pictures that are drawn once and used all along."""
-    autoencoder_steps: int = 2000
-    autoencoder_batch: int = 32
-    flow_steps: int = 8000
-    flow_batch: int = 72
-    autoencoder_lr: float = 2e-3
-    flow_lr: float = 2e-3
-    ema_decay: float = 0.999
-    caption_dropout: float = 0.1
-    layers: int = 4
-    width: int = 128
-    wrong_scale: float = 1.0
-    """Multiplies the share of wrong captions, WRONG in the world's captions.py."""
-    compile: bool = False
-    """torch.compile the transformer: a minute at the start, then a fifth faster."""
-    save_every: int = 500
-    log_every: int = 100
-    autoencoder: str | None = None
-    """A folder of an earlier run whose autoencoder is used instead of training one."""
 
 
 def prepare_autoencoder(vae: Any, some: Callable[[Tensor], tuple[Tensor, Tensor]], settings: Pretrain) -> None:

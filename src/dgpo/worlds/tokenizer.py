@@ -1,4 +1,7 @@
-"""CLIP tokenizers with small vocabularies, built without randomness. All bytes are in them: any prompt has a reading."""
+"""CLIP tokenizers with small vocabularies, built without randomness.
+
+All bytes are in the vocabulary, so that any prompt has a reading.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ from dgpo.worlds.tokenizer import byte_tokenizer
 
 def build_tokenizer() -> CLIPTokenizer:
     """The tokenizer of both text encoders."""
-    return byte_tokenizer(_merges(sorted({w for kind in KINDS for p in all_prompts(kind) for w in p["prompt"].split()})))
+    return byte_tokenizer(
+        _merges(sorted({w for kind in KINDS for p in all_prompts(kind) for w in p["prompt"].split()}))
+    )
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:

@@ -13,8 +13,9 @@ import torch
 import tyro
 from torch import Tensor
 
+from dgpo.worlds.optimise import Pretrain
 from dgpo.worlds.pipeline import build_pipeline
-from dgpo.worlds.pretraining import Pretrain, encode_pool, prepare_autoencoder, train_flow, write_pipeline
+from dgpo.worlds.pretraining import encode_pool, prepare_autoencoder, train_flow, write_pipeline
 from dgpo.worlds.tokenizer import byte_tokenizer
 from dgpo.worlds.words.captions import WRONG, captions, word_index
 from dgpo.worlds.words.prompts import all_words, prompt, spell
