@@ -22,12 +22,13 @@ from dgpo.worlds.optimise import Pretrain, optimise
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
 LATENT_NOISE = 0.05
+Some = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
 
 
-def prepare_autoencoder(vae: Any, some: Callable[[Tensor], tuple[Tensor, Tensor]], settings: Pretrain) -> None:
+def prepare_autoencoder(vae: Any, some: Some, settings: Pretrain) -> None:
     """Trains the autoencoder, or loads an earlier run's.
 
-    some: rows of the pool (n,) -> images (n, 3, H, W) in [0, 1] and the colours of their grounds (n, 3)
+    some: (n, generator) -> n images of the pool (n, 3, H, W) in [0, 1] and the colours of their grounds (n, 3)
     """
     if settings.autoencoder:
         vae.load_state_dict(load_file(Path(settings.autoencoder) / "autoencoder.safetensors"))
@@ -35,12 +36,12 @@ def prepare_autoencoder(vae: Any, some: Callable[[Tensor], tuple[Tensor, Tensor]
         _train_autoencoder(vae, some, settings)
 
 
-def _train_autoencoder(vae: Any, some: Callable[[Tensor], tuple[Tensor, Tensor]], settings: Pretrain) -> None:
+def _train_autoencoder(vae: Any, some: Some, settings: Pretrain) -> None:
     """Weighted L1 on renders from noisy latents; each latent channel is held to mean 0 and deviation 1."""
     vae.to(memory_format=torch.channels_last)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        images, ground = some(_draw(settings.pool, settings.autoencoder_batch, generator))
+        images, ground = some(settings.autoencoder_batch, generator)
         images = images.contiguous(memory_format=torch.channels_last)
         weight = 1 + 4 * ((images - ground[:, :, None, None]).abs().amax(1, keepdim=True) > 0.02)
         latents = vae.encode(images * 2 - 1).latents
@@ -83,7 +84,7 @@ def train_flow(
     compiled = torch.compile(pipe.transformer) if settings.compile else pipe.transformer
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
-        index = _draw(len(latents), settings.flow_batch, generator)
+        index = draw_rows(len(latents), settings.flow_batch, generator)
         called = caption(index, generator)
         drop = torch.rand(len(index), generator=generator, device=device) < settings.caption_dropout
         embeds, pooled = embed(pipe, tokens[torch.where(drop, len(prompts), called)])
@@ -126,5 +127,6 @@ def write_pipeline(pipe: StableDiffusion3Pipeline, tokenizer: CLIPTokenizer, fol
     return folder
 
 
-def _draw(size: int, count: int, generator: torch.Generator) -> Tensor:
+def draw_rows(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Rows (count,) of `size`, with replacement."""
     return torch.randint(size, (count,), generator=generator, device=generator.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgpo.worlds.optimise import Pretrain
 from dgpo.worlds.pipeline import build_pipeline
-from dgpo.worlds.pretraining import encode_pool, prepare_autoencoder, train_flow, write_pipeline
+from dgpo.worlds.pretraining import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
 from dgpo.worlds.shapes.captions import WRONG, Captions, build_captions, caption_rows, draw_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import Scenes, draw, requests
@@ -33,8 +33,9 @@ def main(settings: Pretrain) -> Path:
     tints = torch.tensor(TINTS, device=device) / 255
     wrong = {kind: min(1.0, share * settings.wrong_scale) for kind, share in WRONG.items()}
 
-    def some(index: Tensor) -> tuple[Tensor, Tensor]:
-        picked = Scenes(*(part[index] for part in scenes))
+    def some(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        # each part is from another scene, as when tiny-sd3 was made: the autoencoder sees objects overlap as well
+        picked = Scenes(*(part[draw_rows(len(rows), count, generator)] for part in scenes))
         return render(picked), tints[picked.tint]
 
     prepare_autoencoder(pipe.vae, some, settings)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dgpo.worlds.optimise import Pretrain
 from dgpo.worlds.pipeline import build_pipeline
-from dgpo.worlds.pretraining import encode_pool, prepare_autoencoder, train_flow, write_pipeline
+from dgpo.worlds.pretraining import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
 from dgpo.worlds.tokenizer import byte_tokenizer
 from dgpo.worlds.words.captions import WRONG, captions, word_index
 from dgpo.worlds.words.prompts import all_words, prompt, spell
@@ -34,12 +34,14 @@ def main(settings: Pretrain) -> Path:
     tints = torch.tensor(TINTS, device=device) / 255
     wrong = min(1.0, WRONG * settings.wrong_scale)
 
-    def some(index: Tensor) -> tuple[Tensor, Tensor]:
-        picked = pictures.rows(index)
+    def some(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        picked = pictures.rows(draw_rows(settings.pool, count, generator))
         return render(picked), tints[picked.tint]
 
     prepare_autoencoder(pipe.vae, some, settings)
-    latents = encode_pool(pipe.vae, (some(index)[0] for index in torch.arange(settings.pool, device=device).split(500)))
+    latents = encode_pool(
+        pipe.vae, (render(Pictures(*chunk)) for chunk in zip(*(part.split(500) for part in pictures)))
+    )
     train_flow(
         pipe,
         [prompt(word) for length in LENGTHS for word in all_words(length)],
