@@ -70,7 +70,7 @@ def _autoencoder() -> AutoencoderTiny:
     )
 
 
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+def _text_encoder(tokenizer) -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

@@ -46,7 +46,7 @@ def _read(images: Tensor) -> Pictures:
     letters = torch.full((len(images), MAX_LENGTH), -1)
     for length in LENGTHS:
         wide = gain.shape[-1] - (length - 1) * CELL[1]
-        total = sum(gain[..., place * CELL[1] :][..., :wide] for place in range(length))
+        total = torch.stack([gain[..., place * CELL[1] :][..., :wide] for place in range(length)]).sum(0)
         value, flat = total.flatten(1).max(1)
         f, y, x = torch.unravel_index(flat, total.shape[1:])
         columns = x[:, None] + CELL[1] * torch.arange(length)
