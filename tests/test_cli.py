@@ -98,6 +98,12 @@ def test_another_algorithm_comes_with_its_own_defaults_and_fields(
     assert trained[0][0] == replace(recipe("shapes_all"), algorithm=FlowGRPO(window=2))
 
 
+@pytest.mark.parametrize("words", ["train words", "train --recipe words", "train --seed 3 --recipe=words"])
+def test_a_recipe_may_be_named_by_a_flag(words: str, trained: list[tuple[Config, bool]]) -> None:
+    assert main(words.split()) == 0
+    assert replace(trained[0][0], seed=0) == recipe("words")
+
+
 def test_prompts_are_a_source_or_several_texts(trained: list[tuple[Config, bool]]) -> None:
     assert main(["train", "--prompts", "mine.txt"]) == 0
     assert main(["train", "--prompts", "a red cat", "two dogs", "--eval-prompts"]) == 0
@@ -137,6 +143,8 @@ def test_a_config_file_and_its_overrides(trained: list[tuple[Config, bool]], tmp
         ("train tinny", "dgpo: there is no recipe 'tinny'. Did you mean 'tiny'?"),
         ("train tiny shapes_all", "dgpo: 'shapes_all' has no place here"),
         ("train none.yaml", "dgpo: cannot read the config 'none.yaml'"),
+        ("train tiny --recipe words", "dgpo: 'tiny' has no place here"),
+        ("train --recipe", "dgpo: --recipe needs the name of one"),
         ("train --resume", "dgpo: --resume needs a run folder"),
         ("trian", "dgpo: there is no command 'trian'. Did you mean 'train'?"),
         ("eval", "dgpo: name a run folder, a model folder or id first: dgpo eval RUN|MODEL"),

@@ -24,7 +24,7 @@ from dgpo.recipes import RECIPES, VARIANTS, recipe
 USAGE = f"""usage: dgpo COMMAND ...
 
   dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]   train a model; no argument: recipe tiny; --dry-run: try it first
-  dgpo train RECIPE --algorithm NAME [...]            the same with another algorithm
+  dgpo train RECIPE --algorithm NAME [...]            the same with another algorithm; --recipe NAME is RECIPE
   dgpo train --resume RUN [--iterations N ...]        continue a run that was stopped or killed
   dgpo plan [RECIPE|FILE.yaml] [--gpu NAME] [...]     what a run would take and whether it could start
   dgpo eval RUN|MODEL [--FIELD VALUE ...]             score a run's best weights, or a model
@@ -352,6 +352,8 @@ def _recipe_config(given: list[str], usage: str = "", about: str = "") -> Config
     usage, about: of the help, those of `dgpo train` where they are empty
     """
     base = recipe("tiny")
+    named, given = _take_option(given, "--recipe", "the name of one: --recipe words")
+    given = given if named is None else [named, *given]
     if given and not given[0].startswith("-"):
         name, *given = given
         base = load_yaml(name) if name.endswith((".yaml", ".yml")) else recipe(name)
@@ -366,7 +368,7 @@ def _recipe_config(given: list[str], usage: str = "", about: str = "") -> Config
         usage or "dgpo train [RECIPE|FILE.yaml]",
         about
         or "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n"
-        f"- RECIPE: {', '.join(RECIPES)}\n"
+        f"- RECIPE, or --recipe RECIPE: {', '.join(RECIPES)}\n"
         f"- RECIPE@VARIANT of a published model: {', '.join(f'@{name}' for name in VARIANTS)}\n"
         "- --dry-run: only one iteration, as small as it can be, that goes through every part of the config\n"
         f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(ALGORITHMS)}\n"

@@ -102,7 +102,7 @@ class Config:
     """End after the iteration in which training, evaluations not counted, has taken so long; None: no limit."""
 
     model: str = "tiny-sd3"
-    """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3, which is inside this package."""
+    """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3 or tiny-sd3-words (in this package)."""
     finetune: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or the whole transformer."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -127,7 +127,7 @@ class Config:
     """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 
     prompts: str | tuple[str, ...] = "shapes:train"
-    """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KIND,KIND], or the prompts themselves."""
+    """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KIND,KIND], words:train[:TAGS], or a list."""
     offline: str | None = None
     """A folder of scored groups to learn from instead of rollouts; prompts and group_size are then the groups' own."""
     num_groups: int = 8

@@ -23,7 +23,8 @@ from dgpo.errors import UserError, did_you_mean
 
 FORMS = (
     "a list of prompts or of (prompt, metadata), FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], "
-    "shapes:train, shapes:seen or shapes:unseen, geneval:train, geneval:test, geneval:unseen or geneval:benchmark, "
+    "shapes:train, shapes:seen or shapes:unseen, words:train, words:seen or words:unseen, "
+    "geneval:train, geneval:test, geneval:unseen or geneval:benchmark, "
     "optionally with kinds (shapes:train:counting,colors)"
 )
 _HF_SOURCE = re.compile(r"hf:(?P<name>[^:]+)(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<column>[^:]+))?")
@@ -60,7 +61,7 @@ def load_prompts(source: str | Path | PromptSet | Iterable[Any]) -> PromptSet:
         rows = [_row(item, f"prompt number {number}") for number, item in enumerate(source, start=1)]
     elif str(source).startswith("hf:"):
         rows = list(_hub_rows(str(source)))
-    elif str(source).startswith(("shapes:", "geneval:")):
+    elif str(source).startswith(("shapes:", "words:", "geneval:")):
         rows = _world_rows(str(source))
     else:
         rows = list(_file_rows(Path(source)))
@@ -115,12 +116,13 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 def _world_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
     from dgpo.worlds.geneval import prompts as geneval
     from dgpo.worlds.shapes import prompts as shapes
+    from dgpo.worlds.words import prompts as words
 
     world, split, *kinds = source.split(":")
     if len(kinds) > 1:
         raise UserError(f"cannot read prompts from {source!r}; the form is {world}:SPLIT[:KIND,KIND]")
     names = tuple(kind.strip() for kind in kinds[0].split(",")) if kinds else None
-    load = {"geneval": geneval.load, "shapes": shapes.load}[world]
+    load = {"geneval": geneval.load, "shapes": shapes.load, "words": words.load}[world]
     return [_row(item, f"prompt of {source!r}") for item in load(split, names)]
 
 

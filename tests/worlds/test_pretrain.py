@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dgpo.worlds import pretraining
+from dgpo.worlds.muon import Muon, orthogonalise
+from dgpo.worlds.pipeline import build_pipeline
 from dgpo.worlds.shapes import captions, pretrain, scenes
-from dgpo.worlds.shapes.build import build_pipeline
-from dgpo.worlds.shapes.muon import Muon, orthogonalise
 from dgpo.worlds.shapes.prompts import all_prompts
-from dgpo.worlds.shapes.tokenizer import CONTEXT, build_tokenizer
+from dgpo.worlds.shapes.tokenizer import build_tokenizer
 from dgpo.worlds.shapes.vocabulary import KINDS
+from dgpo.worlds.tokenizer import CONTEXT
 
 TINY = pretrain.Pretrain(
     pool=64, autoencoder_steps=4, autoencoder_batch=4, flow_steps=4, flow_batch=6, save_every=2, log_every=100
@@ -53,9 +55,9 @@ def test_the_stated_share_of_captions_is_wrong_and_only_in_the_kinds_own_respect
 
 
 def test_embed_is_what_the_pipeline_encodes() -> None:
-    pipe = build_pipeline(seed=3)
+    pipe = build_pipeline(build_tokenizer(), seed=3)
     texts = ["a red circle", "four stars"]
-    embeds, pooled = pretrain.embed(pipe, pretrain._tokenise(pipe, texts)[:-1])
+    embeds, pooled = pretraining.embed(pipe, pretraining.tokenise(pipe, texts)[:-1])
     theirs, _, their_pooled, _ = pipe.encode_prompt(
         texts, None, None, do_classifier_free_guidance=False, max_sequence_length=0
     )
@@ -91,7 +93,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stopped_run_continues_bit_for_bit(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    real = pretrain.embed
+    real = pretraining.embed
 
     def stops(*arguments):
         nonlocal calls
@@ -101,7 +103,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished: Path, tmp_path: Path, mon
         return real(*arguments)
 
     settings = replace(TINY, out=str(tmp_path))
-    monkeypatch.setattr(pretrain, "embed", stops)
+    monkeypatch.setattr(pretraining, "embed", stops)
     with pytest.raises(KeyboardInterrupt):
         pretrain.main(settings)
     monkeypatch.undo()

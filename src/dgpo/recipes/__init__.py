@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from dgpo.config import Config
 from dgpo.errors import UserError, did_you_mean
-from dgpo.recipes import real, shapes
+from dgpo.recipes import real, shapes, words
 
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(shapes.tiny, shapes.shapes_all),
+        *(shapes.tiny, shapes.shapes_all, words.words),
         *(real.sd35m_ocr, real.sd35m_geneval, real.sd35m_pickscore),
         *(real.sd35m_ocr_cfg_free, real.sd35m_geneval_cfg_free, real.sd35m_pickscore_cfg_free),
         *(real.sd35m_ocr_dynamic, real.sd35m_geneval_dynamic, real.sd35m_pickscore_dynamic),

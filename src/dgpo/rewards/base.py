@@ -30,6 +30,8 @@ BUILT_IN = {
     "diversity": "dgpo.rewards.shapes:diversity",
     "pixel_diversity": "dgpo.rewards.diversity:PixelDiversity",
     "clip_diversity": "dgpo.rewards.diversity:ClipDiversity",
+    "legibility": "dgpo.rewards.words:legibility",
+    "words_diversity": "dgpo.rewards.words:words_diversity",
     "geneval": "dgpo.rewards.geneval:GenEval",
     "ocr": "dgpo.rewards.ocr:OCR",
     "vlm_judge": "dgpo.rewards.vlm_judge:VLMJudge",

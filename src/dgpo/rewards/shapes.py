@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dgpo.rewards.base import group_reward, requires
+from dgpo.rewards.groups import for_each
 from dgpo.worlds.shapes import metrics
 from dgpo.worlds.shapes.detector import detect
 from dgpo.worlds.shapes.judge import credit, follows
@@ -37,8 +38,6 @@ def crispness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
 def diversity(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], group_index: Tensor) -> Tensor:
     """The diversity of all pictures of an image's prompt, about 1 for independent scenes. (B, 3, 64, 64) -> (B,).
 
-    A prompt with fewer than two right pictures takes the mean of the other prompts, so that a mean over prompts is one
-    over those that could be measured; 0 if there are none.
+    A prompt with fewer than two right pictures cannot be measured.
     """
-    groups = metrics.diversity(images, group_index, metadata)
-    return groups.nan_to_num(nan=groups.nanmean().nan_to_num().item())[group_index]
+    return for_each(metrics.diversity(images, group_index, metadata), group_index)

@@ -14,17 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from dgpo.core import seeds
+from dgpo.worlds.likeness import likeness
 from dgpo.worlds.shapes.detector import Picture, detect
 from dgpo.worlds.shapes.judge import follows
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import ANY, Requests, Scenes, draw, requests
 from dgpo.worlds.shapes.vocabulary import COLORS, MAX_OBJECTS, SHAPES, TINTS
 
-TOLERANCE = 0.2  # mean absolute difference over the channels at which a pixel counts as wholly wrong
-VISIBLE = 0.15  # difference from the tint in some channel
 INDEPENDENT = 256  # scenes that set diversity's unit
 
 
@@ -32,16 +30,11 @@ INDEPENDENT = 256  # scenes that set diversity's unit
 def crispness(images: Tensor) -> Tensor:
     """(B, 3, 64, 64) float in [0, 1] -> (B,) in [0, 1], 1 for a clean render, 0 for a picture without any object.
 
-    The product of two means of closeness, 1 - |image - drawn again| / TOLERANCE: over the objects, in the image or as
-    drawn again, with one pixel around them, and over the ground.
+    The likeness of a picture and its objects drawn again.
     """
     scenes = scenes_of(detect(images))
-    images, again = images.float().cpu(), render(scenes)
-    close = (1 - (images - again).abs().mean(1) / TOLERANCE).clamp(min=0)  # (B, H, W)
-    tint = (torch.tensor(TINTS) / 255)[scenes.tint][:, :, None, None]
-    visible = torch.maximum((images - tint).abs(), (again - tint).abs()).amax(1, keepdim=True) > VISIBLE
-    objects = max_pool2d(visible.float(), 3, 1, 1)[:, 0]
-    return _mean(close, objects) * _mean(close, 1 - objects) * (scenes.shape >= 0).any(1)
+    tint = (torch.tensor(TINTS) / 255)[scenes.tint]
+    return likeness(images.float().cpu(), render(scenes), tint) * (scenes.shape >= 0).any(1)
 
 
 @torch.no_grad()
@@ -122,8 +115,3 @@ def scenes_of(pictures: Sequence[Picture]) -> Scenes:
             scenes.center[row, place] = torch.tensor(found.center)
             scenes.radius[row, place] = found.radius
     return scenes
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over (H, W) of (B, H, W)."""
-    return (values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)

@@ -1,4 +1,4 @@
-"""`tiny-sd3` before training: a genuine StableDiffusion3Pipeline with small parts and no T5."""
+"""The embedded models before training: a genuine StableDiffusion3Pipeline with small parts and no T5."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from dgpo.worlds.shapes.tokenizer import CONTEXT, build_tokenizer
-from dgpo.worlds.shapes.vocabulary import IMAGE_SIZE
+from dgpo.worlds.tokenizer import CONTEXT
 
-LATENT_CHANNELS, DOWNSAMPLING = 4, 4
+IMAGE_SIZE, LATENT_CHANNELS, DOWNSAMPLING = 64, 4, 4
 TEXT_WIDTH = 64
 
 
-def build_pipeline(seed: int = 0, width: int = 128, layers: int = 4, shift: float = 3.0) -> StableDiffusion3Pipeline:
+def build_pipeline(
+    tokenizer: CLIPTokenizer, seed: int = 0, width: int = 128, layers: int = 4, shift: float = 3.0
+) -> StableDiffusion3Pipeline:
     """Random weights from `seed`; 64x64 images, 16x16x4 latents, patch 2, two three-layer CLIP text encoders."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = build_tokenizer()
         vae: Any = _autoencoder()  # the pipeline takes any autoencoder, and no T5, whatever its annotations say
         absent: Any = None
         return StableDiffusion3Pipeline(

@@ -1,0 +1,42 @@
+"""A run of the embedded model that spells: text rendering, rewarded by OCR, without download and GPU.
+
+It needs the OCR reader: pip install 'dgpo[ocr]'.
+"""
+
+from __future__ import annotations
+
+from dgpo.algorithms import DGPO
+from dgpo.config import Config, LoraConfig, Optimizer, Sampling
+
+
+def words() -> Config:
+    """Words of two to four letters on the words world."""
+    return Config(
+        name="words",
+        model="tiny-sd3-words",
+        finetune="lora",
+        iterations=120,
+        prompts="words:train",
+        num_groups=12,
+        group_size=12,
+        rewards={"ocr": 1.0},
+        eval_rewards=("legibility", "words_diversity"),
+        eval_prompts={split: f"words:{split}" for split in ("seen", "unseen")},
+        eval_images_per_prompt=6,
+        eval_every=12,
+        checkpoint_every=12,
+        algorithm=DGPO(
+            beta=100.0,
+            kl_coef=0.02,
+            clip_range=None,
+            num_points=4,
+            t_sampling="stratified",
+            t_min=0.6,
+            t_max=0.97,
+            shared_t=False,
+            sampling_switch=10**6,
+        ),
+        sampling=Sampling(num_inference_steps=10, guidance_scale=1.0),
+        optimizer=Optimizer(lr=2e-3, weight_decay=0.0, ema_decay=0.9),
+        lora=LoraConfig(rank=32, alpha=64),
+    )

@@ -1,0 +1,32 @@
+"""Held-out metrics of the words world, called as rewards. The reward of that world is `ocr`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgpo.rewards.base import group_reward, requires
+from dgpo.rewards.groups import for_each
+from dgpo.worlds.words import metrics
+from dgpo.worlds.words.reader import read, word
+
+
+@requires("text")
+def legibility(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, Any]:
+    """How near the pictures are to clean renders of what they say, whatever it is. (B, 3, 64, 64) -> (B,) in [0, 1].
+
+    Beside it `exact`: 1 where the world's own reader, which shares nothing with `ocr`, reads the word asked for.
+    """
+    reading = read(images)
+    exact = [float(word(letters) == row["text"]) for letters, row in zip(reading.letters, metadata)]
+    return {"legibility": metrics.legibility(images, reading), "exact": exact}
+
+
+@group_reward
+@requires("text")
+def words_diversity(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], group_index: Tensor) -> Tensor:
+    """The diversity of all legible pictures of an image's prompt, 1 for independent ones. (B, 3, 64, 64) -> (B,)."""
+    lengths = torch.tensor([len(row["text"]) for row in metadata])
+    return for_each(metrics.diversity(images, group_index, lengths), group_index)

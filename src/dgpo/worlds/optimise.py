@@ -1,0 +1,122 @@
+"""One stage of pretraining an embedded model: the loop around a loss, which can be stopped and started again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dgpo import checkpoint
+from dgpo.core import seeds
+from dgpo.core.ema import ema_update
+from dgpo.worlds.muon import Muon
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Settings of one pretraining run."""
+
+    out: str = "runs/tiny-sd3"
+    device: str = "cpu"
+    seed: int = 0
+    pool: int = 60_000
+    """Pictures that are drawn once and used all along."""
+    autoencoder_steps: int = 2000
+    autoencoder_batch: int = 32
+    flow_steps: int = 8000
+    flow_batch: int = 72
+    autoencoder_lr: float = 2e-3
+    flow_lr: float = 2e-3
+    ema_decay: float = 0.999
+    caption_dropout: float = 0.1
+    layers: int = 4
+    width: int = 128
+    wrong_scale: float = 1.0
+    """Multiplies the share of wrong captions, WRONG in the world's captions.py."""
+    compile: bool = False
+    """torch.compile the transformer: a minute at the start, then a fifth faster."""
+    save_every: int = 500
+    log_every: int = 100
+    autoencoder: str | None = None
+    """A folder of an earlier run whose autoencoder is used instead of training one."""
+
+
+def optimise(
+    modules: nn.ModuleDict,
+    loss_at: Callable[[int, torch.Generator], Tensor],
+    stage: str,
+    steps: int,
+    lr: float,
+    settings: Pretrain,
+) -> None:
+    """AdamW with warm-up and cosine decay, clipped gradients and an EMA that replaces the weights at the end."""
+    parameters = dict(modules.named_parameters())
+    optimizers = _optimizers(parameters, lr)
+    average = {name: p.detach().clone() for name, p in parameters.items()}
+    states = Path(settings.out) / stage
+    first = _restore(states, parameters, average, optimizers)
+    generator = torch.Generator(settings.device)
+    autocast = torch.autocast(generator.device.type, torch.bfloat16, enabled=generator.device.type == "cuda")
+    started = time.monotonic()
+    for step in range(first, steps):
+        generator.manual_seed(seeds.generator(settings.seed, stage, step).initial_seed())
+        for group in [g for o in optimizers.values() for g in o.param_groups]:
+            group["lr"] = lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        with autocast:
+            value = loss_at(step, generator)
+        modules.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        ema_update(average.values(), parameters.values(), min(settings.ema_decay, (1 + step) / (10 + step)))
+        if (step + 1) % settings.log_every == 0:
+            print(f"{stage} {step + 1}/{steps} loss {value.item():.4f} {time.monotonic() - started:.0f}s", flush=True)
+        if (step + 1) % settings.save_every == 0 or step + 1 == steps:
+            moments = {n: checkpoint.optimizer_tensors(o, _names(o, parameters)) for n, o in optimizers.items()}
+            checkpoint.save(states, step + 1, {"weights": parameters, "average": average, **moments}, {})
+            checkpoint.prune(states, keep_last=2)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(average[name])
+
+
+def _optimizers(parameters: dict[str, nn.Parameter], lr: float) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the attention and feed-forward matrices of the transformer, AdamW for everything else."""
+    matrices = [
+        p for name, p in parameters.items() if "transformer_blocks" in name and "norm" not in name and p.dim() == 2
+    ]
+    taken = set(map(id, matrices))
+    rest = [p for p in parameters.values() if id(p) not in taken]
+    adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    return {"adamw": adamw, **({"muon": Muon(matrices, lr)} if matrices else {})}
+
+
+def _names(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> list[str]:
+    """Names in the optimizer's own order."""
+    names = {id(p): name for name, p in parameters.items()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _restore(
+    states: Path,
+    parameters: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizers: dict[str, torch.optim.Optimizer],
+) -> int:
+    path = checkpoint.latest(states)
+    if path is None:
+        return 0
+    tensors, _ = checkpoint.load(path)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(tensors["weights"][name])
+            average[name].copy_(tensors["average"][name])
+    for name, optimizer in optimizers.items():
+        checkpoint.load_optimizer_tensors(optimizer, _names(optimizer, parameters), tensors[name])
+    return checkpoint.iteration_of(path)

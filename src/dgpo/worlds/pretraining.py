@@ -1,0 +1,132 @@
+"""Pretrains an embedded model on its world: the autoencoder first, then the transformer with its text encoders.
+
+The autoencoder learns by L1 (foreground counts five times) from slightly noisy latents. The transformer learns by
+flow matching (Lipman et al. 2023; t from a logit-normal as in SD3, Esser et al. 2024) with captions dropped for
+guidance and, in a known share, wrong (each world's captions.py). Now and then a step appends 256 empty T5 tokens, as
+the stock pipeline does when it is called without `max_sequence_length=0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from dgpo.worlds.optimise import Pretrain, optimise
+
+EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
+LATENT_NOISE = 0.05
+Some = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def prepare_autoencoder(vae: Any, some: Some, settings: Pretrain) -> None:
+    """Trains the autoencoder, or loads an earlier run's.
+
+    some: (n, generator) -> n images of the pool (n, 3, H, W) in [0, 1] and the colours of their grounds (n, 3)
+    """
+    if settings.autoencoder:
+        vae.load_state_dict(load_file(Path(settings.autoencoder) / "autoencoder.safetensors"))
+    else:
+        _train_autoencoder(vae, some, settings)
+
+
+def _train_autoencoder(vae: Any, some: Some, settings: Pretrain) -> None:
+    """Weighted L1 on renders from noisy latents; each latent channel is held to mean 0 and deviation 1."""
+    vae.to(memory_format=torch.channels_last)
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        images, ground = some(settings.autoencoder_batch, generator)
+        images = images.contiguous(memory_format=torch.channels_last)
+        weight = 1 + 4 * ((images - ground[:, :, None, None]).abs().amax(1, keepdim=True) > 0.02)
+        latents = vae.encode(images * 2 - 1).latents
+        noise = torch.randn(latents.shape, generator=generator, device=generator.device)
+        decoded = vae.decode(latents + LATENT_NOISE * noise).sample
+        error = (weight * (decoded - (images * 2 - 1)).abs()).sum() / (3 * weight.sum())
+        spread = latents.mean((0, 2, 3)).square() + (latents.std((0, 2, 3)) - 1).square()
+        return error + 0.01 * spread.mean()
+
+    modules = nn.ModuleDict({"vae": vae})
+    optimise(modules, loss, "autoencoder", settings.autoencoder_steps, settings.autoencoder_lr, settings)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in vae.state_dict().items()},
+        Path(settings.out) / "autoencoder.safetensors",
+    )
+
+
+@torch.no_grad()
+def encode_pool(vae: Any, chunks: Iterable[Tensor]) -> Tensor:
+    """Latent means of all images (N, C, h, w), scaled by the statistics that are then the autoencoder's config."""
+    latents = torch.cat([vae.encode(images * 2 - 1).latents for images in chunks])
+    shift, scale = latents.mean().item(), 1 / latents.std().item()
+    vae.register_to_config(shift_factor=round(shift, 6), scaling_factor=round(scale, 6))
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def train_flow(
+    pipe: StableDiffusion3Pipeline,
+    prompts: list[str],
+    caption: Callable[[Tensor, torch.Generator], Tensor],
+    latents: Tensor,
+    settings: Pretrain,
+) -> None:
+    """Flow matching of the transformer and both text encoders, at the end the EMA of their weights.
+
+    caption: rows of the pool (n,) -> index into `prompts` (n,), by which their pictures are called this time
+    """
+    device = latents.device
+    tokens = tokenise(pipe, prompts).to(device)
+    compiled = torch.compile(pipe.transformer) if settings.compile else pipe.transformer
+
+    def loss(step: int, generator: torch.Generator) -> Tensor:
+        index = draw_rows(len(latents), settings.flow_batch, generator)
+        called = caption(index, generator)
+        drop = torch.rand(len(index), generator=generator, device=device) < settings.caption_dropout
+        embeds, pooled = embed(pipe, tokens[torch.where(drop, len(prompts), called)])
+        network = compiled
+        if step % EMPTY_T5_EVERY == 0:
+            network = pipe.transformer
+            embeds = torch.cat([embeds, embeds.new_zeros(len(embeds), EMPTY_T5_TOKENS, embeds.shape[-1])], dim=1)
+        x0 = latents[index].float()
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        t = torch.sigmoid(0.4 + 1.2 * torch.randn(len(x0), generator=generator, device=device))
+        x_t = torch.lerp(x0, noise, t[:, None, None, None])
+        v = network(x_t, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=1000 * t).sample
+        return (v.float() - (noise - x0)).square().mean()
+
+    modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
+    optimise(modules, loss, "flow", settings.flow_steps, settings.flow_lr, settings)
+
+
+def embed(pipe: StableDiffusion3Pipeline, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Token ids (n, 16) -> prompt_embeds (n, 16, D), pooled (n, P): what `encode_prompt` makes of them without T5."""
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder in (pipe.text_encoder, pipe.text_encoder_2)]
+    embeds = torch.cat([o.hidden_states[-2] for o in outputs], dim=-1)
+    return embeds, torch.cat([o.text_embeds for o in outputs], dim=-1)
+
+
+def tokenise(pipe: StableDiffusion3Pipeline, texts: list[str]) -> Tensor:
+    """Token ids (len(texts) + 1, 16); the last row is the empty prompt."""
+    return pipe.tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def write_pipeline(pipe: StableDiffusion3Pipeline, tokenizer: CLIPTokenizer, folder: Path) -> Path:
+    """Transformer and autoencoder in fp16. The text encoders stay fp32: transformers loads them as they are stored.
+
+    tokenizer: a new one; one that has been used saves how it padded
+    """
+    pipe.tokenizer = pipe.tokenizer_2 = tokenizer
+    pipe.to("cpu").save_pretrained(folder)
+    pipe.transformer.half().save_pretrained(folder / "transformer")
+    pipe.vae.half().save_pretrained(folder / "vae")
+    return folder
+
+
+def draw_rows(size: int, count: int, generator: torch.Generator) -> Tensor:
+    """Rows (count,) of `size`, with replacement."""
+    return torch.randint(size, (count,), generator=generator, device=generator.device)
