@@ -35,10 +35,7 @@ FAMILIES = {
 }
 """The pipeline's class in model_index.json -> its `Family`, imported when first needed."""
 
-EMBEDDED = {
-    name: Path(__file__).parents[1] / "worlds" / world / "assets" / name
-    for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
-}
+EMBEDDED = {"tiny-sd3": Path(__file__).parents[1] / "worlds" / "shapes" / "assets" / "tiny-sd3"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,7 +58,7 @@ def load_model(
 ) -> VelocityModel:
     """Load a diffusers pipeline for training or sampling.
 
-    path_or_id: a pipeline folder, an `EMBEDDED` model such as "tiny-sd3", or a Hugging Face id "owner/name"
+    path_or_id: a pipeline folder, "tiny-sd3" (inside this package), or a Hugging Face id "owner/name"
     finetune: train LoRA adapters, or the whole network in fp32
     sets: which weight sets to keep beside the policy, of ref, old, ema; with "full" each costs a copy of the network
     seed: of the adapters' initial values

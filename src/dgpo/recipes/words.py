@@ -1,6 +1,7 @@
-"""A run of the embedded model that spells: text rendering, rewarded by OCR, without download and GPU.
+"""A run of a small model that is to spell: text rendering, rewarded by OCR, without download and GPU.
 
-It needs the OCR reader: pip install 'dgpo[ocr]'.
+It needs the OCR reader, pip install 'dgpo[ocr]', and the model, which is not in this package: docs/words.md tells how
+to pretrain it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ def words() -> Config:
     """Words of two to four letters on the words world."""
     return Config(
         name="words",
-        model="tiny-sd3-words",
+        model="runs/tiny-sd3-words/pipeline",
         finetune="lora",
         iterations=120,
         prompts="words:train",
