@@ -252,7 +252,7 @@ def reward(given: list[str]) -> int:
     command, *rest = given or ["check"]
     if command not in ("check", *HELP):
         raise UserError(f"there is no command 'reward {command}'; there is: {usage}")
-    name, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("", rest or list(HELP[:1]))
+    name, rest = _named(rest or list(HELP[:1]))
     o = _parse(
         RewardCheck(),
         rest,
@@ -270,7 +270,7 @@ def reward(given: list[str]) -> int:
 def score(given: list[str]) -> int:
     """Score a folder of pictures."""
     usage = "dgpo score FOLDER --rewards NAME[=WEIGHT] ..."
-    folder, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else ("", given or list(HELP[:1]))
+    folder, rest = _named(given or list(HELP[:1]))
     o = _parse(
         ScoreFolder(),
         rest,
@@ -296,7 +296,7 @@ def serve_reward(given: list[str]) -> int:
     from dgpo.rewards.serve import Serving, serve
 
     usage = "dgpo serve-reward NAME"
-    name, rest = (given[0], given[1:]) if given and not given[0].startswith("-") else ("", given)
+    name, rest = _named(given)
     options = _parse(
         Serving(),
         rest,
@@ -394,11 +394,17 @@ def _may_change() -> list[str]:
 
 def _source(given: list[str], usage: str) -> tuple[str, list[str]]:
     """The run or model that is named first, and the rest; the embedded model stands in where only help is wanted."""
-    if given and not given[0].startswith("-"):
-        return given[0], given[1:]
+    source, rest = _named(given)
+    if source:
+        return source, rest
     if given and given[0] in HELP:
         return recipe("tiny").model, given
     raise UserError(f"name a run folder, a model folder or id first: {usage}")
+
+
+def _named(given: list[str]) -> tuple[str, list[str]]:
+    """What is named before the options, empty if nothing is, and the rest."""
+    return (given[0], given[1:]) if given and not given[0].startswith("-") else ("", given)
 
 
 def _config_of(source: str) -> Config:

@@ -23,6 +23,7 @@ from dgpo.algorithms import ALGORITHMS, DGPO, AnyAlgorithm
 from dgpo.algorithms.base import require
 from dgpo.core.solvers import SOLVERS
 from dgpo.errors import UserError, did_you_mean
+from dgpo.files import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,9 +379,8 @@ def load_yaml(path: str | Path) -> Config:
 
 def save_yaml(config: Config, path: Path) -> None:
     """Write a config file, whole or not at all."""
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def changed_fields(before: Config, after: Config) -> list[str]:

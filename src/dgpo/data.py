@@ -9,7 +9,6 @@ longer be normalised together), so the few prompts an epoch has left over are sk
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 
 from dgpo.core.seeds import generator
 from dgpo.errors import UserError, did_you_mean
+from dgpo.files import json_object
 
 FORMS = (
     "a list of prompts or of (prompt, metadata), FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], "
@@ -27,6 +27,7 @@ FORMS = (
     "geneval:train, geneval:test, geneval:unseen or geneval:benchmark, "
     "optionally with kinds (shapes:train:counting,colors)"
 )
+_FORM = 'an object such as {"prompt": "a cat"}'
 _HF_SOURCE = re.compile(r"hf:(?P<name>[^:]+)(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<column>[^:]+))?")
 
 
@@ -100,17 +101,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"line {number} of {str(path)!r}"
-            yield _row(line.strip() if path.suffix == ".txt" else _json_object(line, where), where)
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f'{where} is {line.strip()!r}; each line must be an object such as {{"prompt": "a cat"}}')
-    return value
+            yield _row(line.strip() if path.suffix == ".txt" else json_object(line, where, _FORM), where)
 
 
 def _world_rows(source: str) -> list[tuple[str, dict[str, Any]]]:

@@ -6,20 +6,21 @@ FOLDER/NAME.png, FOLDER/NAME.txt ...       without such a file, a caption beside
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dgpo.data import load_prompts
 from dgpo.errors import UserError
+from dgpo.files import image_size, json_object, read_image
 
 LISTS = ("metadata.jsonl", "captions.jsonl")
 FORMATS = ("PNG", "JPEG", "WEBP")
+UNREADABLE = "cannot read the picture"
+_FORM = 'an object such as {"file_name": "1.png", "prompt": "a cat"}'
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -52,13 +53,12 @@ def read_folder(folder: Path) -> list[Picture]:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height), from the file's head."""
-    with _open(path) as image:
-        return image.size
+    return image_size(path, FORMATS, UNREADABLE)
 
 
 def load_images(paths: Sequence[Path]) -> Tensor:
     """(B, 3, H, W) fp32 in [0, 1] of pictures of one size."""
-    return torch.stack([_pixels(path) for path in paths])
+    return torch.stack([read_image(path, FORMATS, UNREADABLE) for path in paths])
 
 
 def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -66,14 +66,11 @@ def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            name = str(row.pop("file_name"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'line {number} of {str(path)!r} is no object like {{"file_name": "1.png", "prompt": "a cat"}}: '
-                f"{error!r}"
-            ) from error
+        where = f"line {number} of {str(path)!r}"
+        row = json_object(line, where, _FORM)
+        if "file_name" not in row:
+            raise UserError(f"{where} names no picture; it must be {_FORM}")
+        name = str(row.pop("file_name"))
         rows.append((name, row if "prompt" in row or "text" not in row else {"prompt": row.pop("text"), **row}))
     return rows
 
@@ -93,21 +90,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {str(path)!r}: {error}") from error
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path, formats=FORMATS)
-    except OSError as error:
-        raise UserError(f"cannot read the picture {str(path)!r}: {error}") from error
-
-
-def _pixels(path: Path) -> Tensor:
-    """(3, H, W)."""
-    try:
-        with _open(path) as image:
-            rgb = image.convert("RGB")
-    except OSError as error:  # a file that ends too early
-        raise UserError(f"cannot read the picture {str(path)!r}: {error}") from error
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)
-    return pixels.permute(2, 0, 1).float() / 255

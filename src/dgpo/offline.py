@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,12 +28,14 @@ from dgpo import __version__
 from dgpo.checkpoint import sync_tree
 from dgpo.data import PromptSet
 from dgpo.errors import UserError, did_you_mean
+from dgpo.files import image_size, json_object, read_image
 from dgpo.models import VelocityModel
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20
 _HEADER = ("format", "latent_space", "dgpo", "about")
 _LINE = ("prompt", "metadata", "images", "latents", "rewards", "ranks", "scores")
+_PNG, _UNREADABLE = ("PNG",), "cannot read the PNG"
 _FLOATS = ("F16", "BF16", "F32")
 
 
@@ -127,7 +128,7 @@ class GroupDataset:
         """(len(members), *latent) fp32. Pictures are encoded one by one, so that x0 depends on nothing else."""
         line = self._lines[group]
         if line.images is not None:
-            rows = [model.encode_images(_read_image(line.images[i], line.where)[None]) for i in members]
+            rows = [model.encode_images(_image(line.images[i], line.where)[None]) for i in members]
             return torch.cat(rows)
         assert line.latents is not None
         shard, name = line.latents
@@ -141,7 +142,7 @@ class GroupDataset:
         line = next((line for line in self._lines if line.images is not None), None)
         if line is not None and line.images is not None:
             try:
-                model.encode_images(_read_image(line.images[0], line.where)[None])
+                model.encode_images(_image(line.images[0], line.where)[None])
             except UserError as error:
                 raise UserError(f"{line.where}: {error}") from None
         theirs, own = self._header.get("latent_space"), json.loads(json.dumps(model.latent_space))
@@ -177,7 +178,7 @@ class GroupDataset:
         first: tuple[Path, tuple[int, int]] | None = None
         for line in self._lines:
             for path in line.images or ():
-                size = _image_size(path, line.where)
+                size = image_size(path, _PNG, f"{line.where}: {_UNREADABLE}")
                 first = first or (path, size)
                 if size != first[1]:
                     raise UserError(
@@ -241,7 +242,7 @@ def _written(group: Group, file: str, name: str) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    header = _json_object(_text(path), str(path))
+    header = json_object(_text(path), str(path))
     _require_known(header, _HEADER, str(path))
     if header.get("format") != FORMAT:
         raise UserError(
@@ -257,7 +258,7 @@ def _read_lines(folder: Path) -> Iterator[_Line]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             where = f"line {number} of {str(path)!r}"
-            yield _line(_json_object(line, where), folder, where)
+            yield _line(json_object(line, where), folder, where)
 
 
 def _line(value: dict[str, Any], folder: Path, where: str) -> _Line:
@@ -315,27 +316,9 @@ def _place(value: Any, folder: Path, where: str) -> tuple[Path, str]:
     return folder / value["file"], value["tensor"]
 
 
-def _open_image(path: Path, where: str) -> Image.Image:
-    try:
-        return Image.open(path, formats=["PNG"])
-    except OSError as error:
-        raise UserError(f"{where}: cannot read the PNG {str(path)!r}: {error}") from error
-
-
-def _image_size(path: Path, where: str) -> tuple[int, int]:
-    with _open_image(path, where) as image:
-        return image.size
-
-
-def _read_image(path: Path, where: str) -> Tensor:
+def _image(path: Path, where: str) -> Tensor:
     """(3, H, W) fp32 in [0, 1]."""
-    try:
-        with _open_image(path, where) as image:
-            rgb = image.convert("RGB")
-    except OSError as error:  # a file that ends too early
-        raise UserError(f"{where}: cannot read the PNG {str(path)!r}: {error}") from error
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)
-    return pixels.permute(2, 0, 1).float() / 255
+    return read_image(path, _PNG, f"{where}: {_UNREADABLE}")
 
 
 def _text(path: Path) -> str:
@@ -346,16 +329,6 @@ def _text(path: Path) -> str:
             f"cannot read {str(path)!r} of the dataset: {error}. A dataset is a folder with dataset.json and "
             "groups.jsonl, such as dgpo collect writes"
         ) from error
-
-
-def _json_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is {text.strip()[:80]!r}; it must be an object in braces")
-    return value
 
 
 def _require_known(value: Mapping[str, Any], known: Sequence[str], where: str) -> None:

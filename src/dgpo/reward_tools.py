@@ -17,6 +17,7 @@ from torch import Tensor
 from dgpo.core import seeds
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
+from dgpo.files import whole
 from dgpo.imagefolder import Picture, find_pictures, load_images, picture_size, read_folder
 from dgpo.rewards.base import Batch, needs_group, resolve
 from dgpo.rewards.check import Finding, check_reward
@@ -123,9 +124,8 @@ def score_folder(folder: Path, rewards: Mapping[str, float], batch_size: int, ou
         for place, row in enumerate(rows):
             found[row] = {name: values[place].item() for name, values in {**scores, "reward": total}.items()}
     lines = [{"file_name": p.name, "prompt": p.prompt, **scores} for p, scores in zip(pictures, found)]
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     _print_means(found)
     return path
 

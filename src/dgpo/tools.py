@@ -143,7 +143,7 @@ def scored_groups(
             rows = ((own == place) & ~rewards.isnan()).nonzero().flatten()
             if len(rows) > 1:
                 prompt, metadata = batch.prompts[place * size], batch.metadata[place * size]
-                kept = {name: score[rows] for name, score in scores.items() if name.split("/")[0] not in reward.tags}
+                kept = {name: score[rows] for name, score in scores.items() if reward.for_all(name)}
                 yield Group(prompt, metadata, x0[rows.to(x0.device)], rewards[rows], kept)
 
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo.errors import UserError
+from dgpo.files import whole
 
 PromptScores = Mapping[str, Tensor]  # SET/SCORE -> (prompts,) fp32, means over a prompt's images; NaN where it has none
 
@@ -141,6 +142,5 @@ def _read(path: Path) -> _First | None:
 
 
 def _write(path: Path, iteration: int, scores: PromptScores) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    save_file({name: values.contiguous() for name, values in scores.items()}, unfinished, {"iteration": str(iteration)})
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        save_file({name: v.contiguous() for name, v in scores.items()}, unfinished, {"iteration": str(iteration)})

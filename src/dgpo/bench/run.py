@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dgpo import checkpoint, runfolder
 from dgpo.bench.plan import LEARNING_RATES, SEARCH_SEED, Plan, config_of
 from dgpo.config import Config
+from dgpo.files import whole
 from dgpo.report.grids import read_samples
 from dgpo.train import train
 
@@ -116,9 +117,8 @@ def _keep(job: Job, run: Path, folder: Path) -> None:
         **runfolder.record(run),
     }
     path = _result_of(folder, job)
-    unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 def _result_of(folder: Path, job: Job) -> Path:

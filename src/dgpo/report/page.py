@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo.errors import UserError
+from dgpo.files import whole
 from dgpo.report import sections
 from dgpo.report.grids import read_samples
 from dgpo.report.log import find, read_log, read_mapping
@@ -21,9 +22,9 @@ def write_report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` from what the run has logged so far, and return its path."""
     run_dir = Path(run_dir)
     page = run_dir / "report.html"
-    unfinished = page.with_suffix(".html.part")
-    unfinished.write_text(render(run_dir), encoding="utf-8")
-    return unfinished.replace(page)
+    with whole(page) as unfinished:
+        unfinished.write_text(render(run_dir), encoding="utf-8")
+    return page
 
 
 def render(run_dir: Path) -> str:

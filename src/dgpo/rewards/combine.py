@@ -68,10 +68,13 @@ class RewardSet:
         """Whether a reward is for the prompt with this metadata."""
         return name not in self.tags or row.get("tag") in self.tags[name]
 
+    def for_all(self, score: str) -> bool:
+        """Whether a score is for the prompts of all tags."""
+        return not any(name in self.tags for name in self._owners(score))
+
     def missing(self, score: str, values: Tensor, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         """The images that should have this score, or `reward`, and were dropped. values: (B,); returns (B,) bool."""
-        owners = [name for name in self.rewards if score == name or score.startswith(f"{name}/")]
-        concerned = [all(self.applies(name, row) for name in owners) for row in metadata]
+        concerned = [all(self.applies(name, row) for name in self._owners(score)) for row in metadata]
         return values.isnan() & torch.tensor(concerned, dtype=torch.bool)
 
     def check_metadata(self, metadata: Sequence[Mapping[str, Any]]) -> None:
@@ -115,6 +118,10 @@ class RewardSet:
             applies = torch.tensor([self.applies(name, row) for row in metadata], dtype=torch.bool)
             rewards = rewards + (weight * scores[name]).where(applies, 0.0)
         return rewards
+
+    def _owners(self, score: str) -> list[str]:
+        """The reward that gives a score; none gives `reward`, the sum of all."""
+        return [name for name in self.rewards if score == name or score.startswith(f"{name}/")]
 
     def __call__(
         self,
