@@ -68,6 +68,13 @@ def test_the_rate_that_earned_most_in_the_search_runs_every_seed(trained, tmp_pa
     assert all(c.eval_every == 0 for c in trained[:3]), "the search sees the train list only"
 
 
+def test_an_extra_takes_the_rate_that_dgpo_found(trained, tmp_path):
+    assert bench(Plan(only=("dgpo", "dgpo_half_images"), seeds=(0,), out=str(tmp_path)))
+    assert [c.seed for c in trained] == [100, 100, 100, 0, 0], "one search for both"
+    assert trained[-1].optimizer.lr == trained[-2].optimizer.lr
+    assert (trained[-2].train_images, trained[-1].train_images) == (None, 6)
+
+
 def test_a_finished_run_is_not_run_again(trained, tmp_path):
     options = Plan(only=("awm",), seeds=(0,), out=str(tmp_path))
     bench(options)

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED
+from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, searcher
 from dgpo.bench.run import best_lr, late_reward, load, results
 from dgpo.errors import UserError
 from dgpo.report.templates import template
@@ -167,7 +167,7 @@ def _costs(row: Row) -> list[str]:
 def _search(out: str | Path, names: Sequence[str]) -> list[tuple[str, list[str], str]]:
     """The search for the learning rate: reward of the last rollouts at each rate."""
     folder, table = results(out), []
-    for name in names:
+    for name in (name for name in names if searcher(name) == name):
         paths = [folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json" for lr in LEARNING_RATES]
         if all(path.exists() for path in paths):
             table.append((name, [f"{late_reward(path):.3f}" for path in paths], f"{best_lr(folder, name):g}"))

@@ -3,7 +3,8 @@
 All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. Each has
 its paper's settings and the learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run
 with a seed of its own; then every seed runs for the same wall time. "dgpo" trains where t was found to carry signal
-(benchmarks/signal_by_t.py); "dgpo_paper" has the authors' own settings.
+(benchmarks/signal_by_t.py); "dgpo_paper" has the authors' own settings. `EXTRAS` are DGPO with one setting of the loop
+each, at the rate that "dgpo" found, so that nothing but that setting differs.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def _flow_grpo(**changes: Any) -> Config:
     return _task(algorithm=FlowGRPO(**changes), updates_per_rollout=2, split_updates=True)
 
 
-CONTENDERS: dict[str, Callable[[], Config]] = {
+METHODS: dict[str, Callable[[], Config]] = {
     "dgpo": _task,
     "dgpo_paper": lambda: _task(algorithm=DGPO(beta=100.0, ref_guidance_scale=4.5, clip_range=1e-3)),
     "flow_grpo": _flow_grpo,
@@ -82,12 +83,23 @@ CONTENDERS: dict[str, Callable[[], Config]] = {
     "diffusion_nft": lambda: _task(algorithm=DiffusionNFT()),
     "awm": lambda: _task(algorithm=AWM()),
     "diffusion_dpo": lambda: _task(algorithm=DiffusionDPO(beta=100.0)),
+}
+"""Name -> its config but for learning rate and seed, of those that search for their rate."""
+
+EXTRAS: dict[str, Callable[[], Config]] = {
     "dgpo_two_updates": lambda: _task(updates_per_rollout=2),
     "dgpo_drop_equal": lambda: _task(drop_equal_groups=True, redraw_groups=2),
     "dgpo_half_images": lambda: _task(train_images=6),
     "dgpo_text_dropout": lambda: _task(text_dropout=0.1),
 }
-"""Name -> its config but for learning rate and seed. The last four are DGPO with one setting of the loop each."""
+"""The same for DGPO with one setting of the loop each."""
+
+CONTENDERS = METHODS | EXTRAS
+
+
+def searcher(name: str) -> str:
+    """The contender whose search finds the learning rate of this one."""
+    return "dgpo" if name in EXTRAS else name
 
 
 def config_of(name: str, lr: float, seed: int) -> Config:

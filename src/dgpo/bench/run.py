@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgpo import checkpoint, runfolder
-from dgpo.bench.plan import LEARNING_RATES, SEARCH_SEED, Plan, config_of
+from dgpo.bench.plan import LEARNING_RATES, SEARCH_SEED, Plan, config_of, searcher
 from dgpo.config import Config
 from dgpo.files import whole
 from dgpo.report.grids import read_samples
@@ -55,7 +55,7 @@ def bench(plan: Plan) -> bool:
 def jobs(plan: Plan, name: str) -> Iterator[Job]:
     """The runs of one contender that have no result yet: the search first, then the seeds at the rate it found."""
     folder = results(plan.out)
-    searches = [Job(name, lr, SEARCH_SEED, plan.search_minutes, True) for lr in LEARNING_RATES]
+    searches = [Job(searcher(name), lr, SEARCH_SEED, plan.search_minutes, True) for lr in LEARNING_RATES]
     yield from (job for job in searches if not _result_of(folder, job).exists())
     lr = best_lr(folder, name)
     finals = [Job(name, lr, seed, plan.minutes, False) for seed in plan.seeds]
@@ -68,7 +68,7 @@ def results(out: str | Path) -> Path:
 
 def best_lr(folder: Path, name: str) -> float:
     """The rate whose search run earned most at its end: the mean reward of its last fifth of rollouts (train list)."""
-    earned = {lr: late_reward(folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json") for lr in LEARNING_RATES}
+    earned = {lr: late_reward(folder / f"{searcher(name)}-lr{lr:g}-seed{SEARCH_SEED}.json") for lr in LEARNING_RATES}
     return max(earned, key=lambda lr: earned[lr])
 
 
