@@ -114,6 +114,8 @@ class Config:
     """Side of the images in pixels; None: the model's own."""
     gradient_checkpointing: bool = False
     """Compute activations again in backward: less memory, more time, the same gradients."""
+    compile: bool = False
+    """Compile the network's blocks with torch.compile: minutes once, then faster; results differ in the last bits."""
     vae_slicing: bool = False
     """Decode images one by one: less memory, the same images."""
     vae_tiling: bool = False

@@ -23,6 +23,7 @@ def load_configured(config: Config, sets: Iterable[str], device: str | None = No
         shift=config.sampling.shift,
         distilled_guidance=config.distilled_guidance,
         gradient_checkpointing=config.gradient_checkpointing,
+        compile=config.compile,
         vae_slicing=config.vae_slicing,
         vae_tiling=config.vae_tiling,
     )

@@ -264,3 +264,39 @@ def test_bad_names_and_settings_are_explained(load, stock, tmp_path):
         load(lora=LoraConfig(rank=0))
     with pytest.raises(UserError, match="Did you mean 'old'"):
         full_weights(stock.transformer, ("olld",))
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, monkeypatch):
+    """With the backend that traces and differentiates as usual and leaves code generation out, to save minutes."""
+    compiled = []
+    default = torch.nn.Module.compile
+
+    def fast(module):
+        compiled.append(type(module).__name__)
+        default(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", fast)
+
+    def answers(compile):
+        model = load(finetune=finetune, compile=compile)
+        perturb(model, "policy", "old", "ema")
+        v = {name: velocity(model, name) for name in ("policy", "ref", "old", "ema")}
+        v["policy"].square().mean().backward()
+        with torch.no_grad():
+            v["without gradient"] = velocity(model)
+        return v, [parameter.grad for parameter in model.weights.parameters()]
+
+    (plain, plain_grads), (v, grads) = answers(False), answers(True)
+    assert set(compiled) == {"JointTransformerBlock"}
+    assert not torch.equal(v["ref"], v["policy"])
+    for name, value in plain.items():
+        torch.testing.assert_close(v[name], value, rtol=1e-4, atol=1e-5)
+    for expected, grad in zip(plain_grads, grads, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_compile_without_a_compiler_says_so(load, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        load(compile=True)

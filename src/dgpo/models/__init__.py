@@ -53,6 +53,7 @@ def load_model(
     shift: float | None = None,
     distilled_guidance: float | None = None,
     gradient_checkpointing: bool = False,
+    compile: bool = False,
     vae_slicing: bool = False,
     vae_tiling: bool = False,
 ) -> VelocityModel:
@@ -67,6 +68,7 @@ def load_model(
     resolution, max_sequence_length, shift: None is the pipeline's own
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
+    compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
     vae_slicing: decode images one by one: the same images, less memory
     vae_tiling: decode large images in tiles that overlap: less memory, slightly other images
     """
@@ -93,6 +95,7 @@ def load_model(
             dtype=DTYPES[dtype],
             shift=shift,
             gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
             vae_slicing=vae_slicing,
             vae_tiling=vae_tiling,
         )

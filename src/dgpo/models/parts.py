@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch._dynamo
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -32,6 +35,23 @@ def fitting_side(resolution: int | None, own: int, multiple: int, largest: int |
         limit = f" up to {largest}" if largest else ""
         raise UserError(f"resolution={side} does not fit this model: it draws multiples of {multiple} pixels{limit}")
     return side
+
+
+def compile_blocks(network: Any) -> None:
+    """Let torch.compile have the blocks that a network repeats; UserError where the machine has no C++ compiler.
+
+    Each is compiled when first called: alike blocks share the work, other weight sets, batch sizes and passes with
+    gradient need their own, so that the usual limit on variants is too low.
+    """
+    if network.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise UserError(
+            "compile needs a C++ compiler on the CPU, and none is on the path; install g++, or leave it off"
+        )
+    names = network._repeated_blocks or [name for name in network._no_split_modules if name.endswith("Block")]
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for module in network.modules():
+        if type(module).__name__ in names:
+            module.compile()
 
 
 def vae_decode(vae: Any, x0: Tensor) -> Tensor:

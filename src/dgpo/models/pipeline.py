@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
-from dgpo.models.parts import linear_guidance, scheduler_grid, vae_decode, vae_encode
+from dgpo.models.parts import compile_blocks, linear_guidance, scheduler_grid, vae_decode, vae_encode
 from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
 
@@ -99,6 +99,7 @@ class PipelineModel:
         dtype: torch.dtype = torch.float32,
         shift: float | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         vae_slicing: bool = False,
         vae_tiling: bool = False,
     ) -> None:
@@ -120,6 +121,8 @@ class PipelineModel:
         )
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
+        if compile:
+            compile_blocks(self.network)
         if vae_slicing:
             pipeline.vae.enable_slicing()
         if vae_tiling:
