@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = {
     "dgpo/errors.py": 0,
     "dgpo/files.py": 0,
+    "dgpo/evalname.py": 0,
     "dgpo/core": 0,
     "dgpo/types.py": 1,
     "dgpo/algorithms": 1,

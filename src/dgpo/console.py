@@ -11,6 +11,7 @@ from dgpo import distributed
 from dgpo.algorithms import Algorithm
 from dgpo.config import Config
 from dgpo.core.solvers import network_calls
+from dgpo.evalname import eval_names
 from dgpo.models import VelocityModel
 
 
@@ -74,9 +75,10 @@ class Console:
 
     def evaluated(self, iteration: int, metrics: dict[str, float]) -> None:
         """The scores of one evaluation, with their change since the run's first."""
+        whole = [name for name in eval_names(metrics) if not name.tag]
         for name in self._config.eval_prompts:
-            scores = [key for key in metrics if key.startswith(f"eval/{name}/") and key.count("/") == 2]
-            texts = [f"{key.split('/')[2]} {metrics[key]:.3f}{_change(metrics, key)}" for key in scores]
+            scores = [score for score in whole if score.eval_set == name]
+            texts = [f"{score.score} {metrics[score.key]:.3f}{_change(metrics, score.key)}" for score in scores]
             self._out.print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
         self._watched = next((f"{k[5:]} {metrics[k]:.3f}  " for k in self._headlines() if k in metrics), "")
 

@@ -19,6 +19,7 @@ from dgpo import checkpoint
 from dgpo.config import Config
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
+from dgpo.evalname import eval_names
 from dgpo.tools import load_trained
 from dgpo.trackers import read_metrics
 from dgpo.train import reward_sets, train
@@ -105,9 +106,7 @@ def _found(
         yield f"{images} images sampled in {steps} steps and scored: reward {metrics['train/reward_mean']:.3f}"
     yield f"{small.updates_per_rollout} update(s) by {type(config.algorithm).__name__}: loss and gradient finite"
     if sets:
-        scores = [
-            f"{key[5:]} {value:.3f}" for key, value in metrics.items() if key.count("/") == 2 and key[:5] == "eval/"
-        ]
+        scores = [f"{n.eval_set}/{n.score} {metrics[n.key]:.3f}" for n in eval_names(metrics) if not n.tag]
         yield f"evaluated: {', '.join(scores)}"
     path = checkpoint.latest(run)
     assert path is not None

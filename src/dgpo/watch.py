@@ -26,8 +26,6 @@ from dgpo.files import whole
 PromptScores = Mapping[str, Tensor]  # SET/SCORE -> (prompts,) fp32, means over a prompt's images; NaN where it has none
 
 ALARMS = "eval/alarms"
-SUFFIXES = ("stderr", "change", "change_low", "change_high")
-"""What follows a score's name in the names of metrics that belong to it."""
 MIN_PROMPTS = 8
 """Fewer have no interval: with n prompts all n differences share a sign by chance once in 2^(n - 1)."""
 RESAMPLES = 2000

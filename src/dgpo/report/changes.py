@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dgpo.report.log import EvalName, Log, Point, is_in_domain
+from dgpo.evalname import EvalName
+from dgpo.report.log import Log, Point, is_in_domain
 from dgpo.report.words import from_to, number, signed, title
 
 LOWER_IS_BETTER = frozenset({"drift"})

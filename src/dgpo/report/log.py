@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from dgpo.errors import UserError
+from dgpo.evalname import EvalName, eval_names
 from dgpo.trackers import read_metrics
-from dgpo.watch import SUFFIXES
 
 
 class Point(NamedTuple):
@@ -21,18 +21,6 @@ class Point(NamedTuple):
 
     iteration: int
     value: float
-
-
-class EvalName(NamedTuple):
-    """`eval/<eval_set>/<score>` or, for one task, `eval/<eval_set>/<score>/<tag>`."""
-
-    eval_set: str
-    score: str
-    tag: str = ""
-
-    @property
-    def key(self) -> str:
-        return "/".join(["eval", *filter(None, self)])
 
 
 @dataclass(frozen=True)
@@ -51,8 +39,7 @@ class Log:
 
     def evals(self) -> list[EvalName]:
         """Every evaluation metric; standard errors, changes and their intervals are not metrics of their own."""
-        parts = (name.split("/") for name in self.names("eval/"))
-        return [EvalName(*p) for p in parts if len(p) in (2, 3) and p[-1] not in SUFFIXES]
+        return eval_names(key for key in self.columns if self.series(key))
 
     def at(self, iteration: int) -> dict[str, float]:
         """The finite metrics of one iteration."""
