@@ -4,7 +4,7 @@ from dgpo.evalname import EvalName, eval_names
 
 
 def test_scores_and_their_parts_are_told_apart_from_what_is_said_of_them():
-    said = ("stderr", "missing", "change", "change_low", "change_high")
+    said = ("stderr", "missing", "retries", "change", "change_low", "change_high")
     keys = ["eval/seen/ocr", "eval/seen/ocr/long words", *(f"eval/seen/ocr/{name}" for name in said), "eval/alarms"]
     assert eval_names(["train/reward_mean", *keys]) == [EvalName("seen", "ocr"), EvalName("seen", "ocr", "long words")]
     assert [name.key for name in eval_names(keys)] == keys[:2]

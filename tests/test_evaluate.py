@@ -175,3 +175,20 @@ def test_images_without_a_score_are_left_out_and_counted(model, tiny_folder, tmp
     lost[:] = True
     with pytest.raises(RewardError, match="no image of eval/seen/reward got a reward"):
         evaluate(model, CondCache(model), {"seen": SETS["seen"]}, rewards, config)
+
+
+def test_calls_that_were_repeated_are_counted(model, tiny_folder, tmp_path):
+    calls = []
+
+    def moody(images, *_):
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise ConnectionError("busy")
+        return [1.0] * len(images)
+
+    rewards = RewardSet({"moody": 1.0}, {"moody": moody}, failures={"moody": "retry(2, 0.01)"})
+    config = small(tiny_folder, tmp_path, num_samples=0)
+    metrics = evaluate(model, CondCache(model), {"seen": SETS["seen"]}, rewards, config).metrics
+    assert metrics["eval/seen/moody/retries"] == 1
+    assert metrics["eval/seen/moody"] == 1
+    assert "eval/seen/reward/retries" not in metrics

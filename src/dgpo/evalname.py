@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-SUFFIXES = ("stderr", "missing", "change", "change_low", "change_high")
+SUFFIXES = ("stderr", "missing", "retries", "change", "change_low", "change_high")
 """What follows a score's key where its value is no score of its own."""
 
 

@@ -4,12 +4,13 @@ For each set of prompts: the mean of every score with its standard error over pr
 (the metadata's `tag`), and `drift`, the frozen reference's DSM loss on the images: how far they are from what the
 pretrained model would draw. Each rank draws and scores its share of the prompts, all images of a prompt together, for
 scores that need them so (diversity). No image is drawn twice to fill a batch or a rank. An image that a reward dropped
-is left out of that score's mean, and of the reward's, and counted as `missing`.
+is left out of that score's mean, and of the reward's, and counted as `missing`; calls repeated are `retries`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -56,8 +57,12 @@ def evaluate(
     for name, prompts in sets.items():
         metadata = [row for row in prompts.metadata for _ in range(copies)]
         mine = range(len(prompts))[distributed.shard(len(prompts))]
-        images, scores = distributed.together(partial(_score, model, encode, prompts, mine, reward, config, weights))
+        images, scores, failures = distributed.together(
+            partial(_score, model, encode, prompts, mine, reward, config, weights)
+        )
         parts = [part for part in distributed.gather_objects([scores]) if part]
+        retries = _retries(distributed.gather_objects([failures]))
+        metrics |= {f"eval/{name}/{score}/retries": float(times) for score, times in retries.items()}
         for score in dict.fromkeys(score for part in parts for score in part):
             values = torch.cat([part.get(score, torch.full_like(part["reward"], torch.nan)) for part in parts])
             means[f"{name}/{score}"] = values.view(len(prompts), copies).nanmean(1)
@@ -77,10 +82,10 @@ def _score(
     reward: RewardSet,
     config: Config,
     weights: str,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images of the prompts `mine` (n, 3, H, W) and scores {name: (n,)}, on the CPU; nothing where `mine` is empty."""
+) -> tuple[Tensor, dict[str, Tensor], Counter[str]]:
+    """Images of the prompts `mine` (n, 3, H, W), scores {name: (n,)}, failures; nothing where `mine` is empty."""
     if not mine:
-        return torch.empty(0), {}
+        return torch.empty(0), {}, Counter()
     keys = [(prompt, copy) for prompt in mine for copy in range(config.eval_images_per_prompt)]
     rows = prompts.subset(prompt for prompt, _ in keys)
     streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
@@ -88,11 +93,17 @@ def _score(
     x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, weights)
     images = decode(model, x0, sampling.batch_size)
     group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
-    scores, rewards = reward(images, rows.prompts, rows.metadata, group_index)
-    scores = {**scores, "reward": rewards}
+    found = reward.scored(images, rows.prompts, rows.metadata, group_index)
+    scores = {**found.scores, "reward": reward.weighted(found.scores, rows.metadata)}
     if "ref" in model.weights.names:
         scores["drift"] = _drift(model, x0, cond, streams, sampling.batch_size).cpu()
-    return images, scores
+    return images, scores, found.failures
+
+
+def _retries(failures: Iterable[Counter[str]]) -> dict[str, int]:
+    """Name -> calls repeated, over all ranks, of the rewards that needed any."""
+    total = sum(failures, Counter())
+    return {key.removeprefix("retries/"): times for key, times in total.items() if key.startswith("retries/")}
 
 
 @torch.no_grad()

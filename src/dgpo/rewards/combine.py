@@ -18,7 +18,7 @@ from dgpo.config import Config
 from dgpo.errors import UserError
 from dgpo.rewards.base import Reward, check_metadata, needs_group, resolve
 from dgpo.rewards.failures import parse_policy
-from dgpo.rewards.scoring import Scoring
+from dgpo.rewards.scoring import Scored, Scoring
 
 
 class RewardSet:
@@ -132,12 +132,18 @@ class RewardSet:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """images (B, 3, H, W) float in [0, 1] -> scores {name: (B,)}, rewards (B,) their weighted sum; fp32, CPU.
 
-        One call of each reward, one after the other. group_index: (B,) int64; None: images of a prompt are a group.
+        group_index: (B,) int64; None: images of a prompt are a group.
         """
         if group_index is None:
             names = list(dict.fromkeys(prompts))
             group_index = torch.tensor([names.index(prompt) for prompt in prompts])
+        scores = self.scored(images, prompts, metadata, group_index).scores
+        return scores, self.weighted(scores, metadata)
+
+    def scored(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict[str, Any]], group_index: Tensor
+    ) -> Scored:
+        """The same without the sum, and what it took: one call of each reward, one after the other."""
         with self.scoring(prompts, metadata, group_index, threads=False) as scoring:
             scoring.add(images)
-            scores = scoring.result().scores
-        return scores, self.weighted(scores, metadata)
+            return scoring.result()
