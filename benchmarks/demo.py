@@ -1,4 +1,4 @@
-"""The figures of the demo: a recipe over several seeds, each a whole `dgpo train` in its own process.
+"""The figures of an embedded task: a recipe over several seeds, each a whole `dgpo train` in its own process.
 
     python benchmarks/demo.py --recipe tiny --seeds 0 1 2
 
@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dgpo.evalname import eval_names
 from dgpo.runfolder import record
 
 RESULTS = Path(__file__).parent / "results"
-SCORES = ("shapes_strict", "shapes", "crispness", "diversity", "drift")
 
 
 def main() -> None:
@@ -74,13 +74,12 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "wall_seconds": [round(run["wall_seconds"], 1) for run in runs],
         "first_evaluation_seconds": [round(run["first_evaluation_seconds"], 1) for run in runs],
     }
-    for kind in ("seen", "unseen"):
-        for score in SCORES:
-            evaluated = [[row for row in run["metrics"] if f"eval/{kind}/{score}" in row] for run in runs]
-            before = [rows[0][f"eval/{kind}/{score}"] for rows in evaluated]
-            after = [rows[-1][f"eval/{kind}/{score}"] for rows in evaluated]
-            change = [b - a for a, b in zip(before, after)]
-            table[f"{kind}/{score}"] = {"before": before, "after": after, "change": _spread(change)}
+    names = eval_names({key: None for row in runs[0]["metrics"] for key in row})
+    for name in (name for name in names if not name.tag):
+        evaluated = [[row[name.key] for row in run["metrics"] if name.key in row] for run in runs]
+        before, after = [rows[0] for rows in evaluated], [rows[-1] for rows in evaluated]
+        change = [b - a for a, b in zip(before, after)]
+        table[f"{name.eval_set}/{name.score}"] = {"before": before, "after": after, "change": _spread(change)}
     return table
 
 
