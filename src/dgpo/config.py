@@ -103,7 +103,7 @@ class Config:
     """End after the iteration in which training, evaluations not counted, has taken so long; None: no limit."""
 
     model: str = "tiny-sd3"
-    """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3, which is inside this package."""
+    """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3 or tiny-sd3-words, inside this package."""
     finetune: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or the whole transformer."""
     dtype: Literal["fp32", "bf16"] = "fp32"

@@ -35,7 +35,11 @@ FAMILIES = {
 }
 """The pipeline's class in model_index.json -> its `Family`, imported when first needed."""
 
-EMBEDDED = {"tiny-sd3": Path(__file__).parents[1] / "worlds" / "shapes" / "assets" / "tiny-sd3"}
+WORLDS = Path(__file__).parents[1] / "worlds"
+EMBEDDED = {
+    "tiny-sd3": WORLDS / "shapes" / "assets" / "tiny-sd3",
+    "tiny-sd3-words": WORLDS / "words" / "assets" / "tiny-sd3-words",
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -59,7 +63,7 @@ def load_model(
 ) -> VelocityModel:
     """Load a diffusers pipeline for training or sampling.
 
-    path_or_id: a pipeline folder, "tiny-sd3" (inside this package), or a Hugging Face id "owner/name"
+    path_or_id: a pipeline folder, an embedded model ("tiny-sd3", "tiny-sd3-words"), or a Hugging Face id "owner/name"
     finetune: train LoRA adapters, or the whole network in fp32
     sets: which weight sets to keep beside the policy, of ref, old, ema; with "full" each costs a copy of the network
     seed: of the adapters' initial values

@@ -1,8 +1,8 @@
 """A run of a small model that is to spell: text rendering, rewarded by OCR, without download and GPU.
 
 t lies where the caption decides letters: the loss of a base model differs most between a right and a misspelt caption
-at t of .6 to .85, hardly at .95 and .3. The run needs the OCR reader, pip install 'dgpo[ocr]', and the model, which is
-not in this package: docs/words.md tells how to pretrain it.
+at t of .6 to .85, hardly at .95 and .3. The run needs the OCR reader, pip install 'dgpo[ocr]'; docs/words.md tells of
+the task.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def words() -> Config:
     """Words of two to four letters on the words world."""
     return Config(
         name="words",
-        model="runs/tiny-sd3-words/pipeline",
+        model="tiny-sd3-words",
         finetune="lora",
         iterations=120,
         prompts="words:train",
