@@ -13,7 +13,7 @@ from medium import short  # pyright: ignore[reportMissingImports] (beside this f
 
 import dgpo.plan.checks as checks_module
 from dgpo.cli import main
-from dgpo.config import Config, save_yaml
+from dgpo.config import Config, LoraConfig, save_yaml
 from dgpo.errors import UserError
 from dgpo.plan import plan
 from dgpo.plan.checks import Check, run_checks
@@ -87,6 +87,9 @@ def known(config: Config, peak: int = GIB, **fields: Any) -> Estimate:
         ({"trackers": ("tensorbord",)}, "trackers: unknown tracker 'tensorbord'"),
         ({"num_groups": 1, "group_size": 2}, "processes: 2 images cannot occupy 3; use at most 2"),
         ({"offline": "no/dataset"}, "prompts: "),
+        ({"lora": LoraConfig(start="runs/gone.safetensors")}, "lora.start: there is no safetensors file at"),
+        ({"lora": LoraConfig(start="runs")}, "lora.start: there is no safetensors file at 'runs'"),
+        ({"lora": LoraConfig(start="owner/style")}, "lora.start: 'owner/style' is no safetensors file or folder here"),
     ],
 )
 def test_each_problem_is_one_line(
@@ -101,6 +104,15 @@ def test_each_problem_is_one_line(
     bad = [check.text for check in run_checks(found, find_gpu("L4"), online=False) if not check.ok]
     assert len(bad) == 1
     assert bad[0].startswith(problem)
+
+
+def test_the_lora_to_continue_from_is_looked_for(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "style.safetensors").touch()
+    for start in (tmp_path, tmp_path / "style.safetensors"):
+        lora = LoraConfig(start=str(start))
+        config = short(tiny_folder, tmp_path / "out", rewards={"crispness": 1.0}, lora=lora)
+        found = {check.text: check.ok for check in run_checks(known(config), find_gpu("L4"), online=False)}
+        assert found[f"lora.start: {tmp_path / 'style.safetensors'} is here"]
 
 
 def test_a_full_disk_and_a_missing_package_are_problems(

@@ -43,6 +43,7 @@ def run_checks(found: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
     config = found.config
     return [
         check("model", lambda: _model(config, online)),
+        *([check("lora.start", lambda: _lora_start(config.lora.start))] if config.lora.start else []),
         check("sizes", lambda: _sizes(found)),
         check("processes", lambda: _processes(found)),
         check("prompts", lambda: _prompts(config, online)),
@@ -76,6 +77,17 @@ def _model(config: Config, online: bool) -> str:
     if missing and Path(source).is_dir():
         raise UserError(f"{folder} has no safetensors file of {', '.join(missing)}; save the pipeline again")
     return f"{source} is here" + (f", but for the weights of {', '.join(missing)}" if missing else "")
+
+
+def _lora_start(start: str | None) -> str:
+    """Whether there is a file to continue from; that it fits model, rank and alpha is seen when it is loaded."""
+    path = Path(start or "")
+    if path.suffix == ".safetensors" or path.is_dir():
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"there is no safetensors file at {start!r}; a run leaves its LoRA in RUN/final")
+        return f"{files[0]} is here"
+    raise UserError(f"{start!r} is no safetensors file or folder here, so that a run would ask the hub for it")
 
 
 def _without_weights(folder: Path, index: dict[str, object]) -> Iterator[str]:
