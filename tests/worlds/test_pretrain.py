@@ -132,3 +132,14 @@ def test_scenes_of_a_pool_show_their_prompts() -> None:
     assert bool((pool.shape == wanted.shape).all())
     asked = wanted.color >= 0
     assert bool((pool.color[asked] == wanted.color[asked]).all())
+
+
+def test_captions_are_right_in_the_first_steps_and_may_be_wrong_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+    monkeypatch.setattr(
+        pretrain, "caption_rows", lambda table, rows, generator, wrong: shares.append(sum(wrong.values())) or rows
+    )
+    pretrain.main(replace(TINY, out=str(tmp_path), flow_steps=3, right_steps=2))
+    assert shares == [0, 0, sum(captions.WRONG.values())]

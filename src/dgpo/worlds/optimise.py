@@ -36,6 +36,9 @@ class Pretrain:
     caption_dropout: float = 0.1
     layers: int = 4
     width: int = 128
+    right_steps: int = 0
+    """So many first steps of flow_steps have right captions only: a model that first learns what prompts mean, and to
+    doubt them afterwards, is shorter in the making than one that is told wrong things all along."""
     wrong_scale: float = 1.0
     """Multiplies the share of wrong captions, WRONG in the world's captions.py."""
     compile: bool = False

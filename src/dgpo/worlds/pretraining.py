@@ -71,13 +71,14 @@ def encode_pool(vae: Any, chunks: Iterable[Tensor]) -> Tensor:
 def train_flow(
     pipe: StableDiffusion3Pipeline,
     prompts: list[str],
-    caption: Callable[[Tensor, torch.Generator], Tensor],
+    caption: Callable[[Tensor, torch.Generator, bool], Tensor],
     latents: Tensor,
     settings: Pretrain,
 ) -> None:
     """Flow matching of the transformer and both text encoders, at the end the EMA of their weights.
 
-    caption: rows of the pool (n,) -> index into `prompts` (n,), by which their pictures are called this time
+    caption: rows of the pool (n,) -> index into `prompts` (n,), by which their pictures are called this time; the flag
+        says whether it may be wrong
     """
     device = latents.device
     tokens = tokenise(pipe, prompts).to(device)
@@ -85,7 +86,7 @@ def train_flow(
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         index = draw_rows(len(latents), settings.flow_batch, generator)
-        called = caption(index, generator)
+        called = caption(index, generator, step >= settings.right_steps)
         drop = torch.rand(len(index), generator=generator, device=device) < settings.caption_dropout
         embeds, pooled = embed(pipe, tokens[torch.where(drop, len(prompts), called)])
         network = compiled

@@ -31,6 +31,7 @@ def main(settings: Pretrain) -> Path:
     captions = build_captions().to(device)
     rows, scenes = _pool(captions, settings)
     tints = torch.tensor(TINTS, device=device) / 255
+    right = dict.fromkeys(WRONG, 0.0)
     wrong = {kind: min(1.0, share * settings.wrong_scale) for kind, share in WRONG.items()}
 
     def some(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def main(settings: Pretrain) -> Path:
     train_flow(
         pipe,
         [p["prompt"] for p in captions.prompts],
-        lambda index, generator: caption_rows(captions, rows[index], generator, wrong),
+        lambda index, generator, may: caption_rows(captions, rows[index], generator, wrong if may else right),
         latents,
         settings,
     )

@@ -22,7 +22,16 @@ from dgpo.worlds.words.prompts import all_words, prompt, spell
 from dgpo.worlds.words.render import Pictures, draw, render
 from dgpo.worlds.words.vocabulary import LENGTHS, TINTS
 
-DEFAULT = Pretrain(out="runs/tiny-sd3-words")
+DEFAULT = Pretrain(
+    out="runs/tiny-sd3-words",
+    pool=40_000,
+    autoencoder_steps=1600,
+    autoencoder_batch=16,
+    flow_steps=12_000,
+    flow_batch=64,
+    right_steps=9_750,
+)
+"""How the model in the package was made, but for its first steps (its model card)."""
 
 
 def main(settings: Pretrain) -> Path:
@@ -45,7 +54,7 @@ def main(settings: Pretrain) -> Path:
     train_flow(
         pipe,
         [prompt(word) for length in LENGTHS for word in all_words(length)],
-        lambda index, generator: word_index(captions(pictures.letters[index], generator, wrong)),
+        lambda index, generator, may: word_index(captions(pictures.letters[index], generator, wrong * may)),
         latents,
         settings,
     )
