@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dgpo.data import load_prompts
 from dgpo.evalname import eval_names
 from dgpo.runfolder import record
 
@@ -74,12 +75,13 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "wall_seconds": [round(run["wall_seconds"], 1) for run in runs],
         "first_evaluation_seconds": [round(run["first_evaluation_seconds"], 1) for run in runs],
     }
+    tags = {row["tag"] for row in load_prompts(runs[0]["config"]["prompts"]).metadata}
     names = eval_names({key: None for row in runs[0]["metrics"] for key in row})
-    for name in (name for name in names if not name.tag):
-        evaluated = [[row[name.key] for row in run["metrics"] if name.key in row] for run in runs]
+    for key in (name.key for name in names if name.tag not in tags):
+        evaluated = [[row[key] for row in run["metrics"] if key in row] for run in runs]
         before, after = [rows[0] for rows in evaluated], [rows[-1] for rows in evaluated]
-        change = [b - a for a, b in zip(before, after)]
-        table[f"{name.eval_set}/{name.score}"] = {"before": before, "after": after, "change": _spread(change)}
+        change = [b - a for a, b in zip(before, after, strict=True)]
+        table[key.removeprefix("eval/")] = {"before": before, "after": after, "change": _spread(change)}
     return table
 
 

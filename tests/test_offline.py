@@ -426,14 +426,15 @@ def test_collect_writes_a_dataset_that_train_learns_from(
     assert "learning offline from the dataset groups" in capsys.readouterr().out
 
 
-def test_collect_leaves_out_what_a_reward_dropped(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("colour", ["colour", "http://host:8000/v1"])
+def test_collect_leaves_out_what_a_reward_dropped(colour: str, tiny_folder: Path, tmp_path: Path) -> None:
     """One image of the first group, two of the second, which is thereby none; `of_one` is for some prompts only."""
     prompts = load_prompts([("a cup", {"tag": "one"}), ("green", {"tag": "two"}), ("two dogs", {"tag": "one"})])
-    rewards, tags = {"colour": 1.0, "of_one": 1.0}, {"of_one": ("one",)}
-    config = small(tiny_folder, tmp_path, rewards=rewards, reward_tags=tags, reward_failures={"colour": "drop"})
+    rewards, tags = {colour: 1.0, "of_one": 1.0}, {"of_one": ("one",)}
+    config = small(tiny_folder, tmp_path, rewards=rewards, reward_tags=tags, reward_failures={colour: "drop"})
     lost = torch.tensor([1, 0, 0, 1, 1, 0, 0, 0, 0], dtype=torch.bool)
     functions = {
-        "colour": lambda images, *_: torch.arange(9.0).masked_fill(lost, torch.nan),
+        colour: lambda images, *_: torch.arange(9.0).masked_fill(lost, torch.nan),
         "of_one": lambda images, *_: [1.0] * len(images),
     }
     model = load_model(tiny_folder, device="cpu", sets=("ref", "ema"))
@@ -441,8 +442,8 @@ def test_collect_leaves_out_what_a_reward_dropped(tiny_folder: Path, tmp_path: P
     assert [len(group.x0) for group in groups] == [2, 3]
     first = groups[0]
     assert first.rewards.tolist() == [value + (first.metadata["tag"] == "one") for value in (1.0, 2.0)]
-    assert all(group.scores.keys() == {"colour"} for group in groups)
-    assert first.scores["colour"].tolist() == [1, 2]
+    assert all(group.scores.keys() == {colour} for group in groups)
+    assert first.scores[colour].tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(

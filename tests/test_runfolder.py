@@ -72,6 +72,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "trackers": ("tensorboard",),
         "num_samples": 6,
         "max_minutes": 5.0,
+        "compile": True,
         "license": "apache-2.0",
         "push_to_hub": "me/model",
         "hub_private": False,

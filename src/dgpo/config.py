@@ -115,7 +115,7 @@ class Config:
     gradient_checkpointing: bool = False
     """Compute activations again in backward: less memory, more time, the same gradients."""
     compile: bool = False
-    """Compile the network's blocks with torch.compile: minutes once, then faster; results differ in the last bits."""
+    """Compile the network's blocks with torch.compile: minutes at the start, then faster; the last bits differ."""
     vae_slicing: bool = False
     """Decode images one by one: less memory, the same images."""
     vae_tiling: bool = False
@@ -305,6 +305,13 @@ def _check_reward_names(config: Config) -> None:
                 name in known,
                 f"{field_name} names {name!r}, which neither rewards nor eval_rewards has. {did_you_mean(name, known)}",
             )
+    for name in known:
+        longer = next((other for other in known if other.startswith(f"{name}/")), None)
+        require(
+            longer is None,
+            f"the rewards {name!r} and {longer!r} cannot be told apart in the names of their scores, NAME/PART; let "
+            "one be a function of yours that calls it, or give a server another address",
+        )
     for name, tags in config.reward_tags.items():
         require(
             bool(tags),
@@ -340,6 +347,7 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "trackers",
     "num_samples",
+    "compile",
     "license",
     "push_to_hub",
     "hub_private",

@@ -35,7 +35,7 @@ DRIFT_T = (0.3, 0.6, 0.9)
 class Evaluation(NamedTuple):
     """What one evaluation found."""
 
-    metrics: dict[str, float]  # eval/SET/SCORE, eval/SET/SCORE/stderr, eval/SET/SCORE/TAG, eval/SET/SCORE/missing
+    metrics: dict[str, float]  # eval/SET/SCORE and, below it, TAG, stderr, missing, retries
     scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images, NaN where it has none
     images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
     prompts: list[str]  # k
@@ -61,13 +61,13 @@ def evaluate(
             partial(_score, model, encode, prompts, mine, reward, config, weights)
         )
         parts = [part for part in distributed.gather_objects([scores]) if part]
-        retries = _retries(distributed.gather_objects([failures]))
-        metrics |= {f"eval/{name}/{score}/retries": float(times) for score, times in retries.items()}
         for score in dict.fromkeys(score for part in parts for score in part):
             values = torch.cat([part.get(score, torch.full_like(part["reward"], torch.nan)) for part in parts])
             means[f"{name}/{score}"] = values.view(len(prompts), copies).nanmean(1)
             missing = int(reward.missing(score, values, metadata).sum())
             metrics |= _summary(f"eval/{name}/{score}", means[f"{name}/{score}"], missing, prompts)
+        retries = _retries(distributed.gather_objects([failures]))
+        metrics |= {f"eval/{name}/{score}/retries": float(times) for score, times in retries.items()}
         if shown is None:
             shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
     prompts = next(iter(sets.values())).prompts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -31,10 +31,11 @@ from dgpo.runfolder import environment
 def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
     """A run's model with the averaged weights of its best checkpoint (newest, where none was evaluated), or a model.
 
-    Returns the model, whose weight set "ema" holds them, and a line that says which weights these are.
+    Returns the model, whose weight set "ema" holds them, and a line that says which weights these are. Its blocks are
+    not compiled: what is drawn here is seldom worth the minutes.
     """
     best = _best_weights(source, config) if (Path(source) / "config.yaml").is_file() else None
-    model = load_configured(config, ("ref", "ema"))
+    model = load_configured(replace(config, compile=False), ("ref", "ema"))
     if best is None:
         return model, f"{config.model}, as pretrained"
     weights, name = best
@@ -67,7 +68,8 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     model, which = load_trained(source, config)
     metrics = evaluate(model, CondCache(model, config.prompt_cache), sets, reward, config).metrics
     table = Table("score", *(Column(name, justify="right") for name in sets))
-    for score in dict.fromkeys(key.split("/", 2)[2] for key in metrics if not key.endswith("/stderr")):
+    told = [key for key in metrics if key.rpartition("/")[2] not in ("stderr", "retries")]
+    for score in dict.fromkeys(key.split("/", 2)[2] for key in told):
         table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in sets))
     out = Console(markup=False, emoji=False, highlight=False)
     out.print(which, soft_wrap=True)

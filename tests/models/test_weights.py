@@ -272,9 +272,9 @@ def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, m
     compiled = []
     default = torch.nn.Module.compile
 
-    def fast(module):
+    def fast(module, **options):
         compiled.append(type(module).__name__)
-        default(module, backend="aot_eager")
+        default(module, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", fast)
 
@@ -296,7 +296,15 @@ def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, m
         torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_compile_without_a_compiler_says_so(load, monkeypatch):
+def test_compile_needs_a_compiler_and_blocks(load, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(UserError, match="compile needs a compiler for cpu code, and there is no"):
+        load(compile=True)
+    monkeypatch.setenv("CXX", "my-compiler")
+    with pytest.raises(UserError, match="there is no my-compiler on the path"):
+        load(compile=True)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(SD3Transformer2DModel, "_no_split_modules", None)
+    with pytest.raises(UserError, match="names no repeated blocks of a SD3Transformer2DModel"):
         load(compile=True)

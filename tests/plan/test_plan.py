@@ -87,9 +87,12 @@ def known(config: Config, peak: int = GIB, **fields: Any) -> Estimate:
         ({"trackers": ("tensorbord",)}, "trackers: unknown tracker 'tensorbord'"),
         ({"num_groups": 1, "group_size": 2}, "processes: 2 images cannot occupy 3; use at most 2"),
         ({"offline": "no/dataset"}, "prompts: "),
-        ({"lora": LoraConfig(start="runs/gone.safetensors")}, "lora.start: there is no safetensors file at"),
-        ({"lora": LoraConfig(start="runs")}, "lora.start: there is no safetensors file at 'runs'"),
-        ({"lora": LoraConfig(start="owner/style")}, "lora.start: 'owner/style' is no safetensors file or folder here"),
+        (
+            {"lora": LoraConfig(start="runs/style/gone.safetensors")},
+            "lora.start: there is no file or folder 'runs/style/gone",
+        ),
+        ({"lora": LoraConfig(start="runs")}, "lora.start: the folder 'runs' holds no safetensors file"),
+        ({"lora": LoraConfig(start="owner/style")}, "lora.start: 'owner/style' is not here"),
     ],
 )
 def test_each_problem_is_one_line(
@@ -112,7 +115,7 @@ def test_the_lora_to_continue_from_is_looked_for(tiny_folder: Path, tmp_path: Pa
         lora = LoraConfig(start=str(start))
         config = short(tiny_folder, tmp_path / "out", rewards={"crispness": 1.0}, lora=lora)
         found = {check.text: check.ok for check in run_checks(known(config), find_gpu("L4"), online=False)}
-        assert found[f"lora.start: {tmp_path / 'style.safetensors'} is here"]
+        assert found[f"lora.start: {start} is here"]
 
 
 def test_a_full_disk_and_a_missing_package_are_problems(

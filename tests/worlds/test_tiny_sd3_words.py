@@ -22,7 +22,7 @@ FOLDER = Path(locate("tiny-sd3-words"))
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model("tiny-sd3-words", finetune="full", sets=())
+    return load_model("tiny-sd3-words", finetune="full", sets=(), device="cpu")
 
 
 def test_it_is_small_safe_and_described() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,20 +40,34 @@ def fitting_side(resolution: int | None, own: int, multiple: int, largest: int |
 
 
 def compile_blocks(network: Any) -> None:
-    """Let torch.compile have the blocks that a network repeats; UserError where the machine has no C++ compiler.
+    """Let torch.compile have the blocks that a network repeats; UserError where it has none, or torch no compiler.
 
-    Each is compiled when first called: alike blocks share the work, other weight sets, batch sizes and passes with
-    gradient need their own, so that the usual limit on variants is too low.
+    Each is compiled when first called, for the very sizes of the call, so that what computes does not depend on what
+    was called before. Alike blocks share the work; other weight sets, batch sizes and passes with gradient need their
+    own, for which the usual limit on variants is too low.
     """
-    if network.device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+    require_compiler(network.device)
+    names = network._repeated_blocks or [n for n in network._no_split_modules or () if n.endswith("Block")]
+    blocks = [module for module in network.modules() if type(module).__name__ in names]
+    if not blocks:
+        raise UserError(f"compile: diffusers names no repeated blocks of a {type(network).__name__}; leave it off")
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    for block in blocks:
+        block.compile(dynamic=False)
+
+
+def require_compiler(device: torch.device) -> None:
+    """UserError where torch.compile would not find what it builds with: C++ for the CPU, C for a GPU's launchers."""
+    if device.type == "cpu":
+        own, usual = "CXX", [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    else:
+        own, usual = "CC", ["gcc", "clang", "cc", "cl"]
+    named = os.environ.get(own)
+    if not any(map(shutil.which, [named] if named else usual)):
         raise UserError(
-            "compile needs a C++ compiler on the CPU, and none is on the path; install g++, or leave it off"
+            f"compile needs a compiler for {device.type} code, and there is no {named or ' or '.join(usual)} on the "
+            f"path; install one, name it in {own}, or leave compile off"
         )
-    names = network._repeated_blocks or [name for name in network._no_split_modules if name.endswith("Block")]
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for module in network.modules():
-        if type(module).__name__ in names:
-            module.compile()
 
 
 def vae_decode(vae: Any, x0: Tensor) -> Tensor:

@@ -28,11 +28,16 @@ def start_from_lora(model: Any, config: LoraConfig) -> None:
                 raise UserError(f"lora.start={config.start!r} does not fit this model: {error}") from None
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether it has the form owner/name."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+
+
 def _read(pipeline: Any, source: str, network: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """{layer.lora_A.weight: tensor} and the adapter's own settings, as far as the file tells them."""
     if not hasattr(pipeline, "lora_state_dict"):
         raise UserError(f"lora.start={source!r}: diffusers reads no LoRA for a {type(pipeline).__name__}")
-    if not Path(source).exists() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+    if not Path(source).exists() and not is_hub_id(source):
         raise UserError(f"lora.start={source!r}: there is no such folder or file, and it is no id owner/name")
     try:
         found = type(pipeline).lora_state_dict(source, return_lora_metadata=True)

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from dgpo import checkpoint
 from dgpo.config import Config
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.models import locate
+from dgpo.models.parts import require_compiler
+from dgpo.models.start import is_hub_id
 from dgpo.offline import GroupDataset
 from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB, advice, needs, room
@@ -40,15 +44,16 @@ def check(name: str, look: Callable[[], str]) -> Check:
 
 def run_checks(found: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
     """All of them, in the order in which a run would fail."""
-    config = found.config
+    config, start = found.config, found.config.lora.start
     return [
         check("model", lambda: _model(config, online)),
-        *([check("lora.start", lambda: _lora_start(config.lora.start))] if config.lora.start else []),
+        *([check("lora.start", lambda: _lora_start(start, online))] if start else []),
         check("sizes", lambda: _sizes(found)),
         check("processes", lambda: _processes(found)),
         check("prompts", lambda: _prompts(config, online)),
         check("rewards", lambda: _rewards(config, online)),
         check("optimizer", lambda: _optimizer(config)),
+        *([check("compile", lambda: _compile(found))] if config.compile else []),
         check("trackers", lambda: _trackers(config)),
         check("disk", lambda: _disk(found)),
         check("memory", lambda: _memory(found, gpu)),
@@ -79,15 +84,25 @@ def _model(config: Config, online: bool) -> str:
     return f"{source} is here" + (f", but for the weights of {', '.join(missing)}" if missing else "")
 
 
-def _lora_start(start: str | None) -> str:
-    """Whether there is a file to continue from; that it fits model, rank and alpha is seen when it is loaded."""
-    path = Path(start or "")
-    if path.suffix == ".safetensors" or path.is_dir():
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"there is no safetensors file at {start!r}; a run leaves its LoRA in RUN/final")
-        return f"{files[0]} is here"
-    raise UserError(f"{start!r} is no safetensors file or folder here, so that a run would ask the hub for it")
+def _lora_start(start: str, online: bool) -> str:
+    """Whether there is something to continue from; that it fits model, rank and alpha is seen when it is loaded."""
+    path = Path(start)
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise UserError(f"the folder {start!r} holds no safetensors file; a run leaves its LoRA in RUN/final")
+    if path.exists():
+        return f"{start} is here"
+    if not is_hub_id(start):
+        raise UserError(f"there is no file or folder {start!r}, and it is no id owner/name")
+    if online:
+        return _hub(start)
+    raise UserError(f"{start!r} is not here, so that a run would ask the hub for it; whether it can: give --online")
+
+
+def _compile(found: Estimate) -> str:
+    if not found.on_cpu:
+        return "a C compiler is needed on the GPU's machine; time and memory are estimated as without"
+    require_compiler(torch.device("cpu"))
+    return "there is a C++ compiler; time and memory are estimated as without"
 
 
 def _without_weights(folder: Path, index: dict[str, object]) -> Iterator[str]:

@@ -38,7 +38,7 @@ class Log:
         return [key.removeprefix(prefix) for key in self.columns if key.startswith(prefix) and self.series(key)]
 
     def evals(self) -> list[EvalName]:
-        """Every evaluation metric; standard errors, changes and their intervals are not metrics of their own."""
+        """Every evaluation metric; errors, counts, changes and their intervals are not metrics of their own."""
         return eval_names(key for key in self.columns if self.series(key))
 
     def at(self, iteration: int) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 The autoencoder learns by L1 (foreground counts five times) from slightly noisy latents. The transformer learns by
 flow matching (Lipman et al. 2023; t from a logit-normal as in SD3, Esser et al. 2024) with captions dropped for
-guidance and, in a known share, wrong (each world's captions.py). Now and then a step appends 256 empty T5 tokens, as
-the stock pipeline does when it is called without `max_sequence_length=0`.
+guidance and, after `right_steps`, in a known share wrong (each world's captions.py). Now and then a step appends 256
+empty T5 tokens, as the stock pipeline does when it is called without `max_sequence_length=0`.
 """
 
 from __future__ import annotations
