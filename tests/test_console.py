@@ -77,13 +77,14 @@ def test_evaluations_show_every_set_and_the_change_since_the_first(capsys: pytes
     before = {"eval/seen/reward": 0.5, "eval/seen/reward/stderr": 0.1, "eval/unseen/reward": 0.25}
     console.evaluated(0, before)
     changes = {"eval/seen/reward/change": 0.25, "eval/seen/reward/change_low": 0.1, "eval/unseen/reward/change": 0.0}
-    console.evaluated(5, {**before, **changes, "eval/seen/reward": 0.75, "eval/seen/drift": 1.0, "eval/alarms": 1})
+    later = {"eval/seen/reward": 0.75, "eval/seen/http://host:8000/v1": 1.0, "eval/alarms": 1}
+    console.evaluated(5, {**before, **changes, **later})
     console.alarmed(5, "crispness fell", stops=False)
     console.alarmed(5, "crispness fell", stops=True)
     assert capsys.readouterr().out.splitlines() == [
         "evaluation after iteration 0, seen: reward 0.500",
         "evaluation after iteration 0, unseen: reward 0.250",
-        "evaluation after iteration 5, seen: reward 0.750 (+0.250), drift 1.000",
+        "evaluation after iteration 5, seen: reward 0.750 (+0.250), http://host:8000/v1 1.000",
         "evaluation after iteration 5, unseen: reward 0.250 (+0.000)",
         *["alarm after iteration 5: crispness fell"] * 2,
         "  stop_on_alarm is on: the run is saved and stops here",
