@@ -44,7 +44,9 @@ def test_it_is_small_safe_and_described(name) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12e6
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".txt"}
-    assert f"# {name}\n" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"# {name}\n" in card
+    assert "captions" in card
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusion3Pipeline"
 
 
@@ -81,7 +83,7 @@ def test_clean_scenes_survive_the_autoencoder(load) -> None:
 def test_clean_words_survive_the_autoencoder(load) -> None:
     letters = spell(row["text"] for row in load_prompts("words:train").metadata[:96])
     decoded = round_trip(load("tiny-sd3-words"), render_words(draw_words(letters, seeds.generator(1, "round trip"))))
-    assert (read(decoded).letters == letters).all(1).float().mean() >= 0.98
+    assert (read(decoded).letters == letters).all(1).float().mean() >= 0.99
 
 
 @torch.no_grad()

@@ -35,10 +35,9 @@ FAMILIES = {
 }
 """The pipeline's class in model_index.json -> its `Family`, imported when first needed."""
 
-WORLDS = Path(__file__).parents[1] / "worlds"
 EMBEDDED = {
-    "tiny-sd3": WORLDS / "shapes" / "assets" / "tiny-sd3",
-    "tiny-sd3-words": WORLDS / "words" / "assets" / "tiny-sd3-words",
+    name: Path(__file__).parents[1] / "worlds" / world / "assets" / name
+    for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -46,12 +45,14 @@ def compile_blocks(network: Any) -> None:
     was called before. Alike blocks share the work; other weight sets, batch sizes and passes with gradient need their
     own, for which the usual limit on variants is too low.
     """
+    from torch._dynamo import config  # its import takes a second
+
     require_compiler(network.device)
     names = network._repeated_blocks or [n for n in network._no_split_modules or () if n.endswith("Block")]
     blocks = [module for module in network.modules() if type(module).__name__ in names]
     if not blocks:
         raise UserError(f"compile: diffusers names no repeated blocks of a {type(network).__name__}; leave it off")
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    config.cache_size_limit = max(64, config.cache_size_limit)
     for block in blocks:
         block.compile(dynamic=False)
 
