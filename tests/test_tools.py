@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dgpo import checkpoint
+from dgpo import checkpoint, evaluate, tools
 from dgpo.cli import main
 from dgpo.config import load_yaml
 from dgpo.tools import evaluate_source, load_trained
@@ -58,6 +58,22 @@ def test_the_table_is_readable(finished_run: Path, command: Command, monkeypatch
     assert table["reward"] == table["runs:colour"]
     assert table["reward"][1] == "±"
     float(table["reward"][0])
+
+
+def test_the_table_counts_repeated_calls_and_missing_scores(
+    finished_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def troubled(*arguments):
+        found = evaluate.evaluate(*arguments)
+        return found._replace(
+            metrics=found.metrics | {"eval/seen/reward/retries": 2.0, "eval/seen/reward/missing": 1.0}
+        )
+
+    monkeypatch.setattr(tools, "evaluate", troubled)
+    lines = command("eval", finished_run, "--eval-images-per-prompt", "2").splitlines()
+    rows = [line.replace("│", " ").split() for line in lines]
+    assert ["reward/retries", "2"] in rows
+    assert ["reward/missing", "1"] in rows
 
 
 def test_eval_of_a_model_needs_no_run(tiny_folder: Path, command: Command) -> None:

@@ -68,7 +68,7 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     model, which = load_trained(source, config)
     metrics = evaluate(model, CondCache(model, config.prompt_cache), sets, reward, config).metrics
     table = Table("score", *(Column(name, justify="right") for name in sets))
-    told = [key for key in metrics if key.rpartition("/")[2] not in ("stderr", "retries")]
+    told = [key for key in metrics if not key.endswith("/stderr")]
     for score in dict.fromkeys(key.split("/", 2)[2] for key in told):
         table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in sets))
     out = Console(markup=False, emoji=False, highlight=False)
@@ -162,8 +162,10 @@ def _require_new_png(path: Path) -> None:
 
 
 def _cell(metrics: Mapping[str, float], key: str) -> str:
-    """0.512 ± 0.031, where the error is known; empty for a score that this set does not have."""
+    """0.512 ± 0.031, where the error is known; 3 for a count; empty for a score that this set does not have."""
     if key not in metrics:
         return ""
+    if key.endswith(("/missing", "/retries")):
+        return f"{metrics[key]:.0f}"
     error = metrics.get(f"{key}/stderr")
     return f"{metrics[key]:.3f}" + ("" if error is None else f" ± {error:.3f}")

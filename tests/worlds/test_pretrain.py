@@ -6,19 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from safetensors.torch import load_file
 
+from dgpo import checkpoint
 from dgpo.worlds import pretraining
+from dgpo.worlds.joint_attention import JointAttention
 from dgpo.worlds.muon import Muon, orthogonalise
 from dgpo.worlds.pipeline import build_pipeline
 from dgpo.worlds.shapes import captions, pretrain, scenes
 from dgpo.worlds.shapes.prompts import all_prompts
 from dgpo.worlds.shapes.tokenizer import build_tokenizer
-from dgpo.worlds.shapes.vocabulary import KINDS
+from dgpo.worlds.shapes.vocabulary import COLORS, KINDS, SHAPES
 from dgpo.worlds.tokenizer import CONTEXT
 
 TINY = pretrain.Pretrain(
-    pool=64, autoencoder_steps=4, autoencoder_batch=4, flow_steps=4, flow_batch=6, save_every=2, log_every=100
+    pool=64,
+    autoencoder_steps=4,
+    autoencoder_batch=4,
+    flow_steps=4,
+    flow_batch=6,
+    patch_weight=0.2,
+    save_every=2,
+    log_every=100,
 )
 
 
@@ -116,8 +127,6 @@ def test_a_stopped_run_continues_bit_for_bit(finished: Path, tmp_path: Path, mon
 
 
 def test_the_result_is_a_stock_pipeline_in_half_precision(finished: Path) -> None:
-    from diffusers import StableDiffusion3Pipeline
-
     pipe = StableDiffusion3Pipeline.from_pretrained(finished / "pipeline", text_encoder_3=None, tokenizer_3=None)
     images = pipe("two stars", num_inference_steps=2, output_type="pt").images
     assert images.shape == (1, 3, 64, 64)
@@ -132,6 +141,75 @@ def test_scenes_of_a_pool_show_their_prompts() -> None:
     assert bool((pool.shape == wanted.shape).all())
     asked = wanted.color >= 0
     assert bool((pool.color[asked] == wanted.color[asked]).all())
+
+
+def test_patches_are_named_after_the_object_whose_circle_covers_their_middle() -> None:
+    one = scenes.Scenes(
+        shape=torch.tensor([[SHAPES.index("star"), -1, -1, -1]]),
+        color=torch.tensor([[list(COLORS).index("green"), 0, 0, 0]]),
+        center=torch.tensor([[[36.0, 12.0], [0, 0], [0, 0], [0, 0]]]),
+        radius=torch.tensor([[10.0, 12.0, 12.0, 12.0]]),
+        tint=torch.tensor([0]),
+    )
+    patches = pretrain.shown_by_patch(one).view(8, 8)
+    covered = {(y, x) for y, x in patches.nonzero().tolist()}
+    assert covered == {(0, 4), (1, 3), (1, 4), (1, 5), (2, 4)}  # middles at 4, 12, 20, ... pixels
+    assert patches[1, 4] == 1 + SHAPES.index("star") * len(COLORS) + list(COLORS).index("green")
+
+
+def test_patches_are_learned_with_the_flow_and_are_no_part_of_the_result(finished: Path, tmp_path: Path) -> None:
+    pretrain.main(replace(TINY, out=str(tmp_path), patch_weight=0.0))
+    name = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+    told, untold = load_file(finished / name), load_file(tmp_path / name)
+    assert told.keys() == untold.keys()
+    assert not torch.equal(
+        told["transformer_blocks.0.attn.to_q.weight"], untold["transformer_blocks.0.attn.to_q.weight"]
+    )
+    state, _ = checkpoint.load(checkpoint.latest(finished / "flow"))
+    assert set(state["weights"]) - {f"transformer.{key}" for key in told} >= {"patches.weight", "patches.bias"}
+
+
+def test_more_layers_begin_as_the_network_they_were_added_to(finished: Path) -> None:
+    pipe = build_pipeline(build_tokenizer(), seed=9, layers=6)
+    pretraining.start_from(pipe, str(finished / "pipeline"))
+    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    earlier = StableDiffusion3Pipeline.from_pretrained(finished / "pipeline", **absent).to(torch.float32)
+    rng = torch.Generator().manual_seed(0)
+    tokens = pretraining.tokenise(pipe, ["a red circle", "four stars"])
+    assert torch.equal(pretraining.embed(pipe, tokens)[0], pretraining.embed(earlier, tokens)[0])
+    embeds, pooled = pretraining.embed(pipe, tokens)
+    x_t = torch.randn(3, 4, 16, 16, generator=rng)
+    grown, small = (
+        p.transformer(x_t, embeds, pooled, torch.tensor([100.0, 500.0, 900.0])).sample for p in (pipe, earlier)
+    )
+    assert torch.equal(grown, small)
+    grown.square().sum().backward()
+    added = pipe.transformer.transformer_blocks[1].norm1.linear.weight.grad
+    assert bool(added.abs().sum() > 0)  # they can learn
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["inner block", "last block"])
+def test_joint_attention_is_what_diffusers_computes(last: bool) -> None:
+    block = build_pipeline(build_tokenizer(), seed=2).transformer.transformer_blocks[-1 if last else 0]
+    rng = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 64, 128, generator=rng, requires_grad=True)
+    text = torch.randn(2, 16, 128, generator=rng, requires_grad=True)
+
+    def both(processor) -> list[torch.Tensor]:
+        outputs = processor(block.attn, image, text)
+        gradients = torch.autograd.grad(sum(o.square().sum() for o in outputs), [image, text])
+        return [*outputs, *gradients]
+
+    for ours, theirs in zip(both(JointAttention()), both(JointAttnProcessor2_0())):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_steps_stay_near_those_in_fp32(finished: Path, tmp_path: Path) -> None:
+    pretrain.main(replace(TINY, out=str(tmp_path), bf16=True))
+    name = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+    exact, rounded = load_file(finished / name), load_file(tmp_path / name)
+    apart = max(float((exact[key] - rounded[key]).abs().max()) for key in exact)
+    assert 0 < apart < 0.01
 
 
 def test_captions_are_right_in_the_first_steps_and_may_be_wrong_after(

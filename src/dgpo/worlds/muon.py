@@ -1,8 +1,8 @@
-"""Muon (Jordan et al. 2024) for the matrices of a small transformer, in fp32 and one batch per shape.
+"""Muon (Jordan et al. 2024) for the matrices of a small transformer, one batch per shape.
 
 The momentum of each matrix is replaced by its nearest orthogonal matrix (five Newton-Schulz steps) and scaled to the
 size of an AdamW update (Liu et al. 2025, arXiv 2502.16982), so that both share a learning rate. torch.optim.Muon does
-the same in bf16, one matrix at a time, which takes several times longer on CPUs without bf16 units.
+the same one matrix at a time and always in bf16, which takes several times longer on CPUs without bf16 units.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised. Two-dimensional parameters only."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        bf16: bool = False,
     ):
+        self.dtype = torch.bfloat16 if bf16 else torch.float32  # of the iteration; weights and momenta stay fp32
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -36,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         for buffer, gradient in zip(buffers, gradients):
             buffer.lerp_(gradient, 1 - momentum)
         ahead = torch.stack([gradient.lerp(buffer, momentum) for buffer, gradient in zip(buffers, gradients)])
-        updates = orthogonalise(ahead) * (0.2 * max(ahead.shape[1:]) ** 0.5)
+        updates = orthogonalise(ahead.to(self.dtype)).float() * (0.2 * max(ahead.shape[1:]) ** 0.5)
         for p, update in zip(parameters, updates):
             p.mul_(1 - lr * weight_decay).sub_(update, alpha=lr)
 

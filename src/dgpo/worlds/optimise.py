@@ -41,6 +41,16 @@ class Pretrain:
     doubt them afterwards, is shorter in the making than one that is told wrong things all along."""
     wrong_scale: float = 1.0
     """Multiplies the share of wrong captions, WRONG in the world's captions.py."""
+    start: str | None = None
+    """A pipeline folder whose transformer and text encoders it begins with. The transformer may have fewer layers: the
+    missing ones are put between its own and change nothing at first."""
+    patch_weight: float = 0.0
+    """Adds this times the cross entropy of telling, from the middle of the transformer, what each patch of the clean
+    picture shows. Supervising features makes diffusion transformers learn faster (Yu et al. 2024, REPA)."""
+    t_mean: float = 0.4
+    """Of the normal whose sigmoid t is; larger: more steps where it is decided what goes where."""
+    bf16: bool = False
+    """Compute in bf16 on the CPU as well (on CUDA always): twice as fast on CPUs that have instructions for it."""
     compile: bool = False
     """torch.compile the transformer: a minute at the start, then a fifth faster."""
     save_every: int = 500
@@ -59,12 +69,13 @@ def optimise(
 ) -> None:
     """AdamW with warm-up and cosine decay, clipped gradients and an EMA that replaces the weights at the end."""
     parameters = dict(modules.named_parameters())
-    optimizers = _optimizers(parameters, lr)
+    optimizers = _optimizers(parameters, lr, settings.bf16)
     average = {name: p.detach().clone() for name, p in parameters.items()}
     states = Path(settings.out) / stage
     first = _restore(states, parameters, average, optimizers)
     generator = torch.Generator(settings.device)
-    autocast = torch.autocast(generator.device.type, torch.bfloat16, enabled=generator.device.type == "cuda")
+    half = settings.bf16 or generator.device.type == "cuda"
+    autocast = torch.autocast(generator.device.type, torch.bfloat16, enabled=half)
     started = time.monotonic()
     for step in range(first, steps):
         generator.manual_seed(seeds.generator(settings.seed, stage, step).initial_seed())
@@ -89,7 +100,7 @@ def optimise(
             p.copy_(average[name])
 
 
-def _optimizers(parameters: dict[str, nn.Parameter], lr: float) -> dict[str, torch.optim.Optimizer]:
+def _optimizers(parameters: dict[str, nn.Parameter], lr: float, bf16: bool) -> dict[str, torch.optim.Optimizer]:
     """Muon for the attention and feed-forward matrices of the transformer, AdamW for everything else."""
     matrices = [
         p for name, p in parameters.items() if "transformer_blocks" in name and "norm" not in name and p.dim() == 2
@@ -97,7 +108,7 @@ def _optimizers(parameters: dict[str, nn.Parameter], lr: float) -> dict[str, tor
     taken = set(map(id, matrices))
     rest = [p for p in parameters.values() if id(p) not in taken]
     adamw = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    return {"adamw": adamw, **({"muon": Muon(matrices, lr)} if matrices else {})}
+    return {"adamw": adamw, **({"muon": Muon(matrices, lr, bf16=bf16)} if matrices else {})}
 
 
 def _names(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> list[str]:

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from dgpo.worlds.tokenizer import CONTEXT
 
-IMAGE_SIZE, LATENT_CHANNELS, DOWNSAMPLING = 64, 4, 4
+IMAGE_SIZE, LATENT_CHANNELS, DOWNSAMPLING, PATCH = 64, 4, 4, 2
 TEXT_WIDTH = 64
 
 
@@ -43,7 +43,7 @@ def build_pipeline(
 def _transformer(width: int, layers: int) -> SD3Transformer2DModel:
     return SD3Transformer2DModel(
         sample_size=IMAGE_SIZE // DOWNSAMPLING,
-        patch_size=2,
+        patch_size=PATCH,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=layers,
@@ -52,7 +52,7 @@ def _transformer(width: int, layers: int) -> SD3Transformer2DModel:
         joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=width,
         pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=IMAGE_SIZE // DOWNSAMPLING // 2,
+        pos_embed_max_size=IMAGE_SIZE // DOWNSAMPLING // PATCH,
         qk_norm="rms_norm",
     )
 

@@ -4,6 +4,10 @@ The autoencoder learns by L1 (foreground counts five times) from slightly noisy 
 flow matching (Lipman et al. 2023; t from a logit-normal as in SD3, Esser et al. 2024) with captions dropped for
 guidance and, after `right_steps`, in a known share wrong (each world's captions.py). Now and then a step appends 256
 empty T5 tokens, as the stock pipeline does when it is called without `max_sequence_length=0`.
+
+Flow matching hardly pays for meaning: two shapes that are each a blend of both are nearly as close to the noise's
+target as the right ones. So a world may say what each patch of its pictures shows, which a head must tell from the
+middle of the transformer; it is left out of the pipeline.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from dgpo.worlds.joint_attention import JointAttention
 from dgpo.worlds.optimise import Pretrain, optimise
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
@@ -74,14 +79,28 @@ def train_flow(
     caption: Callable[[Tensor, torch.Generator, bool], Tensor],
     latents: Tensor,
     settings: Pretrain,
+    shown: Tensor | None = None,
 ) -> None:
     """Flow matching of the transformer and both text encoders, at the end the EMA of their weights.
 
     caption: rows of the pool (n,) -> index into `prompts` (n,), by which their pictures are called this time; the flag
         says whether it may be wrong
+    shown: (N, patches) int64, what each patch of each picture shows, from 0; for `patch_weight`
     """
+    if settings.start:
+        start_from(pipe, settings.start)
     device = latents.device
     tokens = tokenise(pipe, prompts).to(device)
+    modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
+    middle: list[Tensor] = []
+    block = pipe.transformer.transformer_blocks[settings.layers // 2 - 1]
+    hook = block.register_forward_hook(lambda module, given, tokens: middle.append(tokens[1]))
+    if settings.patch_weight and shown is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            modules["patches"] = nn.Linear(settings.width, int(shown.max()) + 1).to(device)
+    own_attention = pipe.transformer.attn_processors
+    pipe.transformer.set_attn_processor(JointAttention())
     compiled = torch.compile(pipe.transformer) if settings.compile else pipe.transformer
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -95,13 +114,38 @@ def train_flow(
             embeds = torch.cat([embeds, embeds.new_zeros(len(embeds), EMPTY_T5_TOKENS, embeds.shape[-1])], dim=1)
         x0 = latents[index].float()
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        t = torch.sigmoid(0.4 + 1.2 * torch.randn(len(x0), generator=generator, device=device))
+        t = torch.sigmoid(settings.t_mean + 1.2 * torch.randn(len(x0), generator=generator, device=device))
         x_t = torch.lerp(x0, noise, t[:, None, None, None])
+        middle.clear()
         v = network(x_t, encoder_hidden_states=embeds, pooled_projections=pooled, timestep=1000 * t).sample
-        return (v.float() - (noise - x0)).square().mean()
+        error = (v.float() - (noise - x0)).square().mean()
+        if settings.patch_weight and shown is not None:
+            told = modules["patches"](middle[0]).float().flatten(0, 1)
+            error = error + settings.patch_weight * nn.functional.cross_entropy(told, shown[index].flatten())
+        return error
 
-    modules = nn.ModuleDict({name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
     optimise(modules, loss, "flow", settings.flow_steps, settings.flow_lr, settings)
+    pipe.transformer.set_attn_processor(own_attention)
+    hook.remove()
+
+
+def start_from(pipe: StableDiffusion3Pipeline, folder: str) -> None:
+    """Take transformer and text encoders of a pipeline folder. Layers that it has not are identities: gates of zero."""
+    absent: Any = {"text_encoder_3": None, "tokenizer_3": None}
+    earlier = StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True, **absent).to(torch.float32)
+    blocks, old_blocks = pipe.transformer.transformer_blocks, earlier.transformer.transformer_blocks
+    places = [round(i * (len(blocks) - 1) / (len(old_blocks) - 1)) for i in range(len(old_blocks))]
+    with torch.no_grad():
+        for block in [blocks[i] for i in range(len(blocks)) if i not in places]:
+            for norm in (block.norm1, block.norm1_context):
+                norm.linear.weight.zero_()
+                norm.linear.bias.zero_()
+    for place, old in zip(places, old_blocks):
+        blocks[place].load_state_dict(old.state_dict())
+    rest = {k: v for k, v in earlier.transformer.state_dict().items() if not k.startswith("transformer_blocks")}
+    pipe.transformer.load_state_dict(rest, strict=False)
+    for name in ("text_encoder", "text_encoder_2"):
+        getattr(pipe, name).load_state_dict(getattr(earlier, name).state_dict())
 
 
 def embed(pipe: StableDiffusion3Pipeline, tokens: Tensor) -> tuple[Tensor, Tensor]:

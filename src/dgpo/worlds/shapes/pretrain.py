@@ -14,13 +14,13 @@ import tyro
 from torch import Tensor
 
 from dgpo.worlds.optimise import Pretrain
-from dgpo.worlds.pipeline import build_pipeline
+from dgpo.worlds.pipeline import DOWNSAMPLING, PATCH, build_pipeline
 from dgpo.worlds.pretraining import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
 from dgpo.worlds.shapes.captions import WRONG, Captions, build_captions, caption_rows, draw_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import Scenes, draw, requests
 from dgpo.worlds.shapes.tokenizer import build_tokenizer
-from dgpo.worlds.shapes.vocabulary import TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, TINTS
 
 
 def main(settings: Pretrain) -> Path:
@@ -47,8 +47,19 @@ def main(settings: Pretrain) -> Path:
         lambda index, generator, may: caption_rows(captions, rows[index], generator, wrong if may else right),
         latents,
         settings,
+        shown_by_patch(scenes),
     )
     return write_pipeline(pipe, build_tokenizer(), out / "pipeline")
+
+
+def shown_by_patch(scenes: Scenes) -> Tensor:
+    """(N, patches, row by row) int64: 0 for ground, else 1 + the shape and colour whose circle covers its middle."""
+    side = PATCH * DOWNSAMPLING
+    axis = torch.arange(side // 2, IMAGE_SIZE, side, device=scenes.center.device).float()
+    middles = torch.cartesian_prod(axis, axis).flip(1)  # (patches, 2) as (x, y)
+    inside = torch.cdist(scenes.center, middles.expand(len(scenes.shape), -1, -1)) < scenes.radius[:, :, None]
+    names = 1 + scenes.shape * len(COLORS) + scenes.color
+    return (inside * (names * (scenes.shape >= 0))[:, :, None]).amax(1)
 
 
 def _pool(captions: Captions, settings: Pretrain) -> tuple[Tensor, Scenes]:
