@@ -624,6 +624,18 @@ def test_moments_in_8_bits_train_alike_and_resume_bit_for_bit(without_compiling,
     assert 0 < distance(policies[0], policies[1]) < 0.3 * moved
 
 
+def test_a_compiled_run_resumes_bit_for_bit(tiny_folder, tmp_path, monkeypatch):
+    """Traced as always; run without code generation, which takes minutes."""
+    default = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: default(module, backend="eager", **how))
+    changes = {"compile": True, "algorithm": DGPO(num_points=2, trunc_steps=2)}
+    run(small(tiny_folder, tmp_path / "whole", **changes, iterations=2))
+    run(small(tiny_folder, tmp_path / "parts", **changes, iterations=1))
+    torch.compiler.reset()  # a new process has compiled nothing
+    run(small(tiny_folder, tmp_path / "parts", **changes, iterations=2), resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 2)
+
+
 def test_8_bits_without_torchao_are_refused_before_anything_is_written(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(UserError, match=r"needs torchao .* pip install 'dgpo\[8bit\]'"):

@@ -266,8 +266,9 @@ def test_bad_names_and_settings_are_explained(load, stock, tmp_path):
         full_weights(stock.transformer, ("olld",))
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("finetune", ["lora", "full"])
-def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, monkeypatch):
+def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, checkpointing, monkeypatch):
     """With the backend that traces and differentiates as usual and leaves code generation out, to save minutes."""
     compiled = []
     default = torch.nn.Module.compile
@@ -279,7 +280,7 @@ def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, m
     monkeypatch.setattr(torch.nn.Module, "compile", fast)
 
     def answers(compile):
-        model = load(finetune=finetune, compile=compile)
+        model = load(finetune=finetune, compile=compile, gradient_checkpointing=checkpointing)
         perturb(model, "policy", "old", "ema")
         v = {name: velocity(model, name) for name in ("policy", "ref", "old", "ema")}
         v["policy"].square().mean().backward()
