@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dgpo.core.attention import Fp32Attention
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models.parts import compile_blocks, linear_guidance, scheduler_grid, vae_decode, vae_encode
@@ -203,7 +205,13 @@ class PipelineModel:
             return self.family.guide(v_uncond, v_cond, guidance_scale)
 
     def _forward(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        half = self.dtype != torch.float32
+        # a checkpointed block is computed again in backward, outside of any mode but autocast
+        exact = half and self.device.type == "cpu" and not self.network.is_gradient_checkpointing
+        with (
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=half),
+            Fp32Attention() if exact else nullcontext(),
+        ):
             return self.family.predict(x_t, t.float(), cond).float()
 
     @torch.no_grad()

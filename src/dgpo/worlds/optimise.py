@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from dgpo import checkpoint
 from dgpo.core import seeds
+from dgpo.core.attention import Fp32Attention
 from dgpo.core.ema import ema_update
 from dgpo.worlds.muon import Muon
 
@@ -76,12 +78,13 @@ def optimise(
     generator = torch.Generator(settings.device)
     half = settings.bf16 or generator.device.type == "cuda"
     autocast = torch.autocast(generator.device.type, torch.bfloat16, enabled=half)
+    attention = Fp32Attention() if settings.bf16 and generator.device.type == "cpu" else nullcontext()
     started = time.monotonic()
     for step in range(first, steps):
         generator.manual_seed(seeds.generator(settings.seed, stage, step).initial_seed())
         for group in [g for o in optimizers.values() for g in o.param_groups]:
             group["lr"] = lr * min(1.0, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        with autocast:
+        with autocast, attention:
             value = loss_at(step, generator)
         modules.zero_grad(set_to_none=True)
         value.backward()

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from dgpo.worlds.joint_attention import JointAttention
 from dgpo.worlds.optimise import Pretrain, optimise
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
@@ -99,8 +98,6 @@ def train_flow(
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             modules["patches"] = nn.Linear(settings.width, int(shown.max()) + 1).to(device)
-    own_attention = pipe.transformer.attn_processors
-    pipe.transformer.set_attn_processor(JointAttention())
     compiled = torch.compile(pipe.transformer) if settings.compile else pipe.transformer
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
@@ -125,7 +122,6 @@ def train_flow(
         return error
 
     optimise(modules, loss, "flow", settings.flow_steps, settings.flow_lr, settings)
-    pipe.transformer.set_attn_processor(own_attention)
     hook.remove()
 
 
