@@ -23,6 +23,19 @@ from dgpo.worlds.shapes.tokenizer import build_tokenizer
 from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, TINTS
 
 
+DEFAULT = Pretrain(
+    pool=40_000,
+    flow_steps=16_000,
+    flow_lr=5e-3,
+    layers=6,
+    patch_weight=0.2,
+    t_mean=0.8,
+    right_steps=13_000,
+    wrong_scale=1.2,
+)
+"""The settings that made the model in the package; it had not begun with them (its model card)."""
+
+
 def main(settings: Pretrain) -> Path:
     """Runs both stages and writes a StableDiffusion3Pipeline folder to OUT/pipeline, weights in fp16."""
     device, out = torch.device(settings.device), Path(settings.out)
@@ -70,4 +83,4 @@ def _pool(captions: Captions, settings: Pretrain) -> tuple[Tensor, Scenes]:
 
 
 if __name__ == "__main__":
-    print(main(tyro.cli(Pretrain)))
+    print(main(tyro.cli(Pretrain, default=DEFAULT)))
