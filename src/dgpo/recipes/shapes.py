@@ -1,7 +1,7 @@
 """Runs of the embedded model on the shapes world: no download, no GPU.
 
-t lies where shapes, colours and counts are decided: above, the gradient is mostly noise, below are details. Counting
-and places are decided nearer to noise than colours.
+t lies where colours, places and counts are decided: above, the gradient is mostly noise, below are details. Places and
+counts are decided nearer to noise than colours.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 
 
 def tiny() -> Config:
-    """The demo: two kinds of prompts, ten minutes on two CPU cores."""
+    """The demo: three kinds of prompts, ten minutes on two CPU cores."""
     return _shapes(
         "tiny",
-        ("single_object", "colors"),
-        iterations=60,
-        eval_every=12,
-        num_points=4,
-        t=(0.6, 0.85),
-        optimizer=Optimizer(lr=2e-3, weight_decay=0.0, ema_decay=0.9),
+        ("colors", "position", "color_attr"),
+        iterations=40,
+        eval_every=10,
+        num_points=5,
+        t=(0.6, 0.93),
+        kl_coef=0.03,
+        optimizer=Optimizer(lr=3e-3, decay_steps=40, weight_decay=0.0, ema_decay=0.9),
     )
 
 
@@ -32,6 +33,7 @@ def shapes_all() -> Config:
         eval_every=50,
         num_points=6,
         t=(0.6, 0.97),
+        kl_coef=0.02,
         optimizer=Optimizer(lr=2e-3, decay_steps=500, weight_decay=0.0, ema_decay=0.97),
     )
 
@@ -44,6 +46,7 @@ def _shapes(
     eval_every: int,
     num_points: int,
     t: tuple[float, float],
+    kl_coef: float,
     optimizer: Optimizer,
 ) -> Config:
     chosen = f":{','.join(kinds)}" if kinds else ""
@@ -63,7 +66,7 @@ def _shapes(
         checkpoint_every=12,
         algorithm=DGPO(
             beta=100.0,
-            kl_coef=0.02,
+            kl_coef=kl_coef,
             clip_range=None,
             num_points=num_points,
             t_sampling="stratified",
