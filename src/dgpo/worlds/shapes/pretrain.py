@@ -22,7 +22,6 @@ from dgpo.worlds.shapes.scenes import Scenes, draw, requests
 from dgpo.worlds.shapes.tokenizer import build_tokenizer
 from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, TINTS
 
-
 DEFAULT = Pretrain(
     pool=40_000,
     flow_steps=16_000,
