@@ -19,7 +19,9 @@ def test_only_inputs_and_result_are_rounded(mask: torch.Tensor | None) -> None:
     with torch.autocast("cpu", torch.bfloat16), Fp32Attention():
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         product = linear(query.float(), draw(4, 8))
+        named = scaled_dot_product_attention(query=query, key=key, value=value, attn_mask=mask)
     assert torch.equal(found, exact.bfloat16())
+    assert torch.equal(named, found)
     assert product.dtype == torch.bfloat16, "autocast goes on around it"
 
 

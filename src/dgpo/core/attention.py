@@ -19,9 +19,10 @@ class Fp32Attention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        asked = args[0].dtype
+        named = {} if kwargs is None else kwargs
+        asked = (args[0] if args else named["query"]).dtype
         with torch.autocast("cpu", enabled=False):
-            return func(*map(_fp32, args), **{name: _fp32(value) for name, value in (kwargs or {}).items()}).to(asked)
+            return func(*map(_fp32, args), **{name: _fp32(value) for name, value in named.items()}).to(asked)
 
 
 def _fp32(value: Any) -> Any:
