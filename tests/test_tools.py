@@ -104,6 +104,14 @@ def test_a_runs_best_weights_are_taken_or_else_its_newest(
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_best_weights_that_alarmed_say_so(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = checkpoint.load
+    told = {"best_iteration": 2, "best_alarmed": True}
+    monkeypatch.setattr(checkpoint, "load", lambda path: (load(path)[0], told))
+    _, name = load_trained(str(finished_run), load_yaml(finished_run / "config.yaml"))
+    assert name.endswith("iteration-000002 (best, but held-out scores fell: see the report)")
+
+
 def test_sample_draws_a_row_for_each_prompt_and_replaces_nothing(finished_run: Path, command: Command) -> None:
     words = ("sample", finished_run, "--prompt", "a cat", "two dogs", "--images", "3", "--out", "new/cats.png")
     assert command(*words).split() == ["new/cats.png"]

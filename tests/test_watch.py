@@ -110,13 +110,23 @@ def test_an_alarm_tells_what_fell_and_what_rose():
     assert str(told) == ("held out, crispness on unseen -0.2 (-0.3 to -0.1) while shapes on seen +0.2 (+0.1 to +0.3)")
 
 
-def test_the_best_evaluation_is_one_without_an_alarm():
+@pytest.mark.parametrize(
+    ("evaluations", "best"),
+    [
+        ([(0.1, 0), (0.5, 0), (0.9, 1), (0.4, 0)], 1),  # one without an alarm, where any such one rose
+        ([(0.1, 0), (0.9, 1), (0.5, 0)], 2),  # also if it comes later
+        ([(0.1, 0), (0.5, 1), (0.9, 2), (0.4, 1)], 2),  # all that rose alarm: the highest of them
+        ([(0.3, 0), (0.2, 0), (0.1, 1)], 0),  # nothing rose: what the run began with
+    ],
+)
+def test_the_best_evaluation_rose_and_has_no_alarm_if_any_has_none(evaluations, best):
     state = State()
-    for iteration, (reward, alarms) in enumerate([(0.1, 0), (0.5, 0), (0.9, 1), (0.4, 0)]):
+    for iteration, (reward, alarms) in enumerate(evaluations):
         state.iteration = iteration
         note_evaluation(state, {"eval/seen/reward": reward, ALARMS: alarms})
         assert state.evaluated == iteration
-    assert (state.best_iteration, state.best_score) == (1, 0.5)
+    reward, alarms = evaluations[best]
+    assert (state.best_iteration, state.best_score, state.best_alarmed) == (best, reward, alarms > 0)
 
 
 def falling(images, prompts, metadata):

@@ -88,7 +88,9 @@ class State:
     elapsed: float = 0.0  # seconds
     old_is_policy: bool = True  # whether `old` holds the policy's very values
     evaluated: int = -1  # the iteration after which the last evaluation was
+    first_score: float | None = None  # of the first evaluation
     best_score: float | None = None  # of the evaluations so far
+    best_alarmed: bool = False
     best_iteration: int = -1
     noise: NoiseAverage = field(default_factory=NoiseAverage)
 
@@ -424,12 +426,18 @@ def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tup
 def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
     """The best evaluation has the highest trained reward, mean over the evaluation sets, of those without an alarm.
 
-    Of equal ones the first. The run's first evaluation never alarms, so there is a best one.
+    Where all that rose above the first evaluation alarm, it is the highest of these: a run that gained reward does not
+    end with the weights it began with because a watched score gave way. Of equal ones the first.
     """
     rewards = [value for name, value in metrics.items() if name.split("/")[2:] == ["reward"]]
-    score = sum(rewards) / len(rewards)
-    if not metrics.get(ALARMS) and (state.best_score is None or score > state.best_score):
-        state.best_score, state.best_iteration = score, state.iteration
+    score, alarmed = sum(rewards) / len(rewards), bool(metrics.get(ALARMS))
+    first = state.first_score = score if state.first_score is None else state.first_score
+
+    def rank(score: float, alarmed: bool) -> tuple[bool, bool, float]:
+        return score > first, not alarmed, score
+
+    if state.best_score is None or rank(score, alarmed) > rank(state.best_score, state.best_alarmed):
+        state.best_score, state.best_alarmed, state.best_iteration = score, alarmed, state.iteration
     state.evaluated = state.iteration
 
 

@@ -48,9 +48,9 @@ def trained(monkeypatch):
 def test_every_contender_shares_what_must_be_equal():
     base = CONTENDERS["dgpo"]()
     for name in CONTENDERS:
-        config = plan.config_of(name, 1e-4, 7)
+        config = plan.config_of(name, 1e-4, 7, 20)
         assert from_dict(to_dict(config)) == config
-        assert (config.seed, config.optimizer.lr) == (7, 1e-4)
+        assert (config.seed, config.optimizer.lr, config.optimizer.decay_steps) == (7, 1e-4, 20)
         for field in ("model", "prompts", "rewards", "eval_prompts", "eval_rewards", "num_groups", "group_size"):
             assert getattr(config, field) == getattr(base, field), (name, field)
         assert config.sampling == base.sampling
@@ -66,6 +66,13 @@ def test_the_rate_that_earned_most_in_the_search_runs_every_seed(trained, tmp_pa
         (3e-3, 1, 13.0),
     ]
     assert all(c.eval_every == 0 for c in trained[:3]), "the search sees the train list only"
+
+
+@pytest.mark.parametrize(("name", "steps"), [("awm", 13), ("flow_grpo", 26), ("dgpo_two_updates", 26)])
+def test_the_rate_falls_over_the_run_at_the_pace_of_the_search(name, steps, trained, tmp_path):
+    """The search made an iteration a minute, whose optimizer steps are the contender's own."""
+    bench(Plan(only=(name,), seeds=(0,), out=str(tmp_path)))
+    assert [c.optimizer.decay_steps for c in trained] == [0, 0, 0, steps]
 
 
 def test_an_extra_takes_the_rate_that_dgpo_found(trained, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgpo import checkpoint, runfolder
-from dgpo.bench.plan import LEARNING_RATES, SEARCH_SEED, Plan, config_of, searcher
+from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, Plan, config_of, searcher
 from dgpo.config import Config
 from dgpo.files import whole
 from dgpo.report.grids import read_samples
@@ -30,6 +30,7 @@ class Job(NamedTuple):
     seed: int
     minutes: float
     searches: bool  # for the learning rate: no evaluation
+    decay_steps: int = 0  # over which the rate falls
 
     @property
     def name(self) -> str:
@@ -58,7 +59,8 @@ def jobs(plan: Plan, name: str) -> Iterator[Job]:
     searches = [Job(searcher(name), lr, SEARCH_SEED, plan.search_minutes, True) for lr in LEARNING_RATES]
     yield from (job for job in searches if not _result_of(folder, job).exists())
     lr = best_lr(folder, name)
-    finals = [Job(name, lr, seed, plan.minutes, False) for seed in plan.seeds]
+    falls = steps_within(plan.minutes, folder, name, lr)
+    finals = [Job(name, lr, seed, plan.minutes, False, falls) for seed in plan.seeds]
     yield from (job for job in finals if not _result_of(folder, job).exists())
 
 
@@ -70,6 +72,13 @@ def best_lr(folder: Path, name: str) -> float:
     """The rate whose search run earned most at its end: the mean reward of its last fifth of rollouts (train list)."""
     earned = {lr: late_reward(folder / f"{searcher(name)}-lr{lr:g}-seed{SEARCH_SEED}.json") for lr in LEARNING_RATES}
     return max(earned, key=lambda lr: earned[lr])
+
+
+def steps_within(minutes: float, folder: Path, name: str, lr: float) -> int:
+    """Optimizer steps of so many minutes of training, at the iterations per second of the search at this rate."""
+    rows = load(folder / f"{searcher(name)}-lr{lr:g}-seed{SEARCH_SEED}.json")["metrics"]
+    seconds, iterations = max((row["time/elapsed"], row["iteration"]) for row in rows)
+    return round(iterations / seconds * minutes * 60) * CONTENDERS[name]().updates_per_rollout
 
 
 def late_reward(path: Path) -> float:
@@ -99,7 +108,7 @@ def _run(job: Job, plan: Plan, folder: Path) -> bool:
 
 
 def _config(job: Job, run: Path) -> Config:
-    config = replace(config_of(job.contender, job.lr, job.seed), out=str(run), max_minutes=job.minutes)
+    config = replace(config_of(job.contender, job.lr, job.seed, job.decay_steps), out=str(run), max_minutes=job.minutes)
     return replace(config, eval_every=0, eval_prompts={}, eval_rewards=()) if job.searches else config
 
 
