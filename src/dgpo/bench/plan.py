@@ -3,9 +3,9 @@
 All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. Each has
 its paper's settings and the learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run
 with a seed of its own; then every seed runs for the same wall time, over which that rate falls to a tenth along half a
-cosine, by the pace of the search: constant rates favour whoever learns slowly. "dgpo" trains where t was found to carry
-signal (benchmarks/signal_by_t.py); "dgpo_paper" has the authors' own settings. `EXTRAS` are DGPO with one setting of the loop
-each, at the rate that "dgpo" found, so that nothing but that setting differs.
+cosine, by the pace of the search: constant rates favour whoever learns slowly. "dgpo" trains where t was found to
+carry signal (benchmarks/signal_by_t.py); "dgpo_paper" has the authors' own settings. `EXTRAS` are DGPO with one
+setting of the loop each, at the rate that "dgpo" found, so that nothing but that setting differs.
 """
 
 from __future__ import annotations
