@@ -94,7 +94,7 @@ class Console:
         seconds = metrics["time/iteration"]
         left = (self._config.iterations - iteration) * seconds
         if self._config.max_minutes is not None:
-            left = min(left, 60 * self._config.max_minutes - metrics["time/elapsed"])
+            left = min(left, max(0.0, 60 * self._config.max_minutes - metrics["time/elapsed"]))
         line = (
             f"reward {metrics['train/reward_mean']:.3f}  {self._watched}"
             f"clip {metrics.get('train/clip_fraction', 0):.3f}  grad {metrics.get('train/grad_norm', 0):.3f}  "

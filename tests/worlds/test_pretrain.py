@@ -10,6 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from dgpo import checkpoint
+from dgpo.errors import UserError
 from dgpo.worlds import pretraining
 from dgpo.worlds.muon import Muon, orthogonalise
 from dgpo.worlds.pipeline import build_pipeline
@@ -184,6 +185,26 @@ def test_more_layers_begin_as_the_network_they_were_added_to(finished: Path) -> 
     grown.square().sum().backward()
     added = pipe.transformer.transformer_blocks[1].norm1.linear.weight.grad
     assert bool(added.abs().sum() > 0)  # they can learn
+
+
+def test_overshoot_goes_on_from_where_captions_could_be_wrong(finished: Path, tmp_path: Path) -> None:
+    """fp16, as the pipeline keeps them; the step's state stays although two later ones were saved."""
+    settings = replace(TINY, autoencoder=str(finished), right_steps=1, save_every=1)
+    for name, share in (("plain", 0.0), ("further", 0.5)):
+        pretrain.main(replace(settings, out=str(tmp_path / name), overshoot=share))
+    assert [checkpoint.iteration_of(p) for p in checkpoint.list_checkpoints(tmp_path / "further/flow")] == [1, 3, 4]
+    before = checkpoint.load(tmp_path / "plain/flow/checkpoints/iteration-000001")[0]["average"]
+    weights = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+    plain, further = (load_file(tmp_path / name / weights) for name in ("plain", "further"))
+    name = "transformer_blocks.1.attn.to_q.weight"
+    start, end, found = before[f"transformer.{name}"], plain[name].float(), further[name].float()
+    assert not torch.equal(start, end)
+    torch.testing.assert_close(found, end + 0.5 * (end - start), rtol=2e-3, atol=1e-4)
+
+
+def test_overshoot_needs_a_step_to_go_on_from() -> None:
+    with pytest.raises(UserError, match="right_steps must lie between 0 and flow_steps"):
+        replace(TINY, overshoot=0.2)
 
 
 def test_bf16_steps_stay_near_those_in_fp32(finished: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dgpo import checkpoint
 from dgpo.core import seeds
 from dgpo.core.attention import Fp32Attention
 from dgpo.core.ema import ema_update
+from dgpo.errors import UserError
 from dgpo.worlds.muon import Muon
 
 
@@ -43,6 +44,8 @@ class Pretrain:
     doubt them afterwards, is shorter in the making than one that is told wrong things all along."""
     wrong_scale: float = 1.0
     """Multiplies the share of wrong captions, WRONG in the world's captions.py."""
+    overshoot: float = 0.0
+    """Adds this share of the way that the averaged weights took since `right_steps`, at no cost: doubts the more."""
     start: str | None = None
     """A pipeline folder whose transformer and text encoders it begins with. The transformer may have fewer layers: the
     missing ones are put between its own and change nothing at first."""
@@ -60,6 +63,13 @@ class Pretrain:
     autoencoder: str | None = None
     """A folder of an earlier run whose autoencoder is used instead of training one."""
 
+    def __post_init__(self) -> None:
+        if self.overshoot and not 0 < self.right_steps < self.flow_steps:
+            raise UserError(
+                f"overshoot={self.overshoot:g} goes on from right_steps to flow_steps, here {self.right_steps} and "
+                f"{self.flow_steps}; right_steps must lie between 0 and flow_steps"
+            )
+
 
 def optimise(
     modules: nn.ModuleDict,
@@ -68,8 +78,12 @@ def optimise(
     steps: int,
     lr: float,
     settings: Pretrain,
+    kept_step: int = 0,
 ) -> None:
-    """AdamW with warm-up and cosine decay, clipped gradients and an EMA that replaces the weights at the end."""
+    """AdamW with warm-up and cosine decay, clipped gradients and an EMA that replaces the weights at the end.
+
+    kept_step: the state after so many steps stays in OUT/STAGE, beside the last two
+    """
     parameters = dict(modules.named_parameters())
     optimizers = _optimizers(parameters, lr, settings.bf16)
     average = {name: p.detach().clone() for name, p in parameters.items()}
@@ -94,10 +108,10 @@ def optimise(
         ema_update(average.values(), parameters.values(), min(settings.ema_decay, (1 + step) / (10 + step)))
         if (step + 1) % settings.log_every == 0:
             print(f"{stage} {step + 1}/{steps} loss {value.item():.4f} {time.monotonic() - started:.0f}s", flush=True)
-        if (step + 1) % settings.save_every == 0 or step + 1 == steps:
+        if (step + 1) % settings.save_every == 0 or step + 1 in (kept_step, steps):
             moments = {n: checkpoint.optimizer_tensors(o, _names(o, parameters)) for n, o in optimizers.items()}
             checkpoint.save(states, step + 1, {"weights": parameters, "average": average, **moments}, {})
-            checkpoint.prune(states, keep_last=2)
+            checkpoint.prune(states, keep_last=2, keep={kept_step})
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(average[name])

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from dgpo import checkpoint
 from dgpo.worlds.optimise import Pretrain, optimise
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
@@ -121,8 +122,19 @@ def train_flow(
             error = error + settings.patch_weight * nn.functional.cross_entropy(told, shown[index].flatten())
         return error
 
-    optimise(modules, loss, "flow", settings.flow_steps, settings.flow_lr, settings)
+    optimise(modules, loss, "flow", settings.flow_steps, settings.flow_lr, settings, settings.right_steps)
     hook.remove()
+    if settings.overshoot:
+        go_on(modules, Path(settings.out) / "flow", settings.right_steps, settings.overshoot)
+
+
+@torch.no_grad()
+def go_on(modules: nn.Module, states: Path, step: int, share: float) -> None:
+    """Move the weights on by a share of their way since the averaged weights after `step`."""
+    [path] = [path for path in checkpoint.list_checkpoints(states) if checkpoint.iteration_of(path) == step]
+    before = checkpoint.load(path)[0]["average"]
+    for name, parameter in modules.named_parameters():
+        parameter.add_(parameter - before[name].to(parameter), alpha=share)
 
 
 def start_from(pipe: StableDiffusion3Pipeline, folder: str) -> None:

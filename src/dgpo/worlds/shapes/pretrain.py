@@ -31,6 +31,7 @@ DEFAULT = Pretrain(
     t_mean=0.8,
     right_steps=13_000,
     wrong_scale=1.2,
+    overshoot=0.2,
 )
 """The settings that made the model in the package; it had not begun with them (its model card)."""
 
