@@ -141,6 +141,13 @@ def test_task_bars_and_their_scale(run_dir: Path):
     assert (bar.before, bar.after) == (0.0, 1.0)
 
 
+def test_entries_of_a_rewards_dict_are_no_tasks():
+    scores = ("ocr", "ocr/short", "ocr/exact", "reward", "reward/short")
+    log = from_rows({"iteration": i} | {f"eval/seen/{score}": 0.3 + i for score in scores} for i in range(2))
+    charts = sections.tasks(log, {"rewards": {"ocr": 1.0}})
+    assert [(name.score, [bar.change.name.tag for bar in bars]) for name, bars in charts] == [("ocr", ["short"])]
+
+
 def test_nested_settings_become_one_table_each():
     tree = {"seed": 0, "lora": {"rank": 4, "on": {"attn": ["q", "k"]}}, "note": None}
     assert sections.tables(tree) == [

@@ -88,12 +88,15 @@ def health(log: Log, config: Mapping[str, Any]) -> list[Panel]:
 
 
 def tasks(log: Log, config: Mapping[str, Any]) -> list[tuple[EvalName, list[Bar]]]:
-    """Per-task bars of the verdict's scores, one chart for each score and set."""
+    """Per-task bars of the verdict's scores, one chart for each score and set.
+
+    Where the reward has parts, these are the tasks, and other parts of a score are entries of a reward's dict.
+    """
     found = changes(log, config)
-    by_name = {
-        change.name: [c for c in found if c.name.tag and c.name[:2] == change.name[:2]] for change in headline(found)
-    }
-    return [(name, _bars(tagged)) for name, tagged in by_name.items() if tagged]
+    kinds = {name.tag for name in log.evals() if name.score == "reward" and name.tag}
+    tagged = [change for change in found if change.name.tag and (not kinds or change.name.tag in kinds)]
+    by_name = {change.name: [c for c in tagged if c.name[:2] == change.name[:2]] for change in headline(found)}
+    return [(name, _bars(bars)) for name, bars in by_name.items() if bars]
 
 
 def times(log: Log) -> list[Phase]:
