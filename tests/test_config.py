@@ -182,3 +182,11 @@ def test_files_that_are_no_config(text: str, message: str, tmp_path: Path) -> No
         load_yaml(path)
     with pytest.raises(UserError, match="cannot read the config"):
         load_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["reward", "drift"])
+def test_names_that_evaluations_use_are_no_rewards(name):
+    with pytest.raises(UserError, match=f"cannot be called '{name}'"):
+        Config(rewards={"shapes": 1.0, name: 1.0})
+    with pytest.raises(UserError, match=f"cannot be called '{name}'"):
+        Config(eval_rewards=(name,))

@@ -93,3 +93,9 @@ def test_every_tag_that_a_reward_is_for_is_gone_through(tiny_folder: Path, tmp_p
     small = smallest(config, tmp_path, load_prompts(config.prompts), {})
     assert [row["tag"] for row in load_prompts(small.prompts).metadata] == [f"kind {i}" for i in range(4)]
     assert small.num_groups == 4
+
+
+def test_a_dry_run_is_for_one_process(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(UserError, match="start it without torchrun"):
+        dry_run(config_of(tiny_folder, tmp_path))

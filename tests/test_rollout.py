@@ -136,3 +136,16 @@ def test_work_that_fails_raises_its_own_error():
 
     with pytest.raises(RewardError, match="mend me"):
         distributed.together(fail)
+
+
+def test_rows_by_a_mask_reach_the_conditioning_as_numbers(draw):
+    """A model's own conditioning is only promised slices and numbers of rows."""
+
+    class Listed(list):
+        def __getitem__(self, index):
+            return Listed(list.__getitem__(self, i) for i in index.tolist())
+
+    rollout = draw()
+    listed = rollout._replace(cond=Listed(rollout.prompts))
+    mask = rollout.group_index == 1
+    assert listed.rows(mask).cond == rollout.rows(mask).prompts

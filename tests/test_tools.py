@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dgpo import checkpoint, evaluate, tools
+from dgpo import FlowGRPO, checkpoint, evaluate, tools
 from dgpo.cli import main
-from dgpo.config import load_yaml
+from dgpo.config import load_yaml, save_yaml
 from dgpo.tools import evaluate_source, load_trained
 from dgpo.watch import ALARMS
 
@@ -82,6 +83,19 @@ def test_eval_of_a_model_needs_no_run(tiny_folder: Path, command: Command) -> No
     out = command("eval", tiny_folder, *words.split(), "--finetune", "lora")
     assert "as pretrained" in " ".join(out.split())
     assert "±" in out
+
+
+def test_a_run_whose_updates_split_groups_is_scored_like_any(
+    finished_run: Path, tmp_path: Path, command: Command
+) -> None:
+    stored = load_yaml(finished_run / "config.yaml")
+    split = replace(stored, algorithm=FlowGRPO(), updates_per_rollout=2, split_updates=True)
+    shutil.copytree(finished_run, tmp_path / "split")
+    (tmp_path / "split" / "config.yaml").unlink()
+    save_yaml(split, tmp_path / "split" / "config.yaml")
+    assert command("eval", tmp_path / "split") == command("eval", finished_run).replace(
+        str(finished_run), str(tmp_path / "split")
+    )
 
 
 def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path, command: Command) -> None:

@@ -44,6 +44,18 @@ def offline(model: Path, out: Path) -> Config:
     return small(model, out, offline=str(data), iterations=2)
 
 
+def redrawn(model: Path, out: Path) -> Config:
+    """Three images a group, and one of four groups drawn again: its images lie on both of two ranks."""
+    again = {"drop_equal_groups": True, "redraw_groups": 1}
+    return small(model, out, num_groups=4, iterations=2, noise_scale_every=1, **again)
+
+
+def equal_for_a_cup(images, prompts, metadata):
+    """colour, but the same for all images of one prompt."""
+    cup = torch.tensor([prompt == "a cup" for prompt in prompts])
+    return colour(images, prompts, metadata).masked_fill(cup, 0.0)
+
+
 def rollout_of(folder: Path) -> dict[str, torch.Tensor]:
     """What a straddling rollout draws, with one image in each pass of the network; on every rank, over all ranks."""
     model = load_model(folder, device="cpu")
@@ -104,6 +116,7 @@ def main(folder: Path, out: Path) -> None:
     run(straddling(folder, out / "straddling"))
     run(aligned(folder, out / "aligned"))
     run(offline(folder, out / "offline"))
+    run(redrawn(folder, out / "redrawn"), reward_functions={"colour": equal_for_a_cup})
     try:
         run(small(folder, out / "failing"), reward_functions={"colour": fail_on_the_second_rank})
     except RewardError as error:

@@ -58,7 +58,7 @@ class Pictures:
     guidance_scale: float | None = None
     """None: as the run evaluates."""
     num_inference_steps: int | None = None
-    """None: as the run samples."""
+    """None: as the run evaluates."""
     out: Path = Path("samples.png")
     """The PNG to write; an existing one is not replaced."""
 
@@ -412,7 +412,7 @@ def _config_of(source: str) -> Config:
     stored = Path(source) / "config.yaml"
     config = load_yaml(stored) if stored.is_file() else replace(recipe("tiny"), model=source)
     # nothing trains here, so the sampler's steps need not be those that the algorithm asks for
-    return replace(config, algorithm=DGPO(t_sampling="uniform"))
+    return replace(config, algorithm=DGPO(t_sampling="uniform"), split_updates=False)
 
 
 def _weighted(word: str) -> tuple[str, float]:

@@ -59,7 +59,7 @@ class Sampling:
     shift: float | None = None
     """t' = shift t / (1 + (shift - 1) t) on the grid; None: the model's own."""
     batch_size: int = 64
-    """Images sampled, decoded and scored at a time."""
+    """Images sampled and decoded at a time, and in rollouts scored; evaluations score all images of a set at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,8 @@ class Config:
     """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 
     prompts: str | tuple[str, ...] = "shapes:train"
-    """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KIND,KIND], words:train[:TAGS], or a list."""
+    """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KINDS], words:train[:TAGS],
+    geneval:train[:TAGS], or a list."""
     offline: str | None = None
     """A folder of scored groups to learn from instead of rollouts; prompts and group_size are then the groups' own."""
     num_groups: int = 8
@@ -181,7 +182,7 @@ class Config:
     keep_checkpoints: int = 2
     """Newest checkpoints to keep, beside the best one."""
     noise_scale_every: int = 5
-    """Iterations between measurements of the gradient noise scale; 0: never."""
+    """Optimizer steps between measurements of the gradient noise scale; 0: never."""
     license: str = "other"
     """Of the trained weights, in their model card: they inherit the model's, which is not looked up."""
     push_to_hub: str | None = None
@@ -241,8 +242,8 @@ class Config:
         )
         require(
             self.offline is None or (self._deterministic() and self.algorithm.rollout_weights(0) == "policy"),
-            f"offline={self.offline!r}: {type(self.algorithm).__name__} learns only from rollouts that it samples "
-            "itself; take algorithm dgpo, awm or diffusion_dpo",
+            f"offline={self.offline!r}: {type(self.algorithm).__name__} with these settings learns only from "
+            "rollouts that it samples itself; take algorithm dgpo, awm or diffusion_dpo, without sampling_switch=0",
         )
         require(
             self.offline is None or self.redraw_groups == 0,
@@ -306,6 +307,11 @@ def _check_reward_names(config: Config) -> None:
                 f"{field_name} names {name!r}, which neither rewards nor eval_rewards has. {did_you_mean(name, known)}",
             )
     for name in known:
+        require(
+            name not in ("reward", "drift"),
+            f"a reward cannot be called {name!r}: evaluations report the weighted sum as reward and the distance from "
+            "the base model as drift; give it another name",
+        )
         longer = next((other for other in known if other.startswith(f"{name}/")), None)
         require(
             longer is None,

@@ -8,6 +8,7 @@ no tracker and uploads nothing.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +29,10 @@ GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a g
 
 
 def dry_run(config: Config) -> list[str]:
-    """Run it and return what was checked, a line each. Raises as `train` would."""
+    """Run it in one process and return what was checked, a line each. Raises as `train` would."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(f"WORLD_SIZE={processes}: a dry run is too small for several; start it without torchrun")
     reward, eval_reward = reward_sets(config, {})
     sets = {name: load_prompts(source) for name, source in config.eval_prompts.items() if config.eval_every}
     prompts = None if config.offline is not None else load_prompts(config.prompts)

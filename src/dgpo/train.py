@@ -183,7 +183,8 @@ def train(
             with clock.phase("update"):
                 metrics |= improve(model, algorithm, optimizer, to_train(rollout, encode, config), state, config)
             state.iteration, state.position, state.first_step = state.iteration + 1, sampler.position, state.step
-            state.elapsed += (seconds := time.perf_counter() - started)
+            # the main process's, on all alike: whether the time is up must not differ between them
+            state.elapsed += (seconds := distributed.gather_objects([time.perf_counter() - started])[0])
             metrics |= {**clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
             tracker.log(state.iteration, metrics)
             console.iterated(state.iteration, metrics)
@@ -356,7 +357,9 @@ def of_one_size(rollout: Rollout) -> bool:
 
 def measures_noise(state: State, config: Config) -> bool:
     """Whether this update measures the gradient noise scale: of two or more groups, each whole in one micro-batch."""
-    fits = config.num_groups > 1 and config.num_groups % distributed.world_size() == 0
+    processes = distributed.world_size()
+    fits = config.num_groups > 1 and config.num_groups % processes == 0
+    fits &= config.redraw_groups == 0 or processes == 1  # groups drawn again are spread over processes by images
     fits &= config.micro_batch_size is None or config.micro_batch_size >= config.group_size
     return bool(config.noise_scale_every) and fits and state.step % config.noise_scale_every == 0
 
@@ -490,6 +493,11 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
             f"num_groups * group_size = {images} images cannot occupy {processes} processes; use at most {images}, or "
             "more images"
         )
+    if config.redraw_groups and config.group_size < processes:
+        raise UserError(
+            f"redraw_groups={config.redraw_groups} may draw one group again, whose {config.group_size} images cannot "
+            f"occupy {processes} processes; use at most {config.group_size} of them, or redraw_groups=0"
+        )
     missing = weight_sets(config) - set(model.weights.names)
     if missing:
         raise UserError(
@@ -590,7 +598,7 @@ def rescue(
         yield
     except (RewardError, NonFiniteError):
         whole = state.step == state.first_step
-        if not whole:
+        if not whole and distributed.is_main():
             checkpoint.rewind(run / "failed", state.iteration - 1)
         save(run if whole else run / "failed", model, optimizer, state, config)
         raise

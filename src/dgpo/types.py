@@ -57,13 +57,15 @@ class Rollout(NamedTuple):
     images: Tensor  # (B, 3, H, W) float in [0, 1]; (B, 0) where the rollout was read from a dataset
     scores: dict[str, Tensor]  # name -> (B,) raw reward; NaN where it does not apply, or dropped the image
     rewards: Tensor  # (B,) weighted sum; NaN for an image that was dropped
-    advantages: Tensor  # (B,) sums to zero over a group
+    advantages: Tensor  # (B,) sums to zero over a group, but for clipped ones
     trained: Tensor  # (B,) bool: whether an update spends anything on the image
     trajectory: Trajectory | None = None
     failures: Counter[str] | None = None  # on this rank: retries/REWARD calls repeated, dropped/REWARD images
 
     def rows(self, index: slice | Tensor) -> Rollout:
         """The same rollout with only some images. What is said of groups keeps its meaning for the whole batch."""
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            index = index.nonzero().flatten()  # rows by number are what every model's conditioning understands
         numbers = take(torch.arange(len(self.prompts)), index).tolist()
         return self._replace(
             prompts=[self.prompts[i] for i in numbers],

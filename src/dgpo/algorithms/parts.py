@@ -36,7 +36,7 @@ class GroupAdvantages(Algorithm):
         require(self.advantage_clip > 0, f"advantage_clip={self.advantage_clip} would remove every advantage; use 5.")
 
     def advantages(self, rewards: Tensor, group_index: Tensor, num_groups: int) -> Tensor:
-        """rewards: (B,) of the whole batch; group_index: (B,) int64; returns (B,), summing to zero over a group."""
+        """rewards: (B,) of the whole batch; group_index: (B,) int64; returns (B,), sum 0 in a group but for clips."""
         return group_advantages(rewards, group_index, num_groups, self.std, self.advantage_clip)
 
 

@@ -14,7 +14,7 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 
 
 def tiny() -> Config:
-    """The demo: three kinds of prompts, ten minutes on two CPU cores."""
+    """The demo: three kinds of prompts, a quarter of an hour on a laptop."""
     return _shapes(
         "tiny",
         ("colors", "position", "color_attr"),
