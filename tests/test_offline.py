@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from dgpo import UserError, distributed, load_model, load_prompts
 from dgpo import rollout as rollout_module
 from dgpo.algorithms import ALGORITHMS
+from dgpo.algorithms.dgpo import DGPO
 from dgpo.cli import COMMANDS, main
 from dgpo.config import Config, load_yaml
 from dgpo.console import network_evaluations
@@ -392,6 +393,11 @@ def other_with_sets(tiny_folder: Path) -> Any:
 def test_algorithms_that_need_their_own_rollouts_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{ALGORITHMS[name].__name__} learns only from rollouts that it samples"):
         Config(offline="data", algorithm=ALGORITHMS[name]())
+
+
+def test_rollouts_that_old_should_sample_are_not_taken_from_a_dataset() -> None:
+    with pytest.raises(UserError, match=r"as does dgpo with sampling_switch=0"):
+        Config(offline="data", algorithm=DGPO(sampling_switch=0))
 
 
 def test_sampling_anew_and_choosing_more_images_than_there_are_is_refused(tiny_folder: Path, pictures: Path) -> None:

@@ -242,8 +242,8 @@ class Config:
         )
         require(
             self.offline is None or (self._deterministic() and self.algorithm.rollout_weights(0) == "policy"),
-            f"offline={self.offline!r}: {type(self.algorithm).__name__} with these settings learns only from "
-            "rollouts that it samples itself; take algorithm dgpo, awm or diffusion_dpo, without sampling_switch=0",
+            f"offline={self.offline!r}: {type(self.algorithm).__name__} learns only from rollouts that it samples "
+            "itself (as does dgpo with sampling_switch=0); take algorithm dgpo, awm or diffusion_dpo",
         )
         require(
             self.offline is None or self.redraw_groups == 0,
