@@ -8,8 +8,8 @@ OUT ?= runs/demo
 demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html
 	$(BIN)/dgpo train tiny --out $(OUT)
 
-test: .venv/ready-dev  ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/ready-dev  ## the whole test suite, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/ready-dev  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests benchmarks
