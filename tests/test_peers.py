@@ -77,7 +77,7 @@ def test_flow_grpo_begins_near_it_where_the_batches_differ(fresh, tiny_folder, t
     rollout = rollout_of(model, config)
     ((_, metrics),) = updates(model, rollout, config, State(old_is_policy=False))
     furthest = (2 * metrics["train/approx_kl"] * 6 * 3) ** 0.5  # the mean of (ratio - 1)^2 / 2 over images and steps
-    assert furthest < 1e-4
+    assert furthest < 5e-6  # of a clip of 1e-4
 
 
 def test_flow_grpo_trains_with_the_rollouts_guidance(fresh, tiny_folder, tmp_path):

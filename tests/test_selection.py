@@ -185,7 +185,7 @@ def test_an_update_whose_part_holds_no_image_changes_no_weight(fresh, tiny_folde
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_empty_prompt_replaces_the_expected_share_of_prompts(fresh, tiny_folder, tmp_path, share):
-    config = small(tiny_folder, tmp_path, num_groups=2, group_size=300, text_dropout=share)
+    config = small(tiny_folder, tmp_path, num_groups=2, group_size=300, text_dropout=share, algorithm=AWM())
     model = fresh(config)
     rollout = rollout_of(model, replace(config, group_size=3))
     rollout = rollout.rows(torch.arange(6).repeat(100))._replace(image_index=torch.arange(600))
@@ -202,6 +202,21 @@ def test_the_empty_prompt_replaces_the_expected_share_of_prompts(fresh, tiny_fol
     )
     again = to_train(rollout._replace(iteration=1), CondCache(model), config)
     assert torch.equal(again.cond.tensors["pooled"], trained.cond.tensors["pooled"]) == (share == 1)
+
+
+@pytest.mark.parametrize("algorithm", [DGPO(t_sampling="uniform"), DiffusionDPO()])
+def test_a_loss_that_compares_images_gives_a_whole_group_the_empty_prompt(fresh, tiny_folder, tmp_path, algorithm):
+    """log Z of a prompt cancels only between images of that prompt."""
+    config = small(tiny_folder, tmp_path, num_groups=40, group_size=3, text_dropout=0.4, algorithm=algorithm)
+    model = fresh(config)
+    rollout = rollout_of(model, replace(config, num_groups=2))
+    rollout = rollout.rows(torch.arange(6).repeat(20))._replace(
+        image_index=torch.arange(120), group_index=torch.arange(120) // 3
+    )
+    pooled = to_train(rollout, CondCache(model), config).cond.tensors["pooled"]
+    dropped = (pooled == model.encode([""]).tensors["pooled"]).all(1).view(40, -1)
+    assert torch.equal(dropped.any(1), dropped.all(1))
+    assert 6 <= int(dropped.all(1).sum()) <= 26, "16 of 40 expected, three deviations of 3.1"
 
 
 def test_without_text_dropout_prompts_stay(fresh, tiny_folder, tmp_path):

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -316,7 +316,7 @@ def benchmark(given: list[str]) -> int:
 
     plan = _parse(
         Plan(),
-        given,
+        list(_split_lists(given, ("--only", "--seeds"))),
         "dgpo bench",
         "Train every algorithm on the embedded task from the same base model, and write a page that compares them.\n"
         "Runs that have their result are not run again; one that was stopped is continued.",
@@ -330,6 +330,14 @@ def benchmark(given: list[str]) -> int:
     if finished or read_rows(plan.out):
         print(f"Page: {write_page(plan.out)}")
     return 0 if finished else 130
+
+
+def _split_lists(given: Iterable[str], flags: Collection[str]) -> Iterator[str]:
+    """A list may come as "a,b" as well as "a b"."""
+    flag = ""
+    for word in given:
+        flag = word if word.startswith("--") else flag
+        yield from word.split(",") if flag in flags else (word,)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

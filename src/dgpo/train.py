@@ -276,13 +276,14 @@ def follow(model: VelocityModel, algorithm: Algorithm, state: State) -> None:
 
 
 def to_train(rollout: Rollout, encode: CondCache, config: Config) -> Rollout:
-    """The images that train, some of them with the empty prompt."""
+    """The images that train, some of them with the empty prompt: whole groups, if the loss couples their images."""
     rollout = rollout.rows(rollout.trained)
     if not config.text_dropout or not rollout.prompts:
         return rollout
     rng = seeds.generator(config.seed, "text dropout", rollout.iteration)
-    images = (1 + config.redraw_groups) * config.num_groups * config.group_size
-    dropped = torch.rand(images, generator=rng).to(rollout.x0.device)[rollout.image_index] < config.text_dropout
+    drawn = torch.rand((1 + config.redraw_groups) * config.num_groups * config.group_size, generator=rng)
+    chance = rollout.group_index if config.algorithm.couples_group else rollout.image_index
+    dropped = drawn.to(rollout.x0.device)[chance] < config.text_dropout
     own, empty = torch.arange(len(dropped), device=dropped.device), len(dropped)
     choices = rollout.cond.cat(encode([""]).to(dropped.device))
     return rollout._replace(cond=choices[torch.where(dropped, empty, own)])

@@ -228,6 +228,8 @@ def test_what_the_loop_is_told():
         ({"window_shift_every": -1}, "window_shift_every=-1"),
         ({"window": 3, "window_end": 2}, "window_end=2 leaves no room for window=3"),
         ({"window_end": 2}, "window_end=2 leaves no room for window=None"),
+        ({"window_shift_every": 25}, "window_shift_every=25 moves a window, and window=None has none"),
+        ({"window": 2, "window_shift_every": 25, "window_end": 5}, "window_shift_every=25 moves one; take one of the"),
         ({"std": "none"}, "std='none'"),
         ({"advantage_clip": 0.0}, "advantage_clip=0.0"),
     ],

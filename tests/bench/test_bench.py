@@ -1,6 +1,7 @@
 """The benchmark runs what is missing and nothing twice, and its page says what the results hold."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from dgpo.bench import CONTENDERS, Plan, bench, plan, run, write_page
-from dgpo.bench.page import Curve, read_rows, speed_up, time_to
+from dgpo.bench.page import Curve, noise_over_signal, read_rows, speed_up, time_to
+from dgpo.cli import main
 from dgpo.config import from_dict, to_dict
 from dgpo.errors import UserError
 from dgpo.report.grids import write_samples
@@ -70,16 +72,49 @@ def test_the_rate_that_earned_most_in_the_search_runs_every_seed(trained, tmp_pa
 
 @pytest.mark.parametrize(("name", "steps"), [("awm", 13), ("flow_grpo", 26), ("dgpo_two_updates", 26)])
 def test_the_rate_falls_over_the_run_at_the_pace_of_the_search(name, steps, trained, tmp_path):
-    """The search made an iteration a minute, whose optimizer steps are the contender's own."""
+    """The contender's short run made an iteration a minute, whose optimizer steps are its own."""
     bench(Plan(only=(name,), seeds=(0,), out=str(tmp_path)))
-    assert [c.optimizer.decay_steps for c in trained] == [0, 0, 0, steps]
+    *short, last = [c.optimizer.decay_steps for c in trained]
+    assert (set(short), last) == ({0}, steps)
+    assert trained[-2].updates_per_rollout == trained[-1].updates_per_rollout
 
 
 def test_an_extra_takes_the_rate_that_dgpo_found(trained, tmp_path):
     assert bench(Plan(only=("dgpo", "dgpo_half_images"), seeds=(0,), out=str(tmp_path)))
-    assert [c.seed for c in trained] == [100, 100, 100, 0, 0], "one search for both"
-    assert trained[-1].optimizer.lr == trained[-2].optimizer.lr
-    assert (trained[-2].train_images, trained[-1].train_images) == (None, 6)
+    assert [c.seed for c in trained] == [100, 100, 100, 0, 100, 0], "one search for both, the extra's pace beside it"
+    assert {c.optimizer.lr for c in trained[3:]} == {3e-3}
+    assert [c.train_images for c in trained[3:]] == [None, 6, 6]
+
+
+def test_rates_are_compared_on_the_iterations_that_all_of_them_made(tmp_path):
+    """The slow run's last rollouts had other prompts than the fast one's."""
+    rewards = {3e-4: [0.1] * 6, 1e-3: [0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.9, 0.9, 0.9], 3e-3: [0.9] * 4 + [0.4, 0.2]}
+    for lr, values in rewards.items():
+        rows = [{"iteration": i + 1, "train/reward_mean": value} for i, value in enumerate(values)]
+        (tmp_path / f"awm-lr{lr:g}-seed100.json").write_text(json.dumps({"metrics": rows}))
+    found = run.late_rewards(tmp_path, "awm")
+    assert found == {3e-4: pytest.approx(0.1), 1e-3: pytest.approx(0.25), 3e-3: pytest.approx(0.3)}
+    assert run.best_lr(tmp_path, "awm") == 3e-3
+
+
+def test_noise_over_signal_pools_the_first_measurements(trained, tmp_path):
+    """12 groups, |G|^2 = 2 and tr(Sigma) = 120: seeds saw 5 and -1 of the 2, squared norms of 12."""
+    bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
+    (row,) = read_rows(tmp_path)
+    assert math.isnan(noise_over_signal(row))
+    for seed, signal in enumerate((5.0, -1.0)):
+        first = {"iteration": 1, "train/grad_signal": signal, "train/grad_norm": 12**0.5}
+        row.runs[seed]["metrics"] = [{"iteration": 0}, first, {"iteration": 6, "train/grad_signal": 1e6}]
+    assert noise_over_signal(row) == pytest.approx(120 / 12 / 2)
+    row.runs[0]["metrics"][1]["train/grad_signal"] = 1.0
+    assert math.isnan(noise_over_signal(row)), "no signal was seen"
+
+
+def test_lists_may_be_joined_by_commas(trained, tmp_path, capsys):
+    assert main(["bench", "--only", "dgpo,awm", "--seeds", "0,2", "--minutes", "5", "--out", str(tmp_path)]) == 0
+    assert [(type(c.algorithm).__name__, c.seed) for c in trained if c.seed != 100] == [
+        ("DGPO", 0), ("DGPO", 2), ("AWM", 0), ("AWM", 2)
+    ]  # fmt: skip
 
 
 def test_a_finished_run_is_not_run_again(trained, tmp_path):
@@ -98,7 +133,20 @@ def test_the_budget_starts_no_run_that_would_end_too_late(trained, tmp_path, cap
     options = Plan(only=("awm",), seeds=(0,), budget_minutes=10.0, out=str(tmp_path))
     assert not bench(options), "the search fits, a run of 13 minutes does not"
     assert len(trained) == 3
-    assert "call again" in capsys.readouterr().out
+    assert "awm-lr0.003-seed0, 13 minutes, would end after the budget of 10; it needs a larger one" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_budget_counts_what_is_left_of_a_run(trained, tmp_path, capsys):
+    options = Plan(only=("awm",), seeds=(0,), out=str(tmp_path))
+    bench(options)
+    (run.results(tmp_path) / "awm-lr0.003-seed0.json").unlink()
+    saved = tmp_path / "runs" / "awm-lr0.003-seed0" / "checkpoints" / "iteration-000004"
+    saved.mkdir(parents=True)
+    assert not bench(replace(options, budget_minutes=8.0)), "4 of 13 minutes are done; the fifth was not saved"
+    assert "9 minutes, would end after the budget of 8" in capsys.readouterr().out
+    assert bench(replace(options, budget_minutes=10.0))
 
 
 def test_the_page_shows_contenders_scores_and_pictures(trained, tmp_path):

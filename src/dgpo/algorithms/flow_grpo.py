@@ -81,6 +81,16 @@ class FlowGRPO(GroupAdvantages):
             f"window_shift_every={self.window_shift_every} counts iterations; 0 draws the window anew each time.",
         )
         require(
+            self.window_shift_every == 0 or self.window is not None,
+            f"window_shift_every={self.window_shift_every} moves a window, and window=None has none; give its length, "
+            "1 to 4, or take window_shift_every=0",
+        )
+        require(
+            self.window_shift_every == 0 or self.window_end is None,
+            f"window_end={self.window_end} bounds windows that are drawn, and window_shift_every="
+            f"{self.window_shift_every} moves one; take one of the two",
+        )
+        require(
             self.window_end is None or (self.window is not None and self.window_end >= self.window),
             f"window_end={self.window_end} leaves no room for window={self.window}; raise it, or use None.",
         )

@@ -15,7 +15,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, searcher
-from dgpo.bench.run import best_lr, late_reward, load, results
+from dgpo.bench.run import late_rewards, load, results
+from dgpo.config import from_dict
+from dgpo.console import network_evaluations
 from dgpo.errors import UserError
 from dgpo.report.templates import template
 from dgpo.report.words import duration
@@ -60,7 +62,7 @@ def write_page(out: str | Path) -> Path:
         finals=[(row.name, f"{row.lr:g}", _finals(row)) for row in rows],
         score_names=[f"{split} {SCORE}" for split in SETS] + [f"{split} {name}" for split in SETS for name in HELD_OUT],
         costs=[(row.name, _costs(row)) for row in rows],
-        search=_search(out, [row.name for row in rows]),
+        search=_search(out, rows),
         grids=[(row.name, grid) for row in rows if (grid := _grid(out, row))],
         targets=TARGETS,
         rates=[f"{rate:g}" for rate in LEARNING_RATES],
@@ -141,36 +143,56 @@ def _finals(row: Row) -> list[str]:
         if not values:
             cells.append("–")
             continue
-        last, spread = statistics.mean(v[-1] for v in values), statistics.pstdev([v[-1] for v in values])
-        cells.append(f"{statistics.mean(v[0] for v in values):.3f} → {last:.3f} ± {spread:.3f}")
+        first, last = ([v[at] for v in values] for at in (0, -1))
+        spread = f" ± {statistics.stdev(last):.3f}" if len(last) > 1 else ""
+        cells.append(f"{statistics.mean(first):.3f} → {statistics.mean(last):.3f}{spread}")
     return cells
 
 
 def _costs(row: Row) -> list[str]:
-    """Means over iterations and seeds: seconds by phase, clip fraction, gradient noise scale at the base model.
+    """Network evaluations of an iteration; means over iterations and seeds of its seconds by phase and clip fraction.
 
-    Last what a second of that buys: the squared length of the true gradient over the variance of an iteration's, which
-    is groups / noise scale, over the seconds of an iteration.
+    Last two of the base model: the variance of a step's gradient over the squared length of the true one, and what a
+    second of training buys of the latter over the former, steps an iteration / (that ratio x seconds).
     """
 
-    def mean(key: str, last: int | None = None) -> float:
-        rows = [m for run in row.runs for m in run["metrics"] if last is None or m["iteration"] <= last]
-        values = [m[key] for m in rows if m.get(key) is not None]
+    def mean(key: str) -> float:
+        values = [m[key] for run in row.runs for m in run["metrics"] if m.get(key) is not None]
         return statistics.mean(values) if values else math.nan
 
-    scale, seconds = mean("train/grad_noise_scale", last=10), mean("time/iteration")
-    signal = row.runs[0]["config"]["num_groups"] / (scale * seconds) if scale > 0 else math.nan
+    config = from_dict(row.runs[0]["config"])
+    noise = noise_over_signal(row)
+    signal = config.updates_per_rollout / (noise * mean("time/iteration"))
     keys = ("time/rollout", "time/reward", "time/update", "train/clip_fraction")
-    return ["–" if math.isnan(value) else f"{value:.3g}" for value in (*map(mean, keys), scale, signal)]
+    cells = ["–" if math.isnan(value) else f"{value:.3g}" for value in (*map(mean, keys), noise, signal)]
+    return [f"{network_evaluations(config):,}", *cells]
 
 
-def _search(out: str | Path, names: Sequence[str]) -> list[tuple[str, list[str], str]]:
-    """The search for the learning rate: reward of the last rollouts at each rate."""
+def noise_over_signal(row: Row) -> float:
+    """tr(Sigma) / (n |G|^2) of a step of n groups at the base model; nan if the seeds together saw no signal.
+
+    Signal and noise of each seed's first measurement are averaged before they are divided, for one seed's signal may
+    come out negative, and then its scale is not logged.
+    """
+    firsts = (next((m for m in run["metrics"] if m.get("train/grad_signal") is not None), None) for run in row.runs)
+    measured = [_signal_and_noise(m, row.runs[0]["config"]["num_groups"]) for m in firsts if m is not None]
+    signal, noise = map(sum, zip(*measured)) if measured else (0.0, 0.0)
+    return noise / signal if signal > 0 else math.nan
+
+
+def _signal_and_noise(metrics: dict[str, Any], groups: int) -> tuple[float, float]:
+    """|G|^2 and tr(Sigma) / groups; a step's squared norm is their sum (core/noise_scale.py)."""
+    signal, scale = metrics["train/grad_signal"], metrics.get("train/grad_noise_scale")
+    return signal, metrics["train/grad_norm"] ** 2 - signal if scale is None else scale * signal / groups
+
+
+def _search(out: str | Path, rows: Sequence[Row]) -> list[tuple[str, list[str], str]]:
+    """The search for the learning rate: reward late in the run at each rate, and the rate that was taken."""
     folder, table = results(out), []
-    for name in (name for name in names if searcher(name) == name):
-        paths = [folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json" for lr in LEARNING_RATES]
-        if all(path.exists() for path in paths):
-            table.append((name, [f"{late_reward(path):.3f}" for path in paths], f"{best_lr(folder, name):g}"))
+    for row in (row for row in rows if searcher(row.name) == row.name):
+        if all((folder / f"{row.name}-lr{lr:g}-seed{SEARCH_SEED}.json").exists() for lr in LEARNING_RATES):
+            earned = late_rewards(folder, row.name)
+            table.append((row.name, [f"{earned[lr]:.3f}" for lr in LEARNING_RATES], f"{row.lr:g}"))
     return table
 
 

@@ -1,11 +1,11 @@
 """Who takes part in the benchmark, and under which rules.
 
-All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. Each has
-its paper's settings and the learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run
-with a seed of its own; then every seed runs for the same wall time, over which that rate falls to a tenth along half a
-cosine, by the pace of the search: constant rates favour whoever learns slowly. "dgpo" trains where t was found to
-carry signal (benchmarks/signal_by_t.py); "dgpo_paper" has the authors' own settings. `EXTRAS` are DGPO with one
-setting of the loop each, at the rate that "dgpo" found, so that nothing but that setting differs.
+All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. "dgpo" has
+its algorithm as well, which was tuned on this task; "dgpo_paper" and the others have their papers'. Each has the
+learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run with a seed of its own; then
+every seed runs for the same wall time, over which that rate falls to a tenth along half a cosine, by the pace of the
+short run: constant rates favour whoever learns slowly. `EXTRAS` are DGPO with one setting of the loop each, at the rate
+that "dgpo" found and the pace of a short run of their own, so that nothing but that setting differs.
 """
 
 from __future__ import annotations

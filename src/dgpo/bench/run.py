@@ -7,7 +7,9 @@ OUT/results/bench/NAME-lrX-seedS.png    its pictures after the last evaluation, 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +21,7 @@ from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, Plan, confi
 from dgpo.config import Config
 from dgpo.files import whole
 from dgpo.report.grids import read_samples
+from dgpo.trackers import read_metrics
 from dgpo.train import train
 
 
@@ -45,8 +48,10 @@ def bench(plan: Plan) -> bool:
     for name in plan.names:
         for job in jobs(plan, name):
             spent = (time.monotonic() - started) / 60
-            if plan.budget_minutes is not None and spent + job.minutes > plan.budget_minutes:
-                print(f"{job.name} would end after the budget of {plan.budget_minutes:g} minutes; call again to go on")
+            needs = job.minutes - _done(plan, job)
+            if plan.budget_minutes is not None and spent + needs > plan.budget_minutes:
+                hint = "call again to go on" if needs <= plan.budget_minutes else "it needs a larger one"
+                print(f"{job.name}, {needs:.3g} minutes, would end after the budget of {plan.budget_minutes:g}; {hint}")
                 return False
             if not _run(job, plan, folder):
                 return False
@@ -59,6 +64,9 @@ def jobs(plan: Plan, name: str) -> Iterator[Job]:
     searches = [Job(searcher(name), lr, SEARCH_SEED, plan.search_minutes, True) for lr in LEARNING_RATES]
     yield from (job for job in searches if not _result_of(folder, job).exists())
     lr = best_lr(folder, name)
+    if searcher(name) != name:  # an extra has its rate from another's search, but its own pace
+        pace = Job(name, lr, SEARCH_SEED, plan.search_minutes, True)
+        yield from (job for job in (pace,) if not _result_of(folder, job).exists())
     falls = steps_within(plan.minutes, folder, name, lr)
     finals = [Job(name, lr, seed, plan.minutes, False, falls) for seed in plan.seeds]
     yield from (job for job in finals if not _result_of(folder, job).exists())
@@ -69,23 +77,30 @@ def results(out: str | Path) -> Path:
 
 
 def best_lr(folder: Path, name: str) -> float:
-    """The rate whose search run earned most at its end: the mean reward of its last fifth of rollouts (train list)."""
-    earned = {lr: late_reward(folder / f"{searcher(name)}-lr{lr:g}-seed{SEARCH_SEED}.json") for lr in LEARNING_RATES}
+    """The rate whose search run earned most late in it."""
+    earned = late_rewards(folder, searcher(name))
     return max(earned, key=lambda lr: earned[lr])
 
 
+def late_rewards(folder: Path, name: str) -> dict[float, float]:
+    """Of each rate's search run: mean reward of the last third of the iterations that all of them made (train list).
+
+    The same iterations have the same prompts, which matters more between them than the rate does.
+    """
+    rewards = {}
+    for lr in LEARNING_RATES:
+        rows = load(folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json")["metrics"]
+        rewards[lr] = [row["train/reward_mean"] for row in rows if row.get("train/reward_mean") is not None]
+    common = min(map(len, rewards.values()))
+    first = common - max(1, common // 3)
+    return {lr: statistics.mean(values[first:common]) if common else -math.inf for lr, values in rewards.items()}
+
+
 def steps_within(minutes: float, folder: Path, name: str, lr: float) -> int:
-    """Optimizer steps of so many minutes of training, at the iterations per second of the search at this rate."""
-    rows = load(folder / f"{searcher(name)}-lr{lr:g}-seed{SEARCH_SEED}.json")["metrics"]
+    """Optimizer steps of so many minutes of training, at the iterations per second of its short run at this rate."""
+    rows = load(folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json")["metrics"]
     seconds, iterations = max((row["time/elapsed"], row["iteration"]) for row in rows)
     return round(iterations / seconds * minutes * 60) * CONTENDERS[name]().updates_per_rollout
-
-
-def late_reward(path: Path) -> float:
-    """Mean reward of the last fifth of a run's rollouts."""
-    rewards = [row["train/reward_mean"] for row in load(path)["metrics"] if row.get("train/reward_mean") is not None]
-    last = rewards[-max(1, len(rewards) // 5) :]
-    return sum(last) / len(last) if last else float("-inf")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -105,6 +120,17 @@ def _run(job: Job, plan: Plan, folder: Path) -> bool:
         return False
     _keep(job, result.run, folder)
     return True
+
+
+def _done(plan: Plan, job: Job) -> float:
+    """Minutes of training that the last checkpoint of a run that was cut short has behind it."""
+    run = Path(plan.out) / "runs" / job.name
+    saved = checkpoint.latest(run)
+    if saved is None:
+        return 0.0
+    rows = read_metrics(run / "metrics.jsonl")
+    last = checkpoint.iteration_of(saved)
+    return max((m["time/elapsed"] for m in rows if "time/elapsed" in m and m["iteration"] <= last), default=0.0) / 60
 
 
 def _config(job: Job, run: Path) -> Config:
