@@ -16,6 +16,19 @@ from dgpo.errors import UserError
 WATCHED = {"eval_prompts": {"seen": "shapes:seen"}, "eval_rewards": ("crispness",)}
 
 
+def create(config: Config) -> tuple[Path, Config]:
+    """A new run, whose process has ended."""
+    with runfolder.created(config) as made:
+        return made
+
+
+def reopen(run: Path, config: Config | None = None) -> tuple[Path, Config]:
+    """A run that goes on, whose process has ended."""
+    with runfolder.reopened(run, config) as opened:
+        runfolder.write_config(*opened)
+        return opened
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -23,13 +36,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of 10 iterations with a checkpoint after the fourth."""
-    folder, _ = runfolder.create(Config(out=str(tmp_path / "run"), iterations=10, **WATCHED))
+    folder, _ = create(Config(out=str(tmp_path / "run"), iterations=10, **WATCHED))
     checkpoint.save(folder, 4, {"policy": {"w": torch.zeros(1)}}, {})
     return folder
 
 
 def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
-    folder, config = runfolder.create(Config(out=str(tmp_path / "a" / "b"), seed=3))
+    folder, config = create(Config(out=str(tmp_path / "a" / "b"), seed=3))
     assert folder == tmp_path / "a" / "b"
     assert load_yaml(folder / "config.yaml") == config
     environment = json.loads((folder / "environment.json").read_text())
@@ -39,27 +52,27 @@ def test_a_new_folder_says_what_the_run_is(tmp_path: Path) -> None:
 
 def test_without_out_a_run_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = [runfolder.create(Config(name="try")) for _ in range(3)]
+    folders = [create(Config(name="try")) for _ in range(3)]
     assert [str(folder) for folder, _ in folders] == ["runs/try", "runs/try-2", "runs/try-3"]
     assert [config.out for _, config in folders] == ["runs/try", "runs/try-2", "runs/try-3"]
 
 
 def test_an_empty_folder_may_be_used_and_a_used_one_not(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    runfolder.create(Config(out=str(tmp_path / "empty")))
+    create(Config(out=str(tmp_path / "empty")))
     before = contents(tmp_path / "empty")
     with pytest.raises(UserError, match=r"already holds something.*--out.*--resume"):
-        runfolder.create(Config(out=str(tmp_path / "empty"), seed=1))
+        create(Config(out=str(tmp_path / "empty"), seed=1))
     assert contents(tmp_path / "empty") == before
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="already holds something"):
-        runfolder.create(Config(out=str(tmp_path / "file")))
+        create(Config(out=str(tmp_path / "file")))
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the run folder"):
-        runfolder.create(Config(out=str(tmp_path / "file" / "run")))
+        create(Config(out=str(tmp_path / "file" / "run")))
 
 
 def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
@@ -80,15 +93,15 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "reward_failures": {"shapes": "retry(2, 1)"},
     }
     assert {*changes, "out"} == {*MAY_CHANGE}
-    folder, config = runfolder.reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
+    folder, config = reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
     assert folder == run
     assert config == load_yaml(run / "config.yaml") == Config(out=str(run), **WATCHED, **changes)
-    assert runfolder.reopen(run) == (run, config)
+    assert reopen(run) == (run, config)
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is(run: Path) -> None:
     moved = run.rename(run.with_name("moved"))
-    _, config = runfolder.reopen(moved)
+    _, config = reopen(moved)
     assert config.out == str(moved) == load_yaml(moved / "config.yaml").out
 
 
@@ -103,16 +116,16 @@ def test_a_run_that_was_moved_goes_on_where_it_is(run: Path) -> None:
 def test_a_changed_run_is_refused_and_left_as_it_was(run: Path, changes: dict, message: str) -> None:
     before = contents(run)
     with pytest.raises(UserError, match=message):
-        runfolder.reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
+        reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
     assert contents(run) == before
 
 
 def test_what_is_no_run_to_resume(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run folder: it has no config\.yaml"):
-        runfolder.reopen(tmp_path / "none")
-    fresh, _ = runfolder.create(Config(out=str(tmp_path / "fresh")))
+        reopen(tmp_path / "none")
+    fresh, _ = create(Config(out=str(tmp_path / "fresh")))
     with pytest.raises(UserError, match="holds no checkpoint to resume from"):
-        runfolder.reopen(fresh)
+        reopen(fresh)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +142,10 @@ def test_a_run_of_another_version_is_refused(run: Path, text: str | None, messag
     path = run / "environment.json"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(UserError, match=message):
-        runfolder.reopen(run)
+        reopen(run)
 
 
 def test_a_patch_release_may_go_on(run: Path) -> None:
     major, minor, _ = __version__.split(".")
     (run / "environment.json").write_text(f'{{"dgpo": "{major}.{minor}.99"}}')
-    runfolder.reopen(run)
+    reopen(run)

@@ -106,9 +106,32 @@ def iteration_of(path: Path) -> int:
     return int(match[1])
 
 
+def holds_any(run_dir: str | Path) -> bool:
+    """Whether a run has anything in checkpoints/ but the leftovers of an interrupted save."""
+    folder = _folder(run_dir)
+    return folder.is_dir() and any(not path.name.startswith(_PARTIAL) for path in folder.iterdir())
+
+
 def latest(run_dir: str | Path) -> Path | None:
     """The newest checkpoint, intact or not: `load` says so where it is damaged. None where there is none."""
     return next(reversed(list_checkpoints(run_dir)), None)
+
+
+def latest_good(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint that is intact and whose tensors are finite."""
+    return next((path for path in reversed(list_checkpoints(run_dir)) if _is_good(path)), None)
+
+
+def require_finite(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse to continue from a checkpoint whose tensors, as loaded, hold NaN or infinity."""
+    bad = not_finite(tensors)
+    if bad:
+        raise UserError(f"the checkpoint {path} cannot be continued: {', '.join(bad)} not finite. {_way_out(path)}")
+
+
+def not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """The names of the dicts of tensors that hold NaN or infinity."""
+    return [name for name, group in tensors.items() if not all(bool(t.isfinite().all()) for t in group.values())]
 
 
 def prune(run_dir: str | Path, keep_last: int, keep: Collection[int] = ()) -> None:
@@ -256,9 +279,16 @@ def _way_out(path: Path) -> str:
     """How to go on from a damaged checkpoint: with the newest intact one before it."""
     earlier = list_checkpoints(path.parent.parent) if _NAME.fullmatch(path.name) else []
     for candidate in reversed(earlier):
-        if iteration_of(candidate) < iteration_of(path) and damage(candidate) is None:
+        if iteration_of(candidate) < iteration_of(path) and _is_good(candidate):
             return f"Move {path} to another place to continue from the newest intact one before it, {candidate}"
     return "There is no intact checkpoint before it"
+
+
+def _is_good(path: Path) -> bool:
+    if damage(path) is not None:
+        return False
+    names = _read_json(path / "state.json")["tensors"]
+    return all(not not_finite({name: load_file(path / f"{name}.safetensors")}) for name in names)
 
 
 def _require_format(path: Path) -> None:

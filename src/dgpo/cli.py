@@ -1,4 +1,4 @@
-"""The command line: `dgpo COMMAND ...`. Bad input is one message and exit code 2."""
+"""The command line: `dgpo COMMAND ...`. Bad input is one message and exit code 2, a run that failed exit code 1."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from dgpo import __version__, fields
 from dgpo.algorithms import ALGORITHMS, DGPO
 from dgpo.config import MAY_CHANGE, Config, load_yaml
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import RunFailed, UserError, did_you_mean
+from dgpo.interrupt import Interrupt
 from dgpo.recipes import RECIPES, VARIANTS, recipe
 
 USAGE = f"""usage: dgpo COMMAND ...
@@ -102,11 +104,34 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"dgpo: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"dgpo: {error}", file=sys.stderr)
+        return 1
+    except _Said as said:
+        return said.code
+    except SystemExit as stop:
+        print(f"dgpo: ended by a call of sys.exit({stop.code!r}) in {_caller(stop)}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        print(f"dgpo: {str(stop) or 'stopped by Ctrl-C'}", file=sys.stderr)
         return 130
+
+
+class _Said(Exception):
+    """The parser has shown its help, or what it cannot parse."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+def _caller(error: BaseException) -> str:
+    """FILE, line N of what raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def dispatch(given: list[str]) -> int:
@@ -119,31 +144,27 @@ def dispatch(given: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise UserError(f"there is no command {command!r}. {did_you_mean(command, COMMANDS)}")
-    try:
-        return COMMANDS[command](rest)
-    except SystemExit as stop:  # tyro has shown its help, or what it cannot parse
-        return int(stop.code or 0)
+    return COMMANDS[command](rest)
 
 
 def train(given: list[str]) -> int:
     """Train the model of a recipe or a config file, or continue a run."""
+    with Interrupt():
+        return _train(given)
+
+
+def _train(given: list[str]) -> int:
     resume, rest = _take_option(given, "--resume", "a run folder: --resume runs/tiny")
     dry, rest = "--dry-run" in rest, [word for word in rest if word != "--dry-run"]
     config = _recipe_config(rest) if resume is None else _resumed_config(resume, rest)
     from dgpo.dryrun import dry_run
-    from dgpo.rewards.base import RewardError
-    from dgpo.train import NonFiniteError
     from dgpo.train import train as run_training
 
-    try:
-        if dry:
-            lines = dry_run(config)
-            print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in lines)]))
-            return 0
-        result = run_training(config, resume=resume is not None)
-    except (RewardError, NonFiniteError) as error:
-        print(f"dgpo: {error}", file=sys.stderr)
-        return 1
+    if dry:
+        lines = dry_run(config)
+        print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in lines)]))
+        return 0
+    result = run_training(config, resume=resume is not None)
     print(f"Report: {result.run}/report.html")
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
@@ -220,14 +241,9 @@ def collect(given: list[str]) -> int:
     )
     if groups is None or not groups.isdecimal():
         raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
-    from dgpo.rewards.base import RewardError
     from dgpo.tools import collect_source
 
-    try:
-        print(collect_source(source, config, int(groups), Path(config.out or "groups")))
-    except RewardError as error:
-        print(f"dgpo: {error}", file=sys.stderr)
-        return 1
+    print(collect_source(source, config, int(groups), Path(config.out or "groups")))
     return 0
 
 
@@ -281,13 +297,8 @@ def score(given: list[str]) -> int:
     if not folder:
         raise UserError(f"name a folder of pictures first: {usage}")
     from dgpo.reward_tools import score_folder
-    from dgpo.rewards.base import RewardError
 
-    try:
-        print(score_folder(Path(folder), dict(map(_weighted, o.rewards)), o.batch_size, o.out))
-    except RewardError as error:
-        print(f"dgpo: {error}", file=sys.stderr)
-        return 1
+    print(score_folder(Path(folder), dict(map(_weighted, o.rewards)), o.batch_size, o.out))
     return 0
 
 
@@ -466,7 +477,7 @@ def _parse(default: T, given: list[str], usage: str, description: str) -> T:
         if cause is not None:
             raise cause from None
         sys.stderr.write(said.getvalue())
-        raise
+        raise _Said(int(stop.code or 0)) from None
     for word in unknown:
         if word.startswith("--"):
             raise fields.unknown(default, word[2:].partition("=")[0].replace("-", "_"))

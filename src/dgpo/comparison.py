@@ -49,9 +49,11 @@ def with_advantages(algorithm: Algorithm, rollout: Rollout, config: Config) -> R
     """The rollout with its advantages, and the choice of the images that train."""
     rewards, index, images = compared(rollout, config)
     if not len(rewards):
-        raise RewardError(
-            f"no two images of a prompt got a reward in iteration {rollout.iteration + 1}: the rewards failed, and "
-            "their policy drops what fails. Prompts and images are kept in failures/ of the run; mend and resume"
+        raise distributed.shared(
+            RewardError(
+                f"no two images of a prompt got a reward in iteration {rollout.iteration + 1}: the rewards failed, and "
+                "their policy drops what fails. Prompts and images are kept in failures/ of the run; mend and resume"
+            )
         )
     groups, own = index.unique(return_inverse=True)
     advantages = algorithm.advantages(rewards, own, len(groups))

@@ -201,6 +201,11 @@ class Config:
     def __post_init__(self) -> None:
         fields.check_types(self)
         _check_ranges(self)
+        require(
+            self.name not in ("", ".", "..") and not re.search(r"[/\\\0]", self.name),
+            f"name={self.name!r} cannot work: it becomes a folder of runs/, so it takes no separators of folders; "
+            "--out says where a run is written",
+        )
         require(bool(self.rewards), "rewards is empty: a run needs at least one reward, such as {'shapes': 1.0}")
         _check_reward_names(self)
         for name in self.eval_prompts:
@@ -354,13 +359,17 @@ MAY_CHANGE = (
     "trackers",
     "num_samples",
     "compile",
+    "micro_batch_size",
+    "sampling.batch_size",
+    "gradient_checkpointing",
+    "vae_slicing",
     "license",
     "push_to_hub",
     "hub_private",
     "device",
     "reward_failures",
 )
-"""Fields that a resumed run may set anew: they do not change what the iterations before or after compute."""
+"""Fields that a resumed run may set anew: they do not change what iterations compute, but for the rounding of sums."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:

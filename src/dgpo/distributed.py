@@ -7,6 +7,7 @@ losses that couple a group take its total from `all_reduce_sum`. Collectives car
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +19,9 @@ from torch import Tensor
 from dgpo.errors import UserError
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
+_SHARED = "dgpo_raised_on_every_rank"
 _LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -128,17 +131,40 @@ def gather_objects(items: list[Any]) -> list[Any]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another."""
+    """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another.
+
+    No collective may be in `work`: the rank that fails would miss it.
+    """
     done: list[T] = []
     failure = None
     try:
         done.append(work())
-    except (UserError, RuntimeError) as error:
+    except (Exception, SystemExit) as error:
         failure = error
-    failures = gather_objects([failure] if failure else [])
+    failures = gather_objects([_portable(failure)] if failure else [])
     if failures:
-        raise failure or failures[0]
+        raise shared(failure or failures[0])
     return done[0]
+
+
+def shared(error: E) -> E:
+    """Mark an error that every rank raises at the same place, so that they can go on together after it."""
+    setattr(error, _SHARED, True)
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all ranks raise this error, and so may meet in collectives afterwards."""
+    return world_size() == 1 or getattr(error, _SHARED, False)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, or its text where it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def broadcast(tensors: Iterable[Tensor], source: int = 0) -> None:

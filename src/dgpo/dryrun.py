@@ -19,7 +19,7 @@ import torch
 from dgpo import checkpoint
 from dgpo.config import Config
 from dgpo.data import PromptSet, load_prompts
-from dgpo.errors import UserError
+from dgpo.errors import RunFailed, UserError
 from dgpo.evalname import eval_names
 from dgpo.tools import load_trained
 from dgpo.trackers import read_metrics
@@ -42,7 +42,13 @@ def dry_run(config: Config) -> list[str]:
         eval_reward.check_metadata(some.metadata)
     with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
         small = smallest(config, Path(folder), prompts, sets)
-        run = train(small).run
+        try:
+            run = train(small).run
+        except RunFailed as error:  # what was saved goes with the folder
+            if error.plain is None and error.__cause__:
+                raise error.__cause__ from None
+            error.args = (error.plain or str(error),)
+            raise
         return list(_found(config, small, run, prompts, sets))
 
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one message that says what was given, why it cannot work and what would."""
+"""Errors with one message that says what was given, why it cannot work and what would."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ from collections.abc import Iterable
 
 class UserError(ValueError):
     """Bad input. The command line prints the message alone and exits with code 2."""
+
+
+class RunFailed(RuntimeError):
+    """What ended a run or a command midway. The command line prints the message alone and exits with code 1."""
+
+    plain: str | None = None
+    """The message without what was saved of the run, where that was added."""
+
+
+class NonFiniteError(RunFailed):
+    """A loss, a gradient, a weight, a latent or a picture became NaN or infinite."""
 
 
 class Extra:

@@ -91,7 +91,7 @@ def _score(
     streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
     cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
     x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, weights)
-    images = decode(model, x0, sampling.batch_size)
+    images = decode(model, x0, sampling.batch_size, weights)
     group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
     found = reward.scored(images, rows.prompts, rows.metadata, group_index)
     scores = {**found.scores, "reward": reward.weighted(found.scores, rows.metadata)}
@@ -124,7 +124,9 @@ def _summary(key: str, means: Tensor, missing: int, prompts: PromptSet) -> dict[
     """means: (prompts,). Their mean and standard error, the mean of each kind, the number of images without a score."""
     here = ~means.isnan()
     if key.endswith("/reward") and not here.any():
-        raise RewardError(f"no image of {key} got a reward: the rewards failed, and their policy drops what fails")
+        raise distributed.shared(
+            RewardError(f"no image of {key} got a reward: the rewards failed, and their policy drops what fails")
+        )
     out = {f"{key}/missing": float(missing)} if missing else {}
     tags = [row.get("tag") for row in prompts.metadata]
     kinds = {f"/{tag}": [t == tag for t in tags] for tag in sorted({t for t in tags if isinstance(t, str)})}

@@ -23,6 +23,7 @@ from dgpo.core.advantages import unequal_groups
 from dgpo.core.solvers import VelocityFn, sde_solve, solve
 from dgpo.data import PromptSet
 from dgpo.encoding import CondCache
+from dgpo.errors import NonFiniteError
 from dgpo.models import Cond, VelocityModel
 from dgpo.offline import GroupDataset
 from dgpo.rewards.combine import RewardSet
@@ -86,11 +87,12 @@ def replay(
     def labels(of: Callable[[int], Tensor]) -> Tensor:
         return torch.cat([of(groups[place])[members[place]] for place in places])
 
+    def read() -> tuple[Tensor, Cond]:
+        x0 = torch.cat([dataset.x0(groups[place], members[place], model) for place in places])
+        return x0, encode(rows.prompts).to(device)
+
     with clock.phase("rollout"):
-        x0 = distributed.together(
-            lambda: torch.cat([dataset.x0(groups[place], members[place], model) for place in places])
-        )
-        cond = encode(rows.prompts).to(device)
+        x0, cond = distributed.together(read)
     rollout = Rollout(
         iteration=iteration,
         num_groups=len(groups),
@@ -134,7 +136,7 @@ def _sample_groups(
     image_index = (attempt * config.num_groups + group_index) * size + mine[:, 1]
     streams = [seeds.generator(config.seed, "rollout", iteration, *divmod(i, size)) for i in image_index.tolist()]
     with clock.phase("rollout"):
-        cond = encode(rows.prompts).to(device)
+        cond = distributed.together(lambda: encode(rows.prompts).to(device))
         sigmas, scale = grid(model, sampling), sampling.guidance_scale
         weights = algorithm.rollout_weights(iteration)
     split = on_several_ranks(len(batch), size)
@@ -143,7 +145,7 @@ def _sample_groups(
         given = (model, cond[part], streams[part], sigmas)
         trajectory = None if sde is None else sample_path(*given, sde, scale, weights)
         x0 = trajectory.latents[:, -1] if trajectory else sample(*given, sampling, scale, weights)
-        return x0, decode(model, x0, sampling.batch_size), trajectory
+        return x0, decode(model, x0, sampling.batch_size, weights), trajectory
 
     def drawn_and_scored() -> tuple[list[tuple[Tensor, Tensor, Trajectory | None]], Scored]:
         parts: list[tuple[Tensor, Tensor, Trajectory | None]] = []
@@ -238,9 +240,23 @@ def _velocity_fn(model: VelocityModel, cond: Cond, guidance_scale: float, weight
     return lambda x, t: model.velocity(x, t, cond, guidance_scale, weights)
 
 
-def decode(model: VelocityModel, x0: Tensor, batch_size: int) -> Tensor:
-    """(n, *latent_shape) -> (n, 3, H, W) in [0, 1], on the CPU, where rewards take them."""
-    return torch.cat([model.decode(x0[rows]).cpu() for rows in chunks(len(x0), batch_size)])
+def decode(model: VelocityModel, x0: Tensor, batch_size: int, weights: str) -> Tensor:
+    """(n, *latent_shape) -> (n, 3, H, W) in [0, 1], on the CPU, where rewards take them.
+
+    weights: that drew x0. Raises NonFiniteError rather than let a reward see what is no picture.
+    """
+    if not x0.isfinite().all():
+        raise NonFiniteError(
+            f"the network with the weights {weights!r} draws latents that are not finite: the policy has exploded, or "
+            "its dtype is too narrow (take fp32)"
+        )
+    images = torch.cat([model.decode(x0[rows]).cpu() for rows in chunks(len(x0), batch_size)])
+    if not images.isfinite().all():
+        raise NonFiniteError(
+            f"the VAE decodes latents of the weights {weights!r}, which are finite (up to {x0.abs().max():.3g}), to "
+            "pictures that are not: its dtype is too narrow for them (take fp32), or the policy has exploded"
+        )
+    return images
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:

@@ -89,7 +89,7 @@ def sample_source(source: str, config: Config, prompts: Sequence[str], images: i
     sampling = for_evaluation(config.sampling)
     x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, "ema")
     with torch.no_grad():
-        sample_grid(decode(model, x0, sampling.batch_size), images).save(out)
+        sample_grid(decode(model, x0, sampling.batch_size, "ema"), images).save(out)
     return out
 
 
@@ -140,7 +140,7 @@ def scored_groups(
         streams = [seeds.generator(config.seed, "collect", g, i) for g in range(number)[groups] for i in range(size)]
         cond, sigmas = encode(batch.prompts), grid(model, sampling)
         x0 = sample(model, cond, streams, sigmas, sampling, sampling.guidance_scale, "ema")
-        images, own = decode(model, x0, sampling.batch_size), torch.arange(len(batch)) // size
+        images, own = decode(model, x0, sampling.batch_size, "ema"), torch.arange(len(batch)) // size
         scores, rewards = reward(images, batch.prompts, batch.metadata, own)
         for place in range(len(batch) // size):
             rows = ((own == place) & ~rewards.isnan()).nonzero().flatten()

@@ -13,8 +13,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,14 +32,22 @@ class Tracker(Protocol):
 
 
 def make_trackers(
-    names: Iterable[str], run_dir: str | Path, config: Mapping[str, Any], resumed_at: int | None = None
+    names: Iterable[str],
+    run_dir: str | Path,
+    config: Mapping[str, Any],
+    resumed_at: int | None = None,
+    evaluated: float = math.inf,
 ) -> TrackerGroup:
-    """The JSONL tracker and those in `names`; `resumed_at` is the iteration whose checkpoint the run continues."""
+    """The JSONL tracker and those in `names`; `resumed_at` is the iteration whose checkpoint the run continues.
+
+    evaluated: the last iteration whose evaluation that checkpoint knows; a later one is made, and logged, again
+    """
     wanted = require_trackers(names)
     jsonl = JsonlTracker(run_dir)
     if resumed_at is not None:
-        jsonl.rewind(resumed_at)
-    return TrackerGroup([jsonl, *(kind(Path(run_dir), config, resumed_at) for kind in wanted)])
+        jsonl.rewind(resumed_at, evaluated)
+    last = -1 if resumed_at == 0 and evaluated < 0 else resumed_at  # of the iterations that dashboards keep
+    return TrackerGroup([jsonl, *(kind(Path(run_dir), config, last) for kind in wanted)])
 
 
 def require_trackers(names: Iterable[str]) -> list[type[TensorBoardTracker | WandbTracker | TrackioTracker]]:
@@ -67,6 +75,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if row is None:
             raise UserError(f"line {number} of {str(path)!r} is not a row of metrics: {lines[number - 1][:80]!r}")
     return [row for row in rows if row is not None]
+
+
+@contextmanager
+def closed(tracker: Tracker) -> Iterator[None]:
+    """Close it after the block. If that fails after the block has failed, the block's error is the one to tell."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            tracker.close()
+        raise
+    tracker.close()
 
 
 class NullTracker:
@@ -125,13 +145,18 @@ class JsonlTracker:
     def close(self) -> None:
         self._file.close()
 
-    def rewind(self, iteration: float) -> None:
-        """Move rows later than `iteration`, and a half-written last line, to metrics.discarded.jsonl."""
+    def rewind(self, iteration: float, evaluated: float = math.inf) -> None:
+        """Move rows later than `iteration`, and a half-written last line, to metrics.discarded.jsonl.
+
+        So are rows of evaluations later than `evaluated`.
+        """
         self._file.close()
         kept, dropped = [], []
         for line in _lines(self.path):
             row = _row(line)
-            (kept if row is not None and row["iteration"] <= iteration else dropped).append(line + "\n")
+            last = evaluated if row is not None and any(name.startswith("eval/") for name in row) else math.inf
+            stays = row is not None and row["iteration"] <= min(iteration, last)
+            (kept if stays else dropped).append(line + "\n")
         if dropped:
             with open(self.path.with_name("metrics.discarded.jsonl"), "a", encoding="utf-8") as file:
                 file.writelines(dropped)

@@ -12,10 +12,9 @@ Every network forward of an update is a line of `learn` or `fixed_velocities` be
 micro-batch size nor on the number of processes: a loss that couples a group gets the group's total from a pass without
 gradient wherever a group is split. A run that is killed and resumed repeats bit for bit on one machine.
 
-What stops a run loses nothing. Ctrl-C saves after the iteration, and so does an alarm under `stop_on_alarm`. If a
-reward or a gradient fails before the first step of an iteration, the iterations before it are saved as a checkpoint
-like any other, and `resume` goes on from there; if it fails later, where the weights belong to no whole iteration, they
-are kept in RUN/failed to be looked at.
+What stops a run loses nothing. Ctrl-C or another signal saves after the iteration (interrupt.py), and so does an alarm
+under `stop_on_alarm`. Whatever fails before the first step of an iteration, the iterations before it are saved as a
+checkpoint like any other, and `resume` goes on from there (rescue.py).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,14 +34,14 @@ from torch import Tensor
 from dgpo import checkpoint, distributed, runfolder
 from dgpo.algorithms import Algorithm
 from dgpo.comparison import compared
-from dgpo.config import Config, Optimizer, to_dict
+from dgpo.config import Config, Optimizer, save_yaml, to_dict
 from dgpo.console import Console
 from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
 from dgpo.core.groups import Reduce, identity
 from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import NonFiniteError, UserError, did_you_mean
 from dgpo.evaluate import Evaluation, evaluate
 from dgpo.hub import push, require_login
 from dgpo.interrupt import Interrupt
@@ -52,20 +51,17 @@ from dgpo.models import VelocityModel
 from dgpo.offline import GroupDataset
 from dgpo.report import write_card, write_report
 from dgpo.report.grids import write_samples
-from dgpo.rewards.base import Reward, RewardError
+from dgpo.rescue import rescue
+from dgpo.rewards.base import Reward
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import chunks, collect, replay
 from dgpo.stopwatch import Stopwatch
-from dgpo.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
+from dgpo.trackers import NullTracker, TrackerGroup, closed, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
 from dgpo.watch import ALARMS, Alarm, alarm, compare
 
 HORIZON = 100_000
 """Iterations to which a run may be extended and still find the weight sets it then needs in its checkpoints."""
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient became NaN or infinite; the weights from before the step were saved."""
 
 
 class Result(NamedTuple):
@@ -82,7 +78,7 @@ class State:
     """What changes during a run beside weights and optimizer. Plain numbers, kept in every checkpoint."""
 
     iteration: int = 0  # finished
-    step: int = 0  # optimizer steps
+    step: int = 0  # optimizer steps, with the one that is being taken
     first_step: int = 0  # of the iteration that has not finished
     position: int = 0  # of the prompt sampler
     elapsed: float = 0.0  # seconds
@@ -105,8 +101,23 @@ def train(
     """Run `config`, or with `resume` continue the run in `config.out`, and return where it ended.
 
     model: used instead of loading `config.model`; reward_functions: functions for names in `config.rewards`
-    Raises UserError for bad input before anything is written, RewardError and NonFiniteError after saving the state.
+    Raises UserError for bad input before anything is written, and RunFailed (RewardError, NonFiniteError, or with
+    whatever was raised as its cause) after saving the state. A run that was killed before its first checkpoint is
+    resumed from its beginning.
     """
+    with Interrupt() as interrupt, ExitStack() as held:
+        return _train(config, model, reward_functions or {}, resume, interrupt, held)
+
+
+def _train(
+    config: Config,
+    model: VelocityModel | None,
+    functions: Mapping[str, Reward],
+    resume: bool,
+    interrupt: Interrupt,
+    held: ExitStack,
+) -> Result:
+    """held: keeps the run folder's lock"""
     device = distributed.init(device_of(config.device))
     algorithm = config.algorithm
     dataset = None if config.offline is None else GroupDataset(config.offline)
@@ -114,7 +125,7 @@ def train(
     prompts = load_prompts(config.prompts) if dataset is None else dataset.prompts
     sources = config.eval_prompts if config.eval_every else {}
     eval_sets = {name: load_prompts(source) for name, source in sources.items()}
-    reward, eval_reward = reward_sets(config, reward_functions or {})
+    reward, eval_reward = reward_sets(config, functions)
     if dataset is None:
         reward.check_metadata(prompts.metadata)
     for some in eval_sets.values():
@@ -128,10 +139,12 @@ def train(
     if dataset is not None:
         require_trainable(dataset, model, config)
     optimizer = make_optimizer(model, config)
-    run, config = open_folder(config, resume)
+    run, config, resume = open_folder(config, resume, held)
     reward.save_failures_to = eval_reward.save_failures_to = run / "failures"
 
     state = restore(run, model, optimizer) if resume else State()
+    if distributed.is_main():
+        runfolder.write_config(run, config)  # now that nothing refuses it
     sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
     encode, clock = CondCache(model, config.prompt_cache), Stopwatch(model.device)
@@ -146,7 +159,14 @@ def train(
     console = Console(config, model, algorithm, len(prompts))
     latest: dict[str, float] = {}
 
-    with closing(tracker), console, Interrupt() as interrupt, rescue(run, model, optimizer, state, config):
+    def broken() -> list[str]:
+        return not_finite(model, optimizer)
+
+    def write(folder: Path) -> None:
+        write_checkpoint(folder, model, optimizer, state, config)
+
+    interrupt.defer()
+    with rescue(run, state, broken, write), closed(tracker), console:
         if config.free_text_encoders:
             texts = [*prompts.prompts, *(text for some in eval_sets.values() for text in some.prompts), ""]
             encode.know(texts, console.encoding)
@@ -157,8 +177,8 @@ def train(
                 with clock.phase("eval"):
                     found = evaluate(model, encode, eval_sets, eval_reward, config)
                 latest, told = watched(run, state.iteration, found, config)
-                note_evaluation(state, latest)
                 tracker.log(state.iteration, {**latest, **clock.read(), "time/elapsed": state.elapsed})
+                note_evaluation(state, latest)
                 console.evaluated(state.iteration, latest)
                 if told:
                     console.alarmed(state.iteration, str(told), config.stop_on_alarm and not last)
@@ -190,6 +210,8 @@ def train(
             console.iterated(state.iteration, metrics)
         if distributed.is_main():
             finish(run, model, state, config)
+    if distributed.is_main():
+        upload(run, state, config)
     return Result(run, state.iteration, latest, not done(state, config))
 
 
@@ -231,23 +253,30 @@ def learn(
     # a group that was dropped counts like the others, with a loss of 0
     images = config.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
     guidance = algorithm.policy_guidance(rollout.guidance_scale)
-    sums: dict[str, Tensor] = {}
 
     optimizer.zero_grad(set_to_none=True)
-    fixed = [fixed_velocities(model, algorithm, point, rollout, micro, state, split) for point in points]
+    fixed = distributed.together(
+        lambda: [fixed_velocities(model, algorithm, point, rollout, micro, state, split) for point in points]
+    )
     reducers = [group_totals(algorithm, *at, rollout, micro) if split else identity for at in zip(points, fixed)]
-    for rows in micro:
-        part = rollout.rows(rows)
-        for point, given, reduce in zip(points, fixed, reducers):
-            at, given = point.rows(rows), given.rows(rows)
-            v = model.velocity(at.x_t, at.t, part.cond, guidance)
-            old = v.detach() if state.old_is_policy else given.old
-            loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
-            (loss * (len(part.prompts) / images / len(points))).backward()
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, 0) + value * (len(part.prompts) / trained / len(points))
-        if meter:
-            meter.cut()
+
+    def backward() -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = {}
+        for rows in micro:
+            part = rollout.rows(rows)
+            for point, given, reduce in zip(points, fixed, reducers):
+                at, given = point.rows(rows), given.rows(rows)
+                v = model.velocity(at.x_t, at.t, part.cond, guidance)
+                old = v.detach() if state.old_is_policy else given.old
+                loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
+                (loss * (len(part.prompts) / images / len(points))).backward()
+                for name, value in metrics.items():
+                    sums[name] = sums.get(name, 0) + value * (len(part.prompts) / trained / len(points))
+            if meter:
+                meter.cut()
+        return sums
+
+    sums = distributed.together(backward)  # one rank may run out of memory
     group_sq_norms = meter.finish() if meter else None
 
     distributed.all_reduce_gradients(parameters)
@@ -255,10 +284,11 @@ def learn(
     metrics = {f"train/{name}": value for name, value in summed(sums).items()}
     metrics |= {"train/grad_norm": norm, "train/lr": set_lr(optimizer, state.step, config)}
     require_finite(metrics, state)
+    taken = state.step
+    state.step += 1  # before the weights change: what fails from here on leaves no whole iteration
     optimizer.step()
-    model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step)))
+    model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + taken) / (10 + taken)))
     state.old_is_policy = False
-    state.step += 1
     if group_sq_norms is not None:
         sq_norms = distributed.all_gather_rows(group_sq_norms)
         dropped = sq_norms.new_zeros(config.num_groups - len(sq_norms))
@@ -369,12 +399,13 @@ def require_finite(metrics: Mapping[str, float], state: State) -> None:
     """Stop before a step that would ruin the weights."""
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
-        raise NonFiniteError(
-            f"{', '.join(bad)} not finite in the update of iteration {state.iteration + 1} (step {state.step + 1}). "
-            "The step was not taken; the weights before it are saved in checkpoints/ of the run, or in failed/ if this "
-            "iteration had already taken a step. Look at train/grad_norm and train/kl of the last rows of "
-            "metrics.jsonl: growing values ask for a smaller optimizer.lr or a larger kl_coef; sudden ones for dtype "
-            "fp32, or for rewards of absurd size"
+        raise distributed.shared(
+            NonFiniteError(
+                f"{', '.join(bad)} not finite in the update of iteration {state.iteration + 1} (step "
+                f"{state.step + 1}). The step was not taken. Look at train/grad_norm and train/kl of the last rows of "
+                "metrics.jsonl: growing values ask for a smaller optimizer.lr or a larger kl_coef; sudden ones for "
+                "dtype fp32, or for rewards of absurd size"
+            )
         )
 
 
@@ -534,13 +565,18 @@ def require_trainable(dataset: GroupDataset, model: VelocityModel, config: Confi
         )
 
 
-def open_folder(config: Config, resume: bool) -> tuple[Path, Config]:
-    """The run folder, made or reopened by the first process; every process gets the same config."""
+def open_folder(config: Config, resume: bool, held: ExitStack) -> tuple[Path, Config, bool]:
+    """The run folder, made or reopened by the first process, and whether it has a checkpoint; alike on all.
 
-    def opened() -> list[tuple[Path, Config]]:
+    held: keeps the folder locked
+    """
+
+    def opened() -> list[tuple[Path, Config, bool]]:
         if not distributed.is_main():
             return []
-        return [runfolder.reopen(config.out or "", config) if resume else runfolder.create(config)]
+        folder = runfolder.reopened(config.out or "", config) if resume else runfolder.created(config)
+        run, own = held.enter_context(folder)
+        return [(run, own, checkpoint.latest(run) is not None)]
 
     return distributed.gather_objects(distributed.together(opened))[0]
 
@@ -549,9 +585,7 @@ def open_trackers(config: Config, run: Path, state: State, resume: bool) -> Trac
     """The main process's trackers; a resumed run takes back rows that its checkpoint does not know."""
     if not distributed.is_main():
         return TrackerGroup([NullTracker()])
-    first = -1  # the first checkpoint is older than the first evaluation
-    resumed_at = (state.iteration or first) if resume else None
-    return make_trackers(config.trackers, run, to_dict(config), resumed_at)
+    return make_trackers(config.trackers, run, to_dict(config), state.iteration if resume else None, state.evaluated)
 
 
 def device_of(name: str) -> str:
@@ -590,38 +624,52 @@ def learning_rate(step: int, o: Optimizer) -> float:
     return o.lr * (1 - 0.9 * (1 - math.cos(math.pi * passed)) / 2)
 
 
-@contextmanager
-def rescue(
-    run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
-) -> Iterator[None]:
-    """Keep the state when a reward or a gradient fails: as a checkpoint, or aside if the iteration is half done."""
-    try:
-        yield
-    except (RewardError, NonFiniteError):
-        whole = state.step == state.first_step
-        if not whole and distributed.is_main():
-            checkpoint.rewind(run / "failed", state.iteration - 1)
-        save(run if whole else run / "failed", model, optimizer, state, config)
-        raise
-
-
 def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config) -> None:
-    """Write a checkpoint of everything that a resumed run needs, with the averaged LoRA as stock diffusers reads it."""
-    if distributed.is_main():
-        names = [name for name, _ in model.weights.named_parameters()]
-        sets = {name: model.weights.tensors(name) for name in model.weights.names if name != "ref"}
-        tensors = {**sets, "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
-        export = (lambda folder: model.weights.export(folder / "lora", "ema")) if config.finetune == "lora" else None
-        checkpoint.save(run, state.iteration, tensors, asdict(state), export)
-        checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
-    distributed.barrier()
+    """Write a checkpoint; refuse, on all ranks, one whose weights are not finite."""
+
+    def saved() -> None:
+        if not distributed.is_main():
+            return
+        bad = not_finite(model, optimizer)
+        if bad:
+            raise NonFiniteError(f"the policy has exploded: {', '.join(bad)} not finite after step {state.step}")
+        write_checkpoint(run, model, optimizer, state, config)
+
+    distributed.together(saved)
+
+
+def write_checkpoint(
+    run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
+) -> None:
+    """Everything that a resumed run needs, its config, and the averaged LoRA as stock diffusers reads it."""
+
+    def extra(folder: Path) -> None:
+        save_yaml(config, folder / runfolder.CONFIG)
+        if config.finetune == "lora":
+            model.weights.export(folder / "lora", "ema")
+
+    checkpoint.save(run, state.iteration, saved_tensors(model, optimizer), asdict(state), extra)
+    checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
+
+
+def not_finite(model: VelocityModel, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The weight sets, or `optimizer`, that hold NaN or infinity."""
+    return checkpoint.not_finite(saved_tensors(model, optimizer))
+
+
+def saved_tensors(model: VelocityModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds: every weight set but the frozen one, and the optimizer's moments."""
+    names = [name for name, _ in model.weights.named_parameters()]
+    sets = {name: model.weights.tensors(name) for name in model.weights.names if name != "ref"}
+    return {**sets, "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
 
 
 def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -> State:
     """Take over the newest checkpoint of a run."""
     path = checkpoint.latest(run)
-    assert path is not None, "runfolder.reopen refuses a run without checkpoints"
+    assert path is not None
     tensors, values = checkpoint.load(path)
+    checkpoint.require_finite(path, tensors)
     names = [name for name, _ in model.weights.named_parameters()]
     checkpoint.load_optimizer_tensors(optimizer, names, tensors.pop("optimizer"))
     missing = {*model.weights.names} - {"ref", *tensors}
@@ -633,10 +681,14 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
 
 
 def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
-    """The averaged weights as stock diffusers reads them, with a model card, and the report."""
+    """The report, and of a run that is done the averaged weights as stock diffusers reads them, with a model card."""
     write_report(run)
     if done(state, config) and config.checkpoint_every:
         model.weights.export(run / "final", "ema")
         write_card(run, run / "final")
-        if config.push_to_hub:
-            print(f"Uploaded: {push(run / 'final', config.push_to_hub, config.hub_private)}")
+
+
+def upload(run: Path, state: State, config: Config) -> None:
+    """The final weights to the hub, if the config says so."""
+    if done(state, config) and config.checkpoint_every and config.push_to_hub:
+        print(f"Uploaded: {push(run / 'final', config.push_to_hub, config.hub_private)}")

@@ -113,9 +113,7 @@ def _run(job: Job, plan: Plan, folder: Path) -> bool:
     run = Path(plan.out) / "runs" / job.name
     config = _config(job, run)
     print(f"{job.name}: {job.minutes:g} minutes", flush=True)
-    if run.exists() and checkpoint.latest(run) is None:
-        shutil.rmtree(run)  # killed before it had anything to lose
-    result = train(config, resume=run.exists())
+    result = train(config, resume=(run / runfolder.CONFIG).exists())
     if result.interrupted:
         return False
     _keep(job, result.run, folder)

@@ -12,6 +12,7 @@ import importlib
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import RunFailed, UserError, did_you_mean
 
 Scores = Any  # (B,) Tensor, ndarray or list of finite numbers, or a dict of those
 BUILT_IN = {
@@ -56,7 +57,7 @@ class Reward(Protocol):
     __call__: Callable[..., Scores]
 
 
-class RewardError(RuntimeError):
+class RewardError(RunFailed):
     """A reward raised, or returned something that is no score: `problem`, on the image at `index`.
 
     A reward that knows the image raises one itself; the image is then not looked for by calling the reward again.
@@ -148,6 +149,10 @@ def call_reward(
         return attempt(name, reward, batch)
     except Failed as failed:
         raise reward_error(name, reward, batch, failed, save_failures_to) from failed.__cause__
+    except UserError as error:
+        if save_failures_to is None:
+            raise
+        raise UserError(f"{error} ({_where(name, reward, batch, None, error, save_failures_to)})") from error
 
 
 class Batch(NamedTuple):
@@ -187,7 +192,7 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
         raise
     except RewardError as error:  # it knows which image
         raise Failed(error.problem, error.index) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit would end the run as if it had done its work
         raise Failed(f"raised {type(error).__name__}: {error}") from error
     entries = raw if isinstance(raw, Mapping) else {name: raw}
     if not entries:
@@ -215,16 +220,26 @@ def _numbers(key: str, values: Any, count: int) -> Tensor:
 def reward_error(name: str, reward: Reward, batch: Batch, failed: Failed, folder: Path | None) -> RewardError:
     """The error that stops a run: what failed, and where its prompt and image are."""
     index = failed.index
-    if index is None:
+    if index is None or not 0 <= index < len(batch.prompts):
         index = _first_failing(reward, batch) if failed.__cause__ else 0
-    where = f"saved as {save_failure(name, index, batch, folder)}" if folder else "not saved: no folder was given"
-    prompt, count = batch.prompts[index], len(batch.prompts)
     return RewardError(
-        f"the reward {name!r} {failed.problem}. Image {index} of {count}, prompt {prompt!r}; prompt and image are "
-        f"{where}. No failure is counted as a score: mend the reward and resume",
+        f"the reward {name!r} {failed.problem}. {_where(name, reward, batch, index, failed.__cause__, folder)}. No "
+        "failure is counted as a score: mend the reward and resume",
         index,
         failed.problem,
     )
+
+
+def _where(
+    name: str, reward: Reward, batch: Batch, index: int | None, cause: BaseException | None, folder: Path | None
+) -> str:
+    """Which image failed, and where it is kept. index: None where it is to be looked for."""
+    index = _first_failing(reward, batch) if index is None else index
+    try:
+        kept = f"saved as {save_failure(name, index, batch, folder, cause)}" if folder else "not saved: no folder"
+    except OSError as error:
+        kept = f"not saved: {error}"
+    return f"Image {index} of {len(batch.prompts)}, prompt {batch.prompts[index]!r}; prompt and image are {kept}"
 
 
 def _first_failing(reward: Reward, batch: Batch) -> int:
@@ -240,14 +255,17 @@ def _first_failing(reward: Reward, batch: Batch) -> int:
     return units[0][0]
 
 
-def save_failure(name: str, index: int, batch: Batch, folder: Path) -> Path:
-    """The image as PNG, and beside it prompt and metadata as JSON."""
+def save_failure(name: str, index: int, batch: Batch, folder: Path, cause: BaseException | None = None) -> Path:
+    """The image as PNG, and beside it prompt and metadata as JSON, and of what the reward raised the traceback."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{index:05d}.png"
     pixels = batch.images[index].detach().float().cpu().nan_to_num().clamp(0, 1).mul(255).round()
     Image.fromarray(pixels.byte().permute(1, 2, 0).numpy()).save(path)
     note = {"reward": name, "prompt": batch.prompts[index], "metadata": batch.metadata[index]}
     path.with_suffix(".json").write_text(json.dumps(note, indent=2, default=str))
+    if cause is not None:
+        text = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
+        path.with_suffix(".txt").write_text(text, encoding="utf-8")
     return path
 
 

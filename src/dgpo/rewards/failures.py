@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import NamedTuple
@@ -67,7 +68,8 @@ def answer(name: str, reward: Reward, batch: Batch, policy: Policy, folder: Path
     lost = scores[name].isnan().nonzero().flatten().tolist()
     if folder:
         for index in lost:
-            save_failure(name, index, batch, folder)
+            with suppress(OSError):  # what is dropped stops no run, nor does a full disk here
+                save_failure(name, index, batch, folder)
     return Answer(scores, retries, len(lost), time.perf_counter() - started)
 
 
