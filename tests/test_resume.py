@@ -120,7 +120,7 @@ def interrupting(at, signals):
     return {"colour": reward}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_ctrl_c_finishes_the_iteration_and_saves(tiny_folder, tmp_path, number, capfd):
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10)
     before = signal.getsignal(number)

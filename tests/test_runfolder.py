@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dgpo import __version__, checkpoint, runfolder
-from dgpo.config import MAY_CHANGE, Config, Optimizer, load_yaml
+from dgpo.config import MAY_CHANGE, Config, Optimizer, Sampling, load_yaml
 from dgpo.errors import UserError
 
 WATCHED = {"eval_prompts": {"seen": "shapes:seen"}, "eval_rewards": ("crispness",)}
@@ -91,8 +91,13 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "hub_private": False,
         "device": "cpu",
         "reward_failures": {"shapes": "retry(2, 1)"},
+        "micro_batch_size": 4,
+        "gradient_checkpointing": True,
+        "vae_slicing": True,
     }
-    assert {*changes, "out"} == {*MAY_CHANGE}
+    nested = {"sampling.batch_size": Sampling(batch_size=7)}
+    assert {*changes, *nested, "out"} == {*MAY_CHANGE}
+    changes["sampling"] = nested["sampling.batch_size"]
     folder, config = reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
     assert folder == run
     assert config == load_yaml(run / "config.yaml") == Config(out=str(run), **WATCHED, **changes)
@@ -123,9 +128,47 @@ def test_a_changed_run_is_refused_and_left_as_it_was(run: Path, changes: dict, m
 def test_what_is_no_run_to_resume(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no run folder: it has no config\.yaml"):
         reopen(tmp_path / "none")
-    fresh, _ = create(Config(out=str(tmp_path / "fresh")))
+    fresh, config = create(Config(out=str(tmp_path / "fresh")))
+    assert reopen(fresh) == (fresh, config), "killed before its first checkpoint: it has a beginning to go on from"
+    (fresh / "metrics.jsonl").write_text('{"iteration": 1}\n')
     with pytest.raises(UserError, match="holds no checkpoint to resume from"):
         reopen(fresh)
+
+
+def test_a_run_that_was_ended_at_its_start_begins_again(tmp_path: Path) -> None:
+    config = Config(out=str(tmp_path / "run"))
+    create(config)
+    assert create(config)[0] == tmp_path / "run"
+    (tmp_path / "run" / "config.yaml").unlink()
+    (tmp_path / "run" / "config.yaml.part").write_text("see")
+    assert create(config)[0] == tmp_path / "run"
+    with pytest.raises(UserError, match="already holds something"):
+        create(replace(config, seed=1))
+    (tmp_path / "run" / "checkpoints" / ".partial-iteration-000000").mkdir(parents=True)
+    create(config)
+    checkpoint.save(tmp_path / "run", 0, {"policy": {"w": torch.zeros(1)}}, {})
+    with pytest.raises(UserError, match="already holds something"):
+        create(config)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints", "metrics.jsonl", "notes.txt"])
+def test_what_others_have_put_into_a_folder_is_not_touched(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="already holds something"):
+        create(Config(out=str(tmp_path)))
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_two_runs_that_start_at_once_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with runfolder.created(Config(name="try")) as (one, _), runfolder.created(Config(name="try")) as (other, _):
+        assert (str(one), str(other)) == ("runs/try", "runs/try-2")
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "a\\b", "..", ".", "", "/tmp/x", "a\0"])
+def test_a_name_is_no_path(name: str) -> None:
+    with pytest.raises(UserError, match=r"name=.* it becomes a folder of runs/"):
+        Config(name=name)
 
 
 @pytest.mark.parametrize(
