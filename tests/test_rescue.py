@@ -6,6 +6,10 @@ import errno
 import importlib
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import rescue_worker
 from dgpo import UserError, checkpoint, load_model
 from dgpo.cli import main
 from dgpo.config import load_yaml, save_yaml
@@ -210,6 +215,26 @@ def test_a_run_that_fails_is_one_message_and_never_code_0(
     assert ("--resume" in said) == (command == "train")
 
 
+def test_a_failure_of_one_rank_hangs_no_other_and_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    """In common work all learn of it; elsewhere the main process fails when the other has gone, and saves."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", rescue_worker.__file__]
+    command = [sys.executable, *launch, str(tiny_folder), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    for name, text in (("memory", "no room on the second rank"), ("unpicklable", "Unpicklable: one word")):
+        for rank in (0, 1):
+            message = json.loads((tmp_path / f"{name}-{rank}.json").read_text())
+            assert text in message
+            assert f"saved in {tmp_path}/{name}/checkpoints/iteration-000001" in message
+        assert newest(tmp_path / name) == 1
+        assert "rescue_worker" in (tmp_path / name / "failures" / "iteration-000002-rank1.txt").read_text()
+    assert newest(tmp_path / "alone") == 1
+    assert "on the second rank only" in done.stderr
+    config = small(tiny_folder, tmp_path / "alone")
+    assert run(replace(config, checkpoint_every=10), resume=True).iterations == 3
+
+
 # --- what is not finite
 
 
@@ -274,8 +299,6 @@ def test_what_is_no_picture_reaches_no_reward(tiny_folder: Path, tmp_path: Path,
 
 def test_a_checkpoint_that_is_not_finite_is_not_continued(finished_run: Path, tmp_path: Path) -> None:
     """As versions before may have written: the message leads to the newest good one."""
-    import shutil
-
     folder = shutil.copytree(finished_run, tmp_path / "run")
     ruined, state = checkpoint.load(folder / "checkpoints" / "iteration-000002")
     next(iter(ruined["policy"].values())).fill_(math.nan)
@@ -291,8 +314,6 @@ def test_a_checkpoint_that_is_not_finite_is_not_continued(finished_run: Path, tm
 
 
 def test_a_refused_resume_leaves_the_config(finished_run: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = shutil.copytree(finished_run, tmp_path / "run")
     damaged = folder / "checkpoints" / "iteration-000002" / "policy.safetensors"
     damaged.write_bytes(b"x")

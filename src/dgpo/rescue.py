@@ -99,6 +99,7 @@ def _told(run: Path, iteration: int, error: BaseException) -> str:
     if isinstance(error, RunFailed):
         return _sentence(str(error))
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    message = f"the run failed after iteration {iteration}: {_sentence(what)}"
     place = "" if distributed.is_main() else f"-rank{distributed.rank()}"
     path = run / "failures" / f"iteration-{iteration + 1:06d}{place}.txt"
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -107,8 +108,8 @@ def _told(run: Path, iteration: int, error: BaseException) -> str:
         path.write_text(text, encoding="utf-8")
     except OSError:
         print(text, file=sys.stderr)
-        return f"the run failed after iteration {iteration}, {_sentence(what)}"
-    return f"the run failed after iteration {iteration}, {_sentence(what)} The traceback is in {path}."
+        return message
+    return f"{message} The traceback is in {path}."
 
 
 def _way_on(run: Path, iteration: int, newest: Path | None, error: BaseException) -> Iterator[str]:
@@ -122,7 +123,7 @@ def _way_on(run: Path, iteration: int, newest: Path | None, error: BaseException
     else:
         yield f"The last good checkpoint is {newest}; what came after iteration {saved} is lost."
     yield f"Go on from there with: dgpo train --resume {run}"
-    if isinstance(error, torch.OutOfMemoryError):
+    if any(isinstance(cause, torch.OutOfMemoryError) for cause in (error, error.__cause__)):
         yield f"({LESS_MEMORY[:-1]})."
     if isinstance(error, NonFiniteError):
         lora = newest / "lora"

@@ -192,7 +192,9 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
         raise
     except RewardError as error:  # it knows which image
         raise Failed(error.problem, error.index) from error
-    except (Exception, SystemExit) as error:  # sys.exit would end the run as if it had done its work
+    except SystemExit as error:  # it would end the run as if that had done its work
+        raise Failed(f"called sys.exit({'' if error.code is None else repr(error.code)})") from error
+    except Exception as error:
         raise Failed(f"raised {type(error).__name__}: {error}") from error
     entries = raw if isinstance(raw, Mapping) else {name: raw}
     if not entries:
