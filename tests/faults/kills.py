@@ -77,6 +77,9 @@ def attempt(processes: Any, config: Config, pause: float | None) -> bool:
 def trial(kind: str, kills: int, rng: random.Random, folder: Path) -> dict[str, Any]:
     """One run, killed so many times at most, beside one that is not."""
     processes = children.context()
+    first = processes.Process(target=int)  # whose start takes longer than a run: it imports everything
+    first.start()
+    first.join()
     model = save_pipeline(folder / "pipeline" / "tiny")
     write_pictures(model.parent / "pictures")
     unhurt, hurt = (config_of(kind, model, folder / name) for name in ("unhurt", "hurt"))
@@ -85,7 +88,7 @@ def trial(kind: str, kills: int, rng: random.Random, folder: Path) -> dict[str, 
     length = time.monotonic() - started
     moments: Counter[str] = Counter()
     for _ in range(3 * kills):  # a kill that comes too late is none
-        if moments.total() < kills and attempt(processes, hurt, rng.uniform(0.1, 0.6) * length):
+        if moments.total() < kills and attempt(processes, hurt, rng.uniform(0.05, 0.8) * length):
             moments[moment(Path(hurt.out or ""))] += 1
     attempt(processes, hurt, None)
     try:
