@@ -1,4 +1,5 @@
 import html.parser
+import json
 import re
 import shutil
 from pathlib import Path
@@ -124,6 +125,22 @@ def test_time_is_split_over_the_whole_run():
     log = from_rows([row | {"iteration": 1}, row | {"iteration": 2, "time/elapsed": 8.0}])
     phases = {phase.name: (phase.seconds, phase.share) for phase in sections.times(log)}
     assert phases == {"rollout": (2.0, 0.5), "update": (1.0, 0.25), "other": (1.0, 0.25)}
+
+
+def test_rewards_at_work_beside_the_sampling_are_no_part_of_the_wall_time(tmp_path: Path):
+    row = {"train/loss": 0.0, "time/rollout": 2.0, "time/reward": 0.5, "time/reward_busy": 1.75, "time/update": 1.5}
+    lines = [json.dumps(row | {"iteration": i, "time/elapsed": 4.0 * i}) for i in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    log = read_log(tmp_path / "metrics.jsonl")
+    phases = sections.times(log)
+    assert {phase.name: phase.seconds for phase in phases} == {"rollout": 2.0, "reward": 0.5, "update": 1.5}
+    assert sum(phase.share for phase in phases) == 1
+    assert sections.reward_seconds(log) == 1.75
+    (tmp_path / "config.yaml").write_text("name: x")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "4.00 s an iteration" in page
+    assert "Rewards were at work for 1.75 s" in page
+    assert "reward busy" not in page
 
 
 def test_task_bars_and_their_scale(run_dir: Path):

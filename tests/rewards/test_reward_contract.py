@@ -1,13 +1,17 @@
 """How rewards are found and called, and that no failure becomes a score."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import dgpo
 from dgpo.errors import UserError
 from dgpo.rewards.base import BUILT_IN, RewardError, call_reward, check_metadata, requires, resolve
 
@@ -115,6 +119,46 @@ def test_ones_own_rewards_resolve(tmp_path, monkeypatch):
     ):
         with pytest.raises(UserError, match=message):
             resolve(name)
+
+
+SHADOWS = ("scipy", "json", "transformers", "torchvision", "onnxruntime", "msgspec", "colorsys")
+FROM_THE_COMMAND_LINE = """
+import os
+import subprocess
+import sys
+from pathlib import Path
+sys.path = [path for path in sys.path if path]  # as a console script finds it
+import dgpo.cli
+import dgpo
+from dgpo.errors import UserError
+from dgpo.rewards.base import BUILT_IN, resolve
+before = list(sys.path)
+for name in sys.argv[1:] or BUILT_IN:
+    try:
+        resolve(name)
+    except UserError as error:
+        print(error)
+    assert sys.path == before, sys.path
+"""
+
+
+@pytest.mark.parametrize("names", [[], ["my_rewards:flat"], ["http://127.0.0.1:1"], ["scipy:nothing"], ["colorsys:no"]])
+def test_files_of_the_working_folder_never_stand_in_for_installed_modules(tmp_path, names):
+    for shadow in SHADOWS:
+        (tmp_path / f"{shadow}.py").write_text(f"open('{shadow}.ran', 'w').close()")
+    (tmp_path / "helper.py").write_text("import colorsys, json, scipy.stats\nscore = 1.0\n")
+    (tmp_path / "my_rewards.py").write_text(
+        "import json, scipy\nimport helper\ndef flat(images, prompts, metadata):\n    return [helper.score] * len(prompts)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(dgpo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", FROM_THE_COMMAND_LINE, *names]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("*.ran")) == []
+    if names == ["my_rewards:flat"]:
+        assert not done.stdout
+    elif names == ["colorsys:no"]:
+        assert f"{os.sep}lib{os.sep}" in done.stdout, "it tells which module it took"
 
 
 @pytest.mark.parametrize(

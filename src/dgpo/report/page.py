@@ -47,6 +47,7 @@ def render(run_dir: Path) -> str:
         health=sections.health(log, config),
         noise_scale=noise_scale_sentence(log, find(config, "num_groups")),
         times=sections.times(log),
+        reward_seconds=sections.reward_seconds(log),
         config=sections.tables(config),
         environment=sections.tables(read_mapping(run_dir / "environment.json")),
     )

@@ -24,6 +24,7 @@ HEALTH = {
     "reward_std": "Spread of rewards, what the advantages are made of",
 }
 SHARES = {"clip_fraction", "frac_reward_zero_std"}
+BUSY = "reward_busy"  # seconds in rewards, which pass while images are sampled: no phase of the wall time
 
 
 class Panel(NamedTuple):
@@ -101,7 +102,8 @@ def tasks(log: Log, config: Mapping[str, Any]) -> list[tuple[EvalName, list[Bar]
 
 def times(log: Log) -> list[Phase]:
     """The whole run's wall time, in seconds per iteration: the logged phases, and what no phase accounts for."""
-    names = [name for name in log.names("time/") if name not in ("iteration", "elapsed") and "/" not in name]
+    beside = ("iteration", "elapsed", BUSY)
+    names = [name for name in log.names("time/") if name not in beside and "/" not in name]
     count = log.trained()
     if not names or not count:
         return []
@@ -111,6 +113,11 @@ def times(log: Log) -> list[Phase]:
     colours = cycle(SERIES[1:])
     phases = [Phase(name, value, value / total, colour) for (name, value), colour in zip(seconds.items(), colours)]
     return phases + ([Phase("other", rest, rest / total, "--before")] if rest > 0 else [])
+
+
+def reward_seconds(log: Log) -> float:
+    """How long rewards were at work, per iteration; much of it lies within other phases, beside the sampling."""
+    return _sum(log, f"time/{BUSY}") / max(1, log.trained())
 
 
 def tables(tree: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -102,9 +104,11 @@ def resolve(name: str) -> Reward:
         raise UserError(
             f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
         )
-    found = getattr(_module(name, module_name), attribute, None)
+    module = _module(name, module_name)
+    found = getattr(module, attribute, None)
     if found is None:
-        raise UserError(f"reward {name!r}: module {module_name} has no {attribute!r}")
+        where = getattr(module, "__file__", None) or "built into Python"
+        raise UserError(f"reward {name!r}: module {module_name} has no {attribute!r} ({where})")
     if isinstance(found, type):
         try:
             found = found()
@@ -271,11 +275,27 @@ def save_failure(name: str, index: int, batch: Batch, folder: Path, cause: BaseE
     return path
 
 
-def _module(name: str, module_name: str) -> Any:
-    if "" not in sys.path:  # a console script does not search the working folder
-        sys.path.insert(0, "")
+@contextmanager
+def _working_folder() -> Iterator[None]:
+    """Python looks into the working folder too, as a console script does not, and there last.
+
+    Installed modules win: a `scipy.py` that happens to lie there is not run for the one that another module imports.
+    """
+    folder = os.getcwd()
+    sys.path.append(folder)
     try:
-        return importlib.import_module(module_name)
+        yield
+    finally:
+        with suppress(ValueError):  # the module may have changed the path itself
+            place = len(sys.path) - 1 - sys.path[::-1].index(folder)
+            del sys.path[place]
+
+
+def _module(name: str, module_name: str) -> Any:
+    ours = module_name.partition(".")[0] == __name__.partition(".")[0]
+    try:
+        with nullcontext() if ours else _working_folder():
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(f"reward {name!r}: {module_name} needs the module {error.name}; install it") from error
