@@ -148,7 +148,8 @@ def test_files_of_the_working_folder_never_stand_in_for_installed_modules(tmp_pa
         (tmp_path / f"{shadow}.py").write_text(f"open('{shadow}.ran', 'w').close()")
     (tmp_path / "helper.py").write_text("import colorsys, json, scipy.stats\nscore = 1.0\n")
     (tmp_path / "my_rewards.py").write_text(
-        "import json, scipy\nimport helper\ndef flat(images, prompts, metadata):\n    return [helper.score] * len(prompts)\n"
+        "import json, scipy\nimport helper\n"
+        "def flat(images, prompts, metadata):\n    return [helper.score] * len(prompts)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(dgpo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-c", FROM_THE_COMMAND_LINE, *names]

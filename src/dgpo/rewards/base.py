@@ -70,6 +70,13 @@ class RewardError(RunFailed):
         self.index, self.problem = index, problem or message
 
 
+class RewardAway(RewardError):
+    """Nobody answered: a server that cannot be reached, or fails whatever it is asked. It says nothing of the images.
+
+    A reward of your own that asks a server raises it, so that `drop` does not look for the images to blame.
+    """
+
+
 def requires(*keys: str) -> Callable[[Reward], Reward]:
     """Decorator: the reward reads these keys of every prompt's metadata; a run without them is refused at its start."""
 
@@ -181,10 +188,15 @@ class Batch(NamedTuple):
 
 
 class Failed(Exception):
-    """A call gave no scores, or gave `scores` that are not all finite. index: an image that is to blame, if known."""
+    """A call gave no scores, or gave `scores` that are not all finite.
 
-    def __init__(self, problem: str, index: int | None = None, scores: dict[str, Tensor] | None = None) -> None:
-        self.problem, self.index, self.scores = problem, index, scores
+    index: an image that is to blame, if known; away: no image is, for nobody looked at them
+    """
+
+    def __init__(
+        self, problem: str, index: int | None = None, scores: dict[str, Tensor] | None = None, away: bool = False
+    ) -> None:
+        self.problem, self.index, self.scores, self.away = problem, index, scores, away
 
 
 def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
@@ -194,9 +206,14 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
             raw = reward(*(batch if needs_group(reward) else batch[:3]))
     except UserError:
         raise
+    except RewardAway as error:
+        raise Failed(error.problem, 0, away=True) from error
     except RewardError as error:  # it knows which image
+        if error.index not in range(len(batch.prompts)):
+            problem = f"{error.problem} (on image {error.index}, and it was given {len(batch.prompts)}, from 0)"
+            raise Failed(problem) from error
         raise Failed(error.problem, error.index) from error
-    except SystemExit as error:  # it would end the run as if that had done its work
+    except SystemExit as error:  # it would end the run as if that had done its work, or a server
         raise Failed(f"called sys.exit({'' if error.code is None else repr(error.code)})") from error
     except Exception as error:
         raise Failed(f"raised {type(error).__name__}: {error}") from error
@@ -215,18 +232,25 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
 
 def _numbers(key: str, values: Any, count: int) -> Tensor:
     try:
-        scores = torch.as_tensor(values).detach().float().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise Failed(f"returned a {type(values).__name__} that is no list of numbers ({error})") from None
-    if scores.shape != (count,):
-        raise Failed(f"returned shape {tuple(scores.shape)} for {key}; it must be one number an image, ({count},)")
+        given = torch.as_tensor(values).detach()
+        if given.layout != torch.strided or given.is_complex():
+            raise TypeError(f"its layout is {given.layout}, its type {given.dtype}; scores are dense and real")
+        scores, shape = given.float().cpu(), tuple(given.shape)
+    except Exception as error:  # an object of any library fails in its own way
+        said = f"{type(error).__name__}: {error}"
+        raise Failed(f"returned a {type(values).__name__} that is no list of numbers ({said})") from None
+    if shape != (count,):
+        raise Failed(f"returned shape {shape} for {key}; it must be one number an image, ({count},)")
     return scores
 
 
 def reward_error(name: str, reward: Reward, batch: Batch, failed: Failed, folder: Path | None) -> RewardError:
     """The error that stops a run: what failed, and where its prompt and image are."""
+    if failed.away:
+        problem = f"the reward {name!r} {failed.problem}. It is not about the images: see to its server, and resume"
+        return RewardAway(problem, 0, failed.problem)
     index = failed.index
-    if index is None or not 0 <= index < len(batch.prompts):
+    if index is None:
         index = _first_failing(reward, batch) if failed.__cause__ else 0
     return RewardError(
         f"the reward {name!r} {failed.problem}. {_where(name, reward, batch, index, failed.__cause__, folder)}. No "

@@ -2,7 +2,7 @@
 
 httpx2 sends, tenacity repeats with a growing, jittered wait. What another try can mend is `Unavailable`: no connection,
 no answer in time, too many requests, a gateway that is down. A server that says when to come back (Retry-After) is
-asked again then, after a minute at most.
+not asked before, but after a minute at most.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from functools import cache
 from typing import Any, TypeVar
 
 from dgpo.errors import Extra, UserError
+from dgpo.rewards.notices import notice
 
 with Extra("remote", "a reward over HTTP"):
     import anyio
     import httpx2
     import tenacity
+    from anyio import sleep
     from anyio.from_thread import start_blocking_portal
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -32,11 +34,14 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """No answer now, perhaps later. pause: the seconds that the server asks for."""
+    """No answer now, perhaps later. pause: the seconds that the server asks for.
+
+    nobody: while this request was tried, no other was answered either; so it is not the request's fault
+    """
 
     def __init__(self, problem: str, pause: float | None = None) -> None:
         super().__init__(problem)
-        self.pause = pause
+        self.pause, self.nobody = pause, True
 
 
 def run(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
@@ -62,14 +67,63 @@ def client(headers: dict[str, str]) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=_certificates())
 
 
-def attempts(retries: int) -> tenacity.AsyncRetrying:
-    """`async for attempt in attempts(n): with attempt: ...` repeats what raises Unavailable, n times at most."""
-    return tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(1 + retries),
-        retry=tenacity.retry_if_exception_type(Unavailable),
-        wait=_pause,
-        reraise=True,
-    )
+class Patience:
+    """How long one reward waits for its servers, and that it is told from the first wait on.
+
+    An outage costs its whole wait once: those who have been away for all retries are asked once by every later call,
+    until they answer. reward: the name that is told; retries: further tries of a request, while nobody answers.
+    """
+
+    def __init__(self, reward: str, retries: int) -> None:
+        self.reward, self.retries = reward, retries
+        self._answers, self._given_up = 0, False
+        self._waiting_since: float | None = None
+        self._told = 1  # the highest number of a try that was announced in this outage
+
+    async def answer(self, request: Callable[[], Awaitable[T]]) -> T:
+        """What `request` gives, tried again while it raises Unavailable. The last of these tells if nobody answered."""
+        before = self._answers
+
+        def enough(state: tenacity.RetryCallState) -> bool:
+            hopeless = self._given_up and _asked_pause(state) is None
+            return state.attempt_number > (0 if hopeless else self.retries)
+
+        tries = tenacity.AsyncRetrying(
+            stop=enough,
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=_pause,
+            sleep=sleep,
+            before_sleep=self._tell,
+            reraise=True,
+        )
+        try:
+            async for attempt in tries:
+                with attempt:
+                    answer = await request()
+                    self._answered()
+                    return answer
+        except Unavailable as error:
+            error.nobody = self._answers == before
+            self._given_up = self._given_up or (error.nobody and error.pause is None)
+            raise
+        raise AssertionError("tries end with an answer or an error")
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        """Once a try, for many requests wait together."""
+        self._waiting_since = self._waiting_since or time.monotonic()
+        number = state.attempt_number + 1
+        if number > self._told and state.outcome and state.next_action:
+            self._told = number
+            seconds = state.next_action.sleep
+            problem = state.outcome.exception()
+            notice(f"{self.reward}: {problem}; try {number} of {1 + self.retries} in {seconds:.2g} s")
+
+    def _answered(self) -> None:
+        if self._waiting_since is not None:
+            seconds = time.monotonic() - self._waiting_since
+            notice(f"{self.reward}: is answered again, after {seconds:.2g} s")
+        self._answers += 1
+        self._given_up, self._waiting_since, self._told = False, None, 1
 
 
 async def send(
@@ -116,10 +170,13 @@ def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()  # takes several times as long as a small request
 
 
-def _pause(state: tenacity.RetryCallState) -> float:
+def _asked_pause(state: tenacity.RetryCallState) -> float | None:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.pause if isinstance(error, Unavailable) else None
-    return BACKOFF(state) if asked is None else min(max(asked, 0.0), LONGEST_PAUSE)
+    return error.pause if isinstance(error, Unavailable) else None
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    return max(BACKOFF(state), min(_asked_pause(state) or 0.0, LONGEST_PAUSE))
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

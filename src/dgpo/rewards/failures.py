@@ -5,7 +5,8 @@ A reward fails where it raises, returns NaN or infinity, or something that is no
     raise (the default)     retry(N, SECONDS)     drop     retry(N, SECONDS)+drop
 
 `retry` repeats a call N times at most, after SECONDS, then twice as long, and so on. `drop` leaves out the images that
-fail, found by halving a batch that fails as a whole. A UserError is a setting to be mended: neither applies to it.
+fail, found by halving a batch that fails as a whole; where nobody answered (RewardAway), no image is to blame, and the
+whole batch is left out at once. A UserError is a setting to be mended: neither applies to it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,20 @@ from threading import Event
 from typing import NamedTuple
 
 import torch
-from tenacity import Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, wait_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_exponential,
+)
 from tenacity.stop import stop_when_event_set
 from torch import Tensor
 
 from dgpo.errors import UserError
 from dgpo.rewards.base import Batch, Failed, Reward, attempt, call_reward, reward_error, save_failure
+from dgpo.rewards.notices import notice
 
 _POLICY = re.compile(r"(raise|drop)|retry\(\s*([1-9]\d*)\s*,\s*(\d+\.?\d*)\s*\)(\+drop)?")
 
@@ -85,11 +94,19 @@ def joined(count: int, parts: Iterable[tuple[list[int], dict[str, Tensor]]]) -> 
 def _patiently(
     name: str, reward: Reward, batch: Batch, policy: Policy, folder: Path | None, stop: Event
 ) -> tuple[dict[str, Tensor], int]:
+    def tell(state: RetryCallState) -> None:
+        failed = state.outcome.exception() if state.outcome else None
+        assert isinstance(failed, Failed)
+        seconds = state.next_action.sleep if state.next_action else 0.0
+        call = f"call {state.attempt_number + 1} of {1 + policy.retries} in {seconds:.3g} s"
+        notice(f"the reward {name!r} {failed.problem}; {call}")
+
     calls = Retrying(
         stop=stop_after_attempt(1 + policy.retries) | stop_when_event_set(stop),
         wait=wait_exponential(multiplier=policy.seconds),
         sleep=sleep_using_event(stop),
         retry=retry_if_exception_type(Failed),
+        before_sleep=tell,
         reraise=True,
     )
     try:
@@ -97,15 +114,25 @@ def _patiently(
     except Failed as failed:
         if not policy.drop:
             raise reward_error(name, reward, batch, failed, folder) from failed.__cause__
-        scores = _finite(failed.scores) if failed.scores else _in_halves(name, reward, batch, stop)
+        scores = _rescued(name, reward, batch, failed, stop)
     return scores, calls.statistics["attempt_number"] - 1
+
+
+def _rescued(name: str, reward: Reward, batch: Batch, failed: Failed, stop: Event) -> dict[str, Tensor]:
+    """The scores that a call which failed leaves, NaN for the images that are dropped."""
+    if failed.scores:
+        return _finite(failed.scores)
+    if failed.away:
+        notice(f"the reward {name!r} {failed.problem}; {len(batch.prompts)} image(s) are left out")
+        return _nothing(name, batch)
+    return _in_halves(name, reward, batch, stop)
 
 
 def _in_halves(name: str, reward: Reward, batch: Batch, stop: Event) -> dict[str, Tensor]:
     """The scores of a batch that failed as a whole, NaN for what fails alone: an image, or a group."""
     units = batch.units()
     if len(units) == 1 or stop.is_set():
-        return {name: torch.full((len(batch.prompts),), torch.nan)}
+        return _nothing(name, batch)
     parts = []
     for half in (units[: len(units) // 2], units[len(units) // 2 :]):
         rows = [row for unit in half for row in unit]
@@ -113,9 +140,13 @@ def _in_halves(name: str, reward: Reward, batch: Batch, stop: Event) -> dict[str
         try:
             scores = attempt(name, reward, part)
         except Failed as failed:
-            scores = _finite(failed.scores) if failed.scores else _in_halves(name, reward, part, stop)
+            scores = _rescued(name, reward, part, failed, stop)
         parts.append((rows, scores))
     return joined(len(batch.prompts), parts)
+
+
+def _nothing(name: str, batch: Batch) -> dict[str, Tensor]:
+    return {name: torch.full((len(batch.prompts),), torch.nan)}
 
 
 def _finite(scores: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -29,8 +29,9 @@ class Pool:
     def __init__(
         self, urls: Sequence[str], headers: dict[str, str], timeout: float, retries: int, in_flight: int
     ) -> None:
-        self.headers, self.timeout, self.retries, self.in_flight = headers, timeout, retries, in_flight
+        self.headers, self.timeout, self.in_flight = headers, timeout, in_flight
         self.servers = [_Server(url) for url in dict.fromkeys(map(calls.checked_url, urls))]
+        self.patience = calls.Patience("reward", retries)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
@@ -63,10 +64,7 @@ class Session:
         """The first answer of any server, whatever its code; Unavailable if there is none after all retries."""
         async with self._capacity:
             content = body()
-            async for attempt in calls.attempts(self._pool.retries):
-                with attempt:
-                    return await self._round(path, content)
-        raise AssertionError("attempts end with an answer or an error")
+            return await self._pool.patience.answer(lambda: self._round(path, content))
 
     async def _round(self, path: str, content: bytes) -> httpx2.Response:
         problems: list[Unavailable] = []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dgpo.errors import Extra, UserError
 from dgpo.rewards import calls, wire
-from dgpo.rewards.base import RewardError
+from dgpo.rewards.base import RewardAway, RewardError
 from dgpo.rewards.calls import Unavailable
 from dgpo.rewards.keys import bearer, secret
 from dgpo.rewards.pool import Pool, Session
@@ -37,7 +37,8 @@ class Remote:
     """images (B, 3, H, W) in [0, 1] -> {score: B floats}, the first of them the served reward's own.
 
     urls: one address, several with commas between, or a list; all servers of a pool serve the same reward. timeout:
-    seconds for one chunk. retries: further rounds over the pool while no server answers; 8 take about a minute.
+    seconds for one chunk. retries: further rounds over the pool while no server answers; 8 take about a minute, which
+    an outage costs once: until a server answers again, each later call asks every one once.
     token_env: the environment variable with the servers' token; None: DGPO_REWARD_TOKEN, if it is set. chunk: images
     in a request at most; the servers' own limits can lower it. in_flight: requests that one server has at once.
     encoding: "raw" is exact, "png" smaller and 8 bit.
@@ -66,7 +67,7 @@ class Remote:
         self._pool = Pool(given, bearer(secret(token_env, TOKEN)), timeout, retries, in_flight)
         self._versions = calls.run(self._greet)
         self.required_metadata = tuple(self._versions[0].required_metadata)
-        self.__name__ = self._versions[0].reward
+        self.__name__ = self._pool.patience.reward = self._versions[0].reward
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, list[float]]:
         size, texts = self._chunk_size(images), [_json(row, i) for i, row in enumerate(metadata)]
@@ -98,8 +99,12 @@ class Remote:
     def _chunk_size(self, images: Tensor) -> int:
         """Images of a request that every server takes; a tenth of its bytes is left for the texts."""
         each = images[:1].numel() * (4 if self.encoding == "raw" else 1) or 1
-        fitting = min(int(0.9 * version.max_bytes) // each for version in self._versions)
-        return max(1, min(self.chunk, fitting, *(version.max_images for version in self._versions)))
+        pixels = images[:1].numel() // 3 or 1
+        limits = [self.chunk]
+        for version in self._versions:
+            limits += [version.max_images, int(0.9 * version.max_bytes) // each]
+            limits += [] if version.max_pixels is None else [version.max_pixels // pixels]
+        return max(1, min(limits))
 
     async def _score(self, parts: list[_Part]) -> list[dict[str, list[float]]]:
         async with self._pool.session() as session:
@@ -117,7 +122,9 @@ class Remote:
             return _scores(response, name, self.__name__, count)
         except Unavailable as error:
             problem = f"could not score images {part.start} to {part.start + count - 1}: {error}"
-            raise RewardError(problem, part.start) from error
+            raise (RewardAway if error.nobody else RewardError)(problem, part.start) from error
+        except RewardAway:
+            raise
         except RewardError as error:
             raise RewardError(error.problem, part.start + error.index) from error
 
@@ -178,9 +185,12 @@ def _scores(response: httpx2.Response, name: str, reward: str, count: int) -> di
 
 
 def _refusal(response: httpx2.Response, where: str) -> RewardError:
-    """What a server that answers without scores says is wrong, and on which image."""
+    """What a server that answers without scores says is wrong, and on which image, if it has looked at them."""
+    code = response.status_code
     try:
         problem = msgspec.json.decode(response.content, type=wire.Problem)
     except msgspec.DecodeError:
-        problem = wire.Problem(calls.excerpt(response))
+        return RewardAway(f"got {code} {where}: {calls.excerpt(response)}")
+    if code not in wire.ABOUT_IMAGES:
+        return RewardAway(f"got {code} {where}: {problem.error}")
     return RewardError(f"got {response.status_code} {where}: {problem.error}", problem.index or 0)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dgpo.errors import Extra, UserError
 from dgpo.rewards import calls
-from dgpo.rewards.base import RewardError
+from dgpo.rewards.base import RewardAway, RewardError
 from dgpo.rewards.keys import bearer, secret
 from dgpo.rewards.preprocess import to_png
 
@@ -39,6 +39,7 @@ TEMPLATE = (
 )
 PATTERN = r"(?i)\bscore\b[\s:=*\"]*(?P<score>-?\d+(?:\.\d+)?)(?![.,]?\d)"
 REQUEST = MappingProxyType({"temperature": 0, "max_tokens": 256})
+NOT_HERE = (404, 405)  # no such model, no such path
 BUSY = calls.BUSY | {500, 529}  # of a model server, a 500 is as often a passing one
 
 
@@ -50,7 +51,8 @@ class VLMJudge:
     regular expression with a group called score. score_range: the numbers that stand for 0 and 1. unparsable: the
     score of an answer that cannot be read; None: it is an error. request: more fields of the request's body.
     concurrency: calls at the same time; timeout: seconds for each; retries: of each, while the endpoint is away or
-    overloaded; 6 take about 20 seconds, or as long as the endpoint asks for.
+    overloaded; 6 take about 20 seconds, or as long as the endpoint asks for, once in an outage: until it answers
+    again, each later call tries once.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class VLMJudge:
                 f"retries={retries}: the range must rise, the others be at least 1, above 0, and at least 0"
             )
         self._unparsable, self._request, self._concurrency = unparsable, dict(request), concurrency
-        self._timeout, self._retries = timeout, retries
+        self._timeout, self._patience = timeout, calls.Patience("vlm_judge", retries)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Any:
         questions = [self._question(i, text, row) for i, (text, row) in enumerate(zip(prompts, metadata))]
@@ -120,23 +122,24 @@ class VLMJudge:
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
         body = {"model": self._model, "messages": [{"role": "user", "content": content}], **self._request}
         try:
-            async for attempt in calls.attempts(self._retries):
-                with attempt:
-                    response = await calls.send(client, "POST", self._url, self._timeout, BUSY, json=body)
-                    return self._text(response, index)
+            response = await self._patience.answer(
+                lambda: calls.send(client, "POST", self._url, self._timeout, BUSY, json=body)
+            )
         except calls.Unavailable as error:
-            raise RewardError(f"got no answer of the judge: {error}", index) from error
-        raise AssertionError("attempts end with an answer or an error")
+            kind = RewardAway if error.nobody else RewardError
+            raise kind(f"got no answer of the judge: {error}", index) from error
+        return self._text(response, index)
 
     def _text(self, response: httpx2.Response, index: int) -> str:
         if response.status_code in (401, 403):
-            raise RewardError(f"is refused by {self._url}: the key in {self._key_name} is missing or wrong", index)
+            raise RewardAway(f"is refused by {self._url}: the key in {self._key_name} is missing or wrong")
         try:
             (choice,) = response.raise_for_status().json()["choices"]
             return str(choice["message"]["content"] or "")
         except (httpx2.HTTPStatusError, ValueError, KeyError, TypeError) as error:
             said = f"{self._url} answered {response.status_code}: {calls.excerpt(response)}"
-            raise RewardError(f"got no chat completion: {said}", index) from error
+            kind = RewardAway if response.status_code in NOT_HERE else RewardError
+            raise kind(f"got no chat completion: {said}", index) from error
 
     def _read(self, answer: str, index: int) -> float | None:
         """The score in an answer. Where there is none: an error, or None if `unparsable` stands in for it."""
