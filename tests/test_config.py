@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo.algorithms import DGPO
+from dgpo.algorithms import ALGORITHMS, DGPO
 from dgpo.config import (
     Config,
     LoraConfig,
@@ -86,7 +87,21 @@ def test_a_config_file_may_name_a_few_fields_and_write_numbers_as_one_does(tmp_p
         ({"group_size": 3.7}, "group_size=3.7"),
         ({"group_size": 8.0}, "group_size=8.0"),
         ({"group_size": True}, "group_size=True"),
-        ({"group_size": None}, "group_size=None"),
+        (
+            {"algorithm": {"num_points": "x"}},
+            r"algorithm.num_points='x': input should be a valid .*\(the type is int\)",
+        ),
+        (
+            {"optimizer.lr": 1e-3},
+            "'optimizer.lr' is how the command line names it; .* write `optimizer:` and, .* `lr: ",
+        ),
+        ({"algorithm.beta": None}, "'algorithm.beta' is how the command line names it"),
+        ({None: 3}, "a line has no field name, only 3"),
+        ({"optimizer": {None: 3}}, "a line below optimizer has no field name"),
+        ({"algorithm": {"name": None}}, "algorithm.name is empty; give one of dgpo, "),
+        ({"rewards": {"shapes": None}}, r"rewards.shapes is empty.*\(the type of rewards is dict\[str, float\]\)"),
+        ({"reward_tags": {"shapes": ["a", None]}}, r"reward_tags.shapes\[1\] is empty"),
+        ({"optimizer": {"betas": [0.9, None]}}, r"optimizer.betas\[1\] is empty"),
         ({"micro_batch_size": "4"}, r"micro_batch_size='4': .*int \| None"),
         ({"optimizer": {"lr": True}}, "optimizer.lr=True"),
         ({"optimizer": {"lr": "3e-4"}}, "optimizer.lr='3e-4'"),
@@ -170,6 +185,29 @@ def test_changed_fields_are_named_with_their_group() -> None:
     )
     changed = changed_fields(FULL, after)
     assert changed == ["seed", "rewards", "algorithm.t_sampling", "algorithm.reference", "optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    "heading", ["", "sampling", "optimizer", "lora", *(f"algorithm {name}" for name in ALGORITHMS)]
+)
+def test_a_field_without_a_value_is_none_or_said_to_be_empty(heading: str, tmp_path: Path) -> None:
+    """`lr:` with nothing behind it is YAML's null."""
+    group, _, name = heading.partition(" ")
+    kind: Any = ALGORITHMS[name] if name else get_type_hints(Config)[group] if group else Config
+    fields = {field: hint for field, hint in get_type_hints(kind).items() if not is_dataclass(hint)}
+    fields.pop("algorithm", None)
+    for field, hint in fields.items():
+        path = tmp_path / "mine.yaml"
+        above = f"{group}:\n" + (f"  name: {name}\n" if name else "") if group else ""
+        path.write_text(f"{above}{'  ' if group else ''}{field}:\n")
+        if type(None) in get_args(hint):
+            config = load_yaml(path)
+            assert getattr(getattr(config, group) if group else config, field) is None
+            continue
+        full = f"{group}.{field}" if group else field
+        message = re.escape(f"{path}: {full} is empty, and it needs a value (the type is ")
+        with pytest.raises(UserError, match=f"^{message}.*leave {re.escape(full)} out$"):
+            load_yaml(path)
 
 
 @pytest.mark.parametrize(

@@ -383,7 +383,9 @@ def from_dict(values: Mapping[str, Any], where: str = "config") -> Config:
     """The config that `values` describe; missing fields have their defaults. Strict about names and types."""
     try:
         algorithm = dict(fields.mapping("algorithm", values.get("algorithm")))
-        name = str(algorithm.pop("name", "dgpo"))
+        name = algorithm.pop("name", "dgpo")
+        require(name is not None, f"algorithm.name is empty; give one of {', '.join(ALGORITHMS)}, or leave it out")
+        name = str(name)
         require(name in ALGORITHMS, f"algorithm.name={name!r} is unknown. {did_you_mean(name, ALGORITHMS)}")
         values = {**values, "algorithm": fields.build(ALGORITHMS[name], algorithm, Config, "algorithm.")}
         return fields.build(Config, values, Config)

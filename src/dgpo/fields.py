@@ -21,6 +21,14 @@ def build(kind: Any, values: Mapping[Any, Any], root: Any, prefix: str = "") -> 
     hints, arguments = get_type_hints(kind), {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if key is None:
+            raise UserError(f"a line {f'below {prefix[:-1]} ' if prefix else ''}has no field name, only {value!r}")
+        heading, _, own = str(key).partition(".")
+        if own and heading in hints:
+            raise UserError(
+                f"{name!r} is how the command line names it; in a config file write `{heading}:` and, indented on the "
+                f"next line, `{own}: ...`"
+            )
         if key not in hints:
             raise unknown(root, name, [f"{prefix}{own}" for own in hints])
         if dataclasses.is_dataclass(hints[key]) and not isinstance(value, hints[key]):
@@ -82,9 +90,33 @@ def _check_type(kind: Any, key: str, value: Any, name: str) -> None:
     try:
         _adapters(kind)[key].validate_python(value, strict=True)
     except ValidationError as error:
+        if any(e["input"] is None for e in error.errors()):
+            raise _is_empty(kind, key, value, name) from None
         problems = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
-        wanted = kind.__annotations__[key]
+        wanted = _annotation(kind, key)
         raise UserError(f"{name}={plain(value)!r}: {' or '.join(problems)} (the type is {wanted})") from None
+
+
+def _is_empty(kind: Any, key: str, value: Any, name: str) -> UserError:
+    """The error for a field, or an item in it, that has no value, as after `lr:` with nothing behind it."""
+    wanted, where = _annotation(kind, key), name
+    while value is not None:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        inner, value = next((k, v) for k, v in items if _holds_none(v))
+        where = f"{where}.{inner}" if isinstance(inner, str) else f"{where}[{inner}]"
+    of = "the type" if where == name else f"the type of {name}"
+    return UserError(f"{where} is empty, and it needs a value ({of} is {wanted}). Give one, or leave {where} out")
+
+
+def _annotation(kind: Any, key: str) -> str:
+    """The type of a field, which a base class may have declared, as it is written."""
+    return next(base.__annotations__[key] for base in kind.__mro__ if key in vars(base).get("__annotations__", {}))
+
+
+def _holds_none(value: Any) -> bool:
+    if isinstance(value, (Mapping, tuple)):
+        return any(map(_holds_none, value.values() if isinstance(value, Mapping) else value))
+    return value is None
 
 
 @cache
