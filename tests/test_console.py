@@ -12,7 +12,8 @@ from rich.console import Console as RichConsole
 from dgpo import console as module
 from dgpo.algorithms import DGPO
 from dgpo.config import Config, Sampling
-from dgpo.console import Console, network_evaluations
+from dgpo.console import Console
+from dgpo.geometry import network_evaluations
 
 ROW = {"train/reward_mean": 0.5, "train/clip_fraction": 0.25, "train/grad_norm": 2.0, "time/iteration": 100.0}
 CONFIG = Config(

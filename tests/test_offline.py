@@ -21,9 +21,9 @@ from dgpo.algorithms import ALGORITHMS
 from dgpo.algorithms.dgpo import DGPO
 from dgpo.cli import COMMANDS, main
 from dgpo.config import Config, load_yaml
-from dgpo.console import network_evaluations
 from dgpo.core import seeds
 from dgpo.data import PromptSampler
+from dgpo.geometry import network_evaluations
 from dgpo.offline import Group, GroupDataset, write_groups
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache, collect, replay

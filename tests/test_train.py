@@ -25,6 +25,7 @@ from dgpo.encoding import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import collect
+from dgpo.schedule import measures_noise, weight_sets
 from dgpo.stopwatch import Stopwatch
 from dgpo.train import (
     NonFiniteError,
@@ -33,7 +34,6 @@ from dgpo.train import (
     learn,
     learning_rate,
     make_optimizer,
-    measures_noise,
     micro_batches,
     note_evaluation,
 )
@@ -226,10 +226,10 @@ def test_noise_is_that_of_whole_groups(fresh, tiny_folder, tmp_path):
 
 def test_when_noise_is_measured(tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path, noise_scale_every=3)
-    assert [measures_noise(State(step=step), config) for step in range(4)] == [True, False, False, True]
-    assert not measures_noise(State(), replace(config, num_groups=1))
-    assert not measures_noise(State(), replace(config, micro_batch_size=2)), "a split group has no gradient of its own"
-    assert not measures_noise(State(), replace(config, noise_scale_every=0))
+    assert [measures_noise(config, step, 1) for step in range(4)] == [True, False, False, True]
+    assert not measures_noise(replace(config, num_groups=1), 0, 1)
+    assert not measures_noise(replace(config, micro_batch_size=2), 0, 1), "a split group has no gradient of its own"
+    assert not measures_noise(replace(config, noise_scale_every=0), 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_bf16_arithmetic_trains_fp32_weights(tiny_folder, tmp_path):
 @pytest.mark.parametrize(("switch", "kept"), [(3, True), (10**6, False)])
 def test_old_is_kept_if_a_longer_run_would_sample_from_it(tiny_folder, tmp_path, switch, kept):
     algorithm = replace(MODES["cfg"][0], clip_range=None, sampling_switch=switch, trunc_steps=2, num_points=2)
-    assert ("old" in loop.weight_sets(small(tiny_folder, tmp_path, iterations=1, algorithm=algorithm))) == kept
+    assert ("old" in weight_sets(small(tiny_folder, tmp_path, iterations=1, algorithm=algorithm))) == kept
 
 
 # --- what stops a run

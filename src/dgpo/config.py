@@ -241,12 +241,12 @@ class Config:
             "take train_images=None",
         )
         require(
-            not self.text_dropout or self._deterministic(),
+            not self.text_dropout or self.is_deterministic(),
             f"text_dropout={self.text_dropout}: {type(self.algorithm).__name__} trains on the densities of the "
             "rollout's own steps, which were sampled with their prompts; take text_dropout=0",
         )
         require(
-            self.offline is None or (self._deterministic() and self.algorithm.rollout_weights(0) == "policy"),
+            self.offline is None or (self.is_deterministic() and self.algorithm.rollout_weights(0) == "policy"),
             f"offline={self.offline!r}: {type(self.algorithm).__name__} learns only from rollouts that it samples "
             "itself (as does dgpo with sampling_switch=0); take algorithm dgpo, awm or diffusion_dpo",
         )
@@ -267,7 +267,7 @@ class Config:
         )
         require(0 <= self.text_dropout <= 1, f"text_dropout={self.text_dropout} is a share; it must be in [0, 1]")
 
-    def _deterministic(self) -> bool:
+    def is_deterministic(self) -> bool:
         """Whether the algorithm's rollouts are those of an ODE solver."""
         return self.algorithm.sampler(0, self.sampling.num_inference_steps, torch.Generator()) is None
 

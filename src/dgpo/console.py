@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from dgpo import distributed
 from dgpo.algorithms import Algorithm
 from dgpo.config import Config
-from dgpo.core.solvers import network_calls
 from dgpo.evalname import eval_names
+from dgpo.geometry import network_evaluations
 from dgpo.models import VelocityModel
 
 
@@ -49,6 +49,7 @@ class Console:
     def plan(self) -> list[str]:
         """What will be done, before anything is."""
         c, images = self._config, self._config.num_groups * self._config.group_size
+        evaluations = network_evaluations(c, distributed.world_size())
         drawn = (
             f"{self._num_prompts} prompts x {c.group_size}"
             if c.offline is None
@@ -61,7 +62,7 @@ class Console:
             f"  trains {trainable:,} parameters ({c.finetune}), {c.dtype} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
-            f"{c.updates_per_rollout} optimizer step(s), {network_evaluations(c):,} network evaluations",
+            f"{c.updates_per_rollout} optimizer step(s), {evaluations:,} network evaluations",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
 
@@ -115,21 +116,6 @@ class Console:
         for score in (*strict, *self._config.eval_rewards, "reward"):
             for name in self._config.eval_prompts:
                 yield f"eval/{name}/{score}"
-
-
-def network_evaluations(config: Config) -> int:
-    """Forward passes of one image through the network in one iteration; backward passes not counted."""
-    images = config.num_groups * config.group_size
-    s, a = config.sampling, config.algorithm
-    sampling = (
-        network_calls(s.solver, s.num_inference_steps) * (2 if s.guidance_scale != 1 else 1) * (config.offline is None)
-    )
-    policy = 2 if a.policy_guidance(s.guidance_scale) != 1 else 1
-    reference = (2 if a.ref_guidance(s.guidance_scale) != 1 else 1) if "ref" in a.needs else 0
-    per_point = policy * (1 + ("old" in a.needs)) + reference
-    passes = 1 if config.split_updates else config.updates_per_rollout
-    trained = config.num_groups * (config.train_images or config.group_size)
-    return images * sampling + trained * passes * a.points_per_update(s.num_inference_steps) * per_point
 
 
 def _kinds(config: Config) -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dgpo import distributed
+from dgpo import distributed, schedule
 from dgpo.algorithms import Algorithm
 from dgpo.comparison import compared, with_advantages
 from dgpo.config import Config, Sampling
@@ -133,7 +133,7 @@ def _sample_groups(
     mine = everyone[distributed.shard(len(everyone))]
     rows = batch.subset(mine[:, 0].tolist())
     group_index = torch.tensor(groups)[mine[:, 0]]
-    image_index = (attempt * config.num_groups + group_index) * size + mine[:, 1]
+    image_index = schedule.image_number(config, attempt, group_index, mine[:, 1])
     streams = [seeds.generator(config.seed, "rollout", iteration, *divmod(i, size)) for i in image_index.tolist()]
     with clock.phase("rollout"):
         cond = distributed.together(lambda: encode(rows.prompts).to(device))

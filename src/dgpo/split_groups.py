@@ -13,13 +13,12 @@ from dgpo.data import PromptSet
 from dgpo.rewards.combine import RewardSet
 from dgpo.rewards.failures import joined
 from dgpo.rewards.scoring import Scored
+from dgpo.schedule import straddling
 
 
 def on_several_ranks(groups: int, size: int) -> frozenset[int]:
     """Those of `groups` groups of `size` images, spread by `distributed.shard`, that have images on several ranks."""
-    ranks = distributed.world_size()
-    ends = (distributed.shard_of(groups * size, rank, ranks).stop for rank in range(ranks))
-    return frozenset(end // size for end in ends if end % size)
+    return straddling(groups, size, distributed.world_size())
 
 
 def scored_whole(

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dgpo import checkpoint, distributed, runfolder
+from dgpo import checkpoint, distributed, runfolder, schedule
 from dgpo.algorithms import Algorithm
 from dgpo.comparison import compared
 from dgpo.config import Config, Optimizer, save_yaml, to_dict
@@ -59,9 +59,6 @@ from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, closed, make_trackers, require_trackers
 from dgpo.types import Rollout, TrainPoint, Velocities
 from dgpo.watch import ALARMS, Alarm, alarm, compare
-
-HORIZON = 100_000
-"""Iterations to which a run may be extended and still find the weight sets it then needs in its checkpoints."""
 
 
 class Result(NamedTuple):
@@ -173,7 +170,7 @@ def _train(
             model.free_encoders()
         while True:
             last, stop = done(state, config), False
-            if eval_sets and state.evaluated < state.iteration and (last or state.iteration % config.eval_every == 0):
+            if state.evaluated < state.iteration and schedule.evaluates(config, state.iteration, last):
                 with clock.phase("eval"):
                     found = evaluate(model, encode, eval_sets, eval_reward, config)
                 latest, told = watched(run, state.iteration, found, config)
@@ -230,7 +227,7 @@ def improve(
         generator = seeds.generator(config.seed, "points", rollout.iteration, update)
         points = list(algorithm.points(part, generator))
         metrics |= learn(model, algorithm, optimizer, part, points, state, config)
-        if algorithm.old_follows == "step" or update + 1 == config.updates_per_rollout:
+        if schedule.old_follows(config, update):
             follow(model, algorithm, state)
     return metrics
 
@@ -246,7 +243,8 @@ def learn(
 ) -> dict[str, float]:
     """One optimizer step on one rollout: the mean of the loss over groups, their trained images and points."""
     parameters = model.weights.parameters()
-    meter = GradientMeter(parameters) if measures_noise(state, config) and of_one_size(rollout) else None
+    measures = schedule.measures_noise(config, state.step, distributed.world_size()) and of_one_size(rollout)
+    meter = GradientMeter(parameters) if measures else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
     trained = int(rollout.group_sizes.sum())  # over all ranks
@@ -323,7 +321,7 @@ def share_of_update(rollout: Rollout, update: int, config: Config) -> Rollout:
     """All images, or with `split_updates` those that are this update's."""
     if not config.split_updates:
         return rollout
-    part = rollout.rows(rollout.image_index % config.updates_per_rollout == update)
+    part = rollout.rows(schedule.in_update(config, rollout.image_index, update))
     counts = torch.bincount(part.group_index, minlength=rollout.num_groups)
     return part._replace(group_sizes=distributed.all_reduce_sum(counts))
 
@@ -367,10 +365,7 @@ def group_totals(
 def micro_batches(rollout: Rollout, config: Config, by_group: bool = False) -> list[slice]:
     """This rank's rows, cut up: as many whole groups as fit (one if `by_group`), or parts of a group."""
     rows, group = len(rollout.prompts), max(1, int(rollout.group_sizes.max()))
-    size = config.micro_batch_size or max(1, rows)
-    if by_group or group <= size < rows:
-        size = group if by_group else size - size % group
-    return list(chunks(rows, size))
+    return list(chunks(rows, schedule.micro_batch(config, rows, group, by_group)))
 
 
 def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
@@ -384,15 +379,6 @@ def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
 def of_one_size(rollout: Rollout) -> bool:
     """Whether all groups that train have as many images, as the noise scale is measured on."""
     return len(rollout.group_sizes[rollout.group_sizes > 0].unique()) == 1
-
-
-def measures_noise(state: State, config: Config) -> bool:
-    """Whether this update measures the gradient noise scale: of two or more groups, each whole in one micro-batch."""
-    processes = distributed.world_size()
-    fits = config.num_groups > 1 and config.num_groups % processes == 0
-    fits &= config.redraw_groups == 0 or processes == 1  # groups drawn again are spread over processes by images
-    fits &= config.micro_batch_size is None or config.micro_batch_size >= config.group_size
-    return bool(config.noise_scale_every) and fits and state.step % config.noise_scale_every == 0
 
 
 def require_finite(metrics: Mapping[str, float], state: State) -> None:
@@ -478,9 +464,8 @@ def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
 
 def checkpoint_due(state: State, config: Config) -> bool:
     """Every so many iterations, after the last one, and where an evaluation was the best so far."""
-    every = config.checkpoint_every
-    best = state.iteration == state.best_iteration
-    return bool(every) and (state.iteration % every == 0 or best or done(state, config))
+    last = done(state, config) or state.iteration == state.best_iteration
+    return schedule.saves(config, state.iteration, last)
 
 
 def done(state: State, config: Config) -> bool:
@@ -501,36 +486,15 @@ def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[Reward
     return reward, RewardSet.of(config, {**functions, **reward.rewards}, watched=config.eval_rewards)
 
 
-def weight_sets(config: Config) -> set[str]:
-    """The weight sets that training uses beside the policy."""
-    samplers = {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON) if config.offline is None}
-    return {"ema", *config.algorithm.needs, *(samplers - {"policy"})}
-
-
-def loaded_sets(config: Config) -> set[str]:
-    """The weight sets that a run keeps beside the policy: evaluations use `ref`, to measure the drift from it."""
-    return weight_sets(config) | ({"ref"} if config.eval_every and config.eval_prompts else set())
-
-
 def load(config: Config, device: torch.device) -> VelocityModel:
     """The config's model."""
-    return load_configured(config, loaded_sets(config), str(device))
+    return load_configured(config, schedule.loaded_sets(config), str(device))
 
 
 def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None:
     """Refuse what would fail later: too many processes, a model without the weights a run uses, a disk too small."""
-    images, processes = config.num_groups * config.group_size, distributed.world_size()
-    if images < processes:
-        raise UserError(
-            f"num_groups * group_size = {images} images cannot occupy {processes} processes; use at most {images}, or "
-            "more images"
-        )
-    if config.redraw_groups and config.group_size < processes:
-        raise UserError(
-            f"redraw_groups={config.redraw_groups} may draw one group again, whose {config.group_size} images cannot "
-            f"occupy {processes} processes; use at most {config.group_size} of them, or redraw_groups=0"
-        )
-    missing = weight_sets(config) - set(model.weights.names)
+    schedule.require_processes(config, distributed.world_size())
+    missing = schedule.weight_sets(config) - set(model.weights.names)
     if missing:
         raise UserError(
             f"the run uses the weight sets {', '.join(sorted(missing))}, and the given model has only "
@@ -557,12 +521,7 @@ def resolved(config: Config, dataset: GroupDataset) -> Config:
 def require_trainable(dataset: GroupDataset, model: VelocityModel, config: Config) -> None:
     """Refuse a dataset of another model, or of too few images for these processes."""
     distributed.together(lambda: dataset.require_fits(model))
-    images, processes = config.num_groups * min(dataset.sizes), distributed.world_size()
-    if images < processes:
-        raise UserError(
-            f"{config.num_groups} groups of {min(dataset.sizes)} images, the smallest of {dataset.folder}, cannot "
-            f"occupy {processes} processes; raise num_groups, or use at most {images} processes"
-        )
+    schedule.require_processes(config, distributed.world_size(), min(dataset.sizes))
 
 
 def open_folder(config: Config, resume: bool, held: ExitStack) -> tuple[Path, Config, bool]:

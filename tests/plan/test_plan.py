@@ -15,13 +15,13 @@ import dgpo.plan.checks as checks_module
 from dgpo.cli import main
 from dgpo.config import Config, LoraConfig, save_yaml
 from dgpo.errors import UserError
+from dgpo.geometry import geometry
 from dgpo.plan import plan
 from dgpo.plan.checks import Check, run_checks
 from dgpo.plan.estimates import Estimate, Part
 from dgpo.plan.fitting import GIB, advice, needs
 from dgpo.plan.gpus import GPU, find_gpu
 from dgpo.plan.page import lines
-from dgpo.plan.runs import geometry
 from dgpo.plan.speed import Work
 
 
@@ -42,7 +42,7 @@ def test_the_command_prints_all_sections_and_loads_no_weights(
         "optimizer moments",
         "the peak",
         "time of an iteration on H100, estimated",
-        "at 40% of 989 TFLOP/s (bf16)",
+        "at 40% of 989 TFLOP/s for bf16 and 494 for fp32 (TF32), and 80% of 3,350 GB/s",
         "  ok       memory: 1.0 of H100's 80.0 GiB",
     ):
         assert part in out
@@ -85,7 +85,8 @@ def known(config: Config, peak: int = GIB, **fields: Any) -> Estimate:
         ({"rewards": {"shapess": 1.0}}, "rewards: unknown reward 'shapess'. Did you mean 'shapes'?"),
         ({"rewards": {"shapes": 1.0}}, "rewards: the reward shapes reads include from every prompt's metadata"),
         ({"trackers": ("tensorbord",)}, "trackers: unknown tracker 'tensorbord'"),
-        ({"num_groups": 1, "group_size": 2}, "processes: 2 images cannot occupy 3; use at most 2"),
+        ({"num_groups": 1, "group_size": 2}, "processes: num_groups * group_size = 2 images cannot occupy 3 processes"),
+        ({"drop_equal_groups": True, "redraw_groups": 1, "group_size": 2}, "processes: redraw_groups=1 may draw one"),
         ({"offline": "no/dataset"}, "prompts: "),
         (
             {"lora": LoraConfig(start="runs/style/gone.safetensors")},
@@ -197,11 +198,11 @@ def test_the_page_says_what_is_not_known_and_adds_up_time(tmp_path: Path) -> Non
     unknown = "\n".join(lines(known(config, phases={}, unknown="no files"), [Check(False, "sizes: no files")], None))
     assert "could not be estimated" in unknown
     assert "  problem  sizes: no files" in unknown
-    gpu = GPU("toy", 1, bf16=1, fp32=1, bandwidth=1)
+    gpu = GPU("toy", 1, bf16=1, tf32=1, bandwidth=1)
     work = {"sampling": Work(8e11, 8e8), "decoding": Work(4e11, 24e8)}  # 2 s by arithmetic, 3 s by memory
     page = "\n".join(lines(known(config, work=work, parts=[Part("vae", "AutoencoderTiny", 12)]), [], gpu))
     assert "in all" in page
-    assert " 5.00 s  at 40% of 1 TFLOP/s (fp32)" in page
+    assert " 5.00 s  at 40% of 1 TFLOP/s for bf16" in page
     assert " 5.00 h" in page
 
 

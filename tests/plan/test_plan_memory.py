@@ -11,10 +11,11 @@ import pytest
 from medium import measured_peak, save_medium, short  # pyright: ignore[reportMissingImports] (beside this file)
 
 from dgpo import Config, FlowGRPO, Optimizer, Sampling
+from dgpo.geometry import geometry
 from dgpo.plan.estimates import Estimate, estimate
 from dgpo.plan.memory import Held, held, phases
 from dgpo.plan.meta import Count
-from dgpo.plan.runs import Runs, geometry
+from dgpo.plan.runs import Runs
 from dgpo.plan.skeleton import skeleton
 
 

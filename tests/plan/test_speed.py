@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from medium import short  # pyright: ignore[reportMissingImports] (beside this file)
 
 from dgpo import DGPO, Sampling
+from dgpo.geometry import geometry
 from dgpo.plan.estimates import estimate
 from dgpo.plan.gpus import GPU
 from dgpo.plan.meta import Count
-from dgpo.plan.runs import Runs, geometry
+from dgpo.plan.runs import Runs
 from dgpo.plan.speed import Work, seconds, work
 
-RUNS = Runs(0, Count(), Count(flops=40, moved=400), Count(flops=6, moved=60), Count(flops=30, moved=90), None)
+RUNS = Runs(
+    0,
+    Count(),
+    Count(flops=40, moved=400),
+    Count(flops=6, moved=60, fp32_flops=6),
+    Count(flops=30, moved=90, fp32_flops=2),
+    None,
+)
 """A solver step and a decode of four images, an update of two."""
 
 
@@ -28,19 +37,35 @@ def test_work_is_calls_times_their_counts() -> None:
         sampling=Sampling(num_inference_steps=5, solver="heun", guidance_scale=2.0, batch_size=4),
     )
     found = work(config, geometry(config, 1), RUNS)
-    assert found["sampling"] == (2 * 9 * 40, 2 * 9 * 400)  # two batches, nine calls of Heun's five steps
-    assert found["decoding"] == (2 * 6, 2 * 60)
+    assert found["sampling"] == (2 * 9 * 40, 2 * 9 * 400, 0)  # two batches, nine calls of Heun's five steps
+    assert found["decoding"] == (2 * 6, 2 * 60, 2 * 6)
     # 8 images x 3 points x (ref, old, and the policy once more for groups cut in two), at 40 / 8 for a row
-    assert found["frozen forwards"] == (8 * 3 * 3 * 5, 8 * 3 * 3 * 50)
-    assert found["forwards and backwards"] == (4 * 3 * 30, 4 * 3 * 90)
+    assert found["frozen forwards"] == (8 * 3 * 3 * 5, 8 * 3 * 3 * 50, 0)
+    assert found["forwards and backwards"] == (4 * 3 * 30, 4 * 3 * 90, 4 * 3 * 2)
     halved = work(config, geometry(config, 2), RUNS)
     assert halved["sampling"].flops == found["sampling"].flops / 2
 
 
 def test_seconds_are_bound_by_arithmetic_or_by_memory() -> None:
-    gpu = GPU("toy", 1, bf16=10, fp32=1, bandwidth=100)
-    assert seconds(Work(4e12, 8e10), gpu, "bf16") == (pytest.approx(1), pytest.approx(1))
-    assert seconds(Work(4e12, 8e10), gpu, "fp32") == (pytest.approx(10), pytest.approx(1))
+    gpu = GPU("toy", 1, bf16=10, tf32=1, bandwidth=100)
+    assert seconds(Work(4e12, 8e10), gpu) == (pytest.approx(1), pytest.approx(1))
+    assert seconds(Work(4e12, 8e10, fp32_flops=4e12), gpu) == (pytest.approx(10), pytest.approx(1))
+    assert seconds(Work(4e12, 8e10, fp32_flops=2e12), gpu) == (pytest.approx(5.5), pytest.approx(1))
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_each_product_counts_in_the_precision_it_is_computed_in(
+    finetune: Literal["lora", "full"], tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The VAE is fp32 in a bf16 run; the network is not, though a whole one's weights are."""
+
+    def shares(dtype: Literal["fp32", "bf16"]) -> dict[str, float]:
+        found = estimate(short(tiny_folder, tmp_path, dtype=dtype, finetune=finetune), 1, False, "a red cat")
+        return {name: work.fp32_flops / work.flops for name, work in found.work.items()}
+
+    assert set(shares("fp32").values()) == {1.0}
+    network = dict.fromkeys(("sampling", "frozen forwards", "forwards and backwards"), 0.0)
+    assert shares("bf16") == {**network, "decoding": 1.0}
 
 
 def test_flops_of_the_network_are_those_of_its_layers(tiny_folder: Path, tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ class Algorithm(Protocol):
         """Whether an image of advantage 0 is left out of training: nothing is computed for it."""
         return False
 
+    def trained_images(self, group_size: int) -> int:
+        """How many images of a group train at most, where `skips_zero` leaves out those of advantage 0."""
+        return group_size
+
     @property
     def old_follows(self) -> Literal["step", "rollout"]:
         """Whether `old` is updated after every optimizer step, or after the last one of a rollout."""

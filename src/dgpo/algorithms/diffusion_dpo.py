@@ -57,6 +57,10 @@ class DiffusionDPO(ForwardProcess):
         """Only pairs are trained."""
         return True
 
+    def trained_images(self, group_size: int) -> int:
+        """The best and the worst."""
+        return 2
+
     def advantages(self, rewards: Tensor, group_index: Tensor, num_groups: int) -> Tensor:
         """1 for a group's best image, -1 for its worst, 0 for others and where all are equal; returns (B,)."""
         best, worst = best_worst_pairs(rewards, group_index, num_groups)

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, searcher
 from dgpo.bench.run import late_rewards, load, results
 from dgpo.config import from_dict
-from dgpo.console import network_evaluations
 from dgpo.errors import UserError
+from dgpo.geometry import network_evaluations
 from dgpo.report.templates import template
 from dgpo.report.words import duration
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from dgpo import checkpoint
+from dgpo import checkpoint, schedule
 from dgpo.config import Config
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
@@ -134,10 +134,17 @@ def _sizes(found: Estimate) -> str:
 
 
 def _processes(found: Estimate) -> str:
-    images = found.config.num_groups * found.config.group_size
-    if images < found.geometry.processes:
-        raise UserError(f"{images} images cannot occupy {found.geometry.processes}; use at most {images}")
-    return f"{found.geometry.images} of {images} images each"
+    config, g = found.config, found.geometry
+    schedule.require_processes(config, g.processes, _smallest_group(config))
+    return f"{g.drawn} of {config.num_groups * config.group_size} images each"
+
+
+def _smallest_group(config: Config) -> int | None:
+    """Images of the smallest group of a dataset; None where none is read, or none can be, as another check says."""
+    try:
+        return None if config.offline is None else min(GroupDataset(config.offline).sizes)
+    except UserError:
+        return None
 
 
 def _read(source: str | tuple[str, ...], online: bool) -> PromptSet:

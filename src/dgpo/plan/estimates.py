@@ -9,10 +9,11 @@ from torch import nn
 
 from dgpo.config import Config
 from dgpo.errors import UserError
+from dgpo.geometry import Geometry, geometry
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.memory import Held, held, phases
 from dgpo.plan.meta import MetaModel
-from dgpo.plan.runs import Geometry, Runs, geometry, runs_of
+from dgpo.plan.runs import Runs, runs_of
 from dgpo.plan.skeleton import find, how_to_fetch, skeleton
 from dgpo.plan.speed import Work, work
 

@@ -1,7 +1,7 @@
 """GPUs by name: memory, arithmetic and bandwidth, from the vendor's data sheets.
 
-The rates are peaks without sparsity: of bf16 with fp32 sums on tensor cores, and of fp32 on the other cores, which is
-what PyTorch uses for fp32 unless TF32 was asked for. Where a product comes in several forms it is the SXM or HGX one.
+The rates are peaks of tensor cores without sparsity: of bf16 with fp32 sums, and of TF32, in which a run's fp32
+products are computed on a GPU. Where a product comes in several forms it is the SXM or HGX one.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ class GPU(NamedTuple):
     name: str
     memory: int  # GiB
     bf16: float  # TFLOP/s, dense
-    fp32: float  # TFLOP/s
+    tf32: float  # TFLOP/s, dense
     bandwidth: int  # GB/s
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of matrix products computed in "bf16" or "fp32"."""
-        return (self.bf16 if dtype == "bf16" else self.fp32) * 1e12
+        """FLOP/s of matrix products computed in "bf16" or, as TF32, in "fp32"."""
+        return (self.bf16 if dtype == "bf16" else self.tf32) * 1e12
 
 
 GPUS = (
     GPU("RTX 3090", 24, 71, 35.6, 936),
     GPU("RTX 4090", 24, 165.2, 82.6, 1008),
-    GPU("L4", 24, 121, 30.3, 300),
+    GPU("L4", 24, 121, 60, 300),
     GPU("A10G", 24, 70, 35, 600),
-    GPU("A100-40", 40, 312, 19.5, 1555),
-    GPU("A100-80", 80, 312, 19.5, 2039),
-    GPU("L40S", 48, 362, 91.6, 864),
-    GPU("H100", 80, 989, 67, 3350),
-    GPU("H200", 141, 989, 67, 4800),
-    GPU("B200", 180, 2250, 80, 8000),
+    GPU("A100-40", 40, 312, 156, 1555),
+    GPU("A100-80", 80, 312, 156, 2039),
+    GPU("L40S", 48, 362, 183, 864),
+    GPU("H100", 80, 989, 494, 3350),
+    GPU("H200", 141, 989, 494, 4800),
+    GPU("B200", 180, 2250, 1125, 8000),
 )
 
 

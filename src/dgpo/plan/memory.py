@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dgpo.config import Config
+from dgpo.geometry import Geometry
 from dgpo.models.pipeline import PipelineModel
-from dgpo.plan.runs import Geometry, Runs
+from dgpo.plan.runs import Runs
 
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
 """Bytes a trained parameter of both moments."""
@@ -63,12 +63,14 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
     """All bytes at the worst moment of each phase. on_cpu: where pictures share the memory of tensors."""
     latent = 4 * math.prod(model.latent_shape)
     image = 4 * 3 * math.prod(side * model.pipeline.vae_scale_factor for side in model.latent_shape[1:]) * on_cpu
-    path = latent * (config.sampling.num_inference_steps + 1) if _keeps_path(config) else 0
+    path = latent * (config.sampling.num_inference_steps + 1) * (not config.is_deterministic())
     row = latent + runs.row + path  # of a rollout, without its picture
     # the loop holds a rollout until it has the next
     before = own.total + g.images * (row + image)
-    point = g.points * latent * (2 + len(config.algorithm.needs) + g.splits)
-    found = {"updating": before + g.trained * (row + image + point) + _update(config, g, runs, own)}
+    frozen = len(config.algorithm.needs - {"old"}) + (g.old_updates > 0) + g.splits
+    points = g.update_images * g.points * latent * (2 + frozen)  # x_t and target, and each velocity without gradient
+    rows = g.trained + (g.update_images if config.split_updates else 0)
+    found = {"updating": before + rows * (row + image) + points + _update(config, g, runs, own)}
     if g.solver_calls:
         drawn = before + g.images * row
         solver = 4 * g.sampling_batch * latent  # the solver's own states
@@ -83,16 +85,11 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
 
 def _update(config: Config, g: Geometry, runs: Runs, own: Held) -> int:
     """Bytes of a forward and backward. Measuring the noise scale goes group by group and keeps a second gradient."""
-    usual = runs.update.peak - (own.gradients if g.updates == 1 else 0)  # which a first backward makes
+    usual = runs.update.peak - (own.gradients if g.backwards == 1 else 0)  # which a first backward makes
     if runs.by_group is None:
         return usual
     by_group = runs.by_group.peak + own.gradients
     return by_group if config.noise_scale_every == 1 else max(usual, by_group)
-
-
-def _keeps_path(config: Config) -> bool:
-    """Whether rollouts are stochastic and keep all latents."""
-    return config.algorithm.sampler(0, config.sampling.num_inference_steps, torch.Generator()) is not None
 
 
 def _bytes_of(module: nn.Module) -> int:

@@ -33,6 +33,7 @@ class Count:
     peak: int = 0  # bytes alive at once, of what was made inside
     flops: int = 0
     moved: int = 0  # bytes that operators read and wrote
+    fp32_flops: int = 0  # of the flops, those of products in fp32
 
 
 class MetaModel:
@@ -63,7 +64,8 @@ class MetaModel:
         with operators, peak_memory(self._held(), torch.device("meta")) as peak:
             before = peak.bytes
             yield count
-        count.peak, count.flops, count.moved = peak.bytes - before, operators.flops, operators.moved
+        count.peak, count.moved = peak.bytes - before, operators.moved
+        count.flops, count.fp32_flops = operators.flops, operators.fp32_flops
 
     def _held(self) -> list[Tensor]:
         """All weights and the gradients that there are."""
@@ -114,7 +116,7 @@ class _Operators(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.flops, self.moved = 0, 0
+        self.flops, self.fp32_flops, self.moved = 0, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -130,7 +132,9 @@ class _Operators(TorchDispatchMode):
 
     def _add(self, func: Any, args: Any, kwargs: Any, out: Any, given: list[Tensor]) -> None:
         if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+            self.flops += flops
+            self.fp32_flops += flops * (given[0].dtype == torch.float32)  # attention's other numbers are always fp32
         made = list(_tensors((out,)))
         own = {t.untyped_storage()._cdata for t in given}
         if func._schema.is_mutable or not any(t.untyped_storage()._cdata in own for t in made):  # else a view

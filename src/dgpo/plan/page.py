@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dgpo.console import network_evaluations
+from dgpo.geometry import network_evaluations
 from dgpo.plan.checks import Check
 from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB
 from dgpo.plan.gpus import GPU
 from dgpo.plan.speed import BANDWIDTH_SHARE, EFFICIENCY, seconds
+from dgpo.schedule import evaluates, saves
 
 
 def lines(found: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str]:
@@ -33,18 +34,33 @@ def lines(found: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str
 def _geometry(found: Estimate) -> Iterator[str]:
     c, g = found.config, found.geometry
     images = c.num_groups * c.group_size
-    several = "" if g.processes == 1 else f" on {g.processes} processes, {g.images} images each"
+    several = "" if g.processes == 1 else f" on {g.processes} processes, {g.drawn} images each"
+    again = f", groups of equal rewards up to {c.redraw_groups} times again" if c.redraw_groups else ""
+    fewer = "up to " if c.drop_equal_groups or c.algorithm.skips_zero else ""
+    limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
     yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {c.dtype}"
     yield (
-        f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}, "
-        f"{network_evaluations(c):,} network evaluations"
+        f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}{again}, "
+        f"{network_evaluations(c, g.processes):,} network evaluations"
     )
     yield (
-        f"  {c.updates_per_rollout} optimizer step(s), each of {g.points} points x {g.micro_batches} micro-batch(es) "
-        f"of up to {g.micro_batch} images; sampled {g.sampling_batch} at a time"
+        f"  {fewer}{c.updates_per_rollout} optimizer step(s), each of {g.points} points x {g.micro_batches} "
+        f"micro-batch(es) of up to {g.micro_batch} images; sampled {g.sampling_batch} at a time"
     )
-    yield f"  {c.iterations:,} iterations: {c.iterations * c.updates_per_rollout:,} optimizer steps, images drawn " + (
-        f"{c.iterations * images:,}" if g.solver_calls else "none, learned from a dataset"
+    drawn = f"{c.iterations * images:,}" + (f" to {c.iterations * images * (1 + c.redraw_groups):,}" if again else "")
+    yield (
+        f"  {c.iterations:,} iterations{limit}: {fewer}{c.iterations * c.updates_per_rollout:,} optimizer steps, "
+        f"images drawn {drawn if g.solver_calls else 'none, learned from a dataset'}"
+    )
+    measured = f"every {c.noise_scale_every} optimizer step(s)" if g.group_batch else "never"
+    evaluations, checkpoints = (
+        sum(due(c, iteration, iteration == c.iterations) for iteration in range(c.iterations + 1))
+        for due in (evaluates, saves)
+    )
+    best = " and one after each best evaluation" if evaluations and checkpoints else ""
+    yield (
+        f"  {evaluations:,} evaluations of {c.eval_images_per_prompt} images a prompt, {checkpoints:,} checkpoints"
+        f"{best}; the gradient noise scale is measured {measured}"
     )
 
 
@@ -70,7 +86,7 @@ def _memory(found: Estimate) -> Iterator[str]:
 def _time(found: Estimate, gpu: GPU) -> Iterator[str]:
     total = 0.0
     for name, work in found.work.items():
-        compute, traffic = seconds(work, gpu, found.config.dtype)
+        compute, traffic = seconds(work, gpu)
         total += max(compute, traffic)
         if work.flops:
             yield (
@@ -78,7 +94,7 @@ def _time(found: Estimate, gpu: GPU) -> Iterator[str]:
                 f"{work.moved / 1e9:,.0f} GB {traffic:.2f} s"
             )
     yield (
-        f"  {'in all':<28}{total:>16.2f} s  at {EFFICIENCY:.0%} of {gpu.peak(found.config.dtype) / 1e12:g} TFLOP/s "
-        f"({found.config.dtype}) and {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:,} GB/s; rewards come on top"
+        f"  {'in all':<28}{total:>16.2f} s  at {EFFICIENCY:.0%} of {gpu.bf16:g} TFLOP/s for bf16 and {gpu.tf32:g} for "
+        f"fp32 (TF32), and {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:,} GB/s; rewards come on top"
     )
     yield f"  {f'{found.config.iterations:,} iterations':<28}{total * found.config.iterations / 3600:>16.2f} h"

@@ -1,66 +1,17 @@
-"""What one process does in an iteration, as numbers, and each kind of network call in it on the meta device."""
+"""Each kind of network call of an iteration, once on the meta device."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from dgpo.config import Config
 from dgpo.core.losses import dsm_loss
-from dgpo.core.solvers import network_calls
 from dgpo.encoding import BATCH
+from dgpo.geometry import Geometry
 from dgpo.models import Rows
 from dgpo.plan.meta import Count, MetaModel
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """One process's share of an iteration. Where images do not divide evenly, the largest share."""
-
-    processes: int
-    images: int  # of a rollout
-    trained: int  # of them
-    sampling_batch: int
-    micro_batch: int
-    group_batch: int | None  # images of a backward while the gradient noise scale is measured; None: never
-    splits: bool  # whether groups are spread over micro-batches or processes
-    points: int  # per update
-    passes: int  # updates that each use all trained images
-    solver_calls: int  # network calls for one image's sampling, guidance not counted; 0: nothing is sampled
-
-    @property
-    def micro_batches(self) -> int:
-        return math.ceil(self.trained / self.micro_batch)
-
-    @property
-    def updates(self) -> int:
-        """Backward passes of an optimizer step."""
-        return self.points * self.micro_batches
-
-
-def geometry(config: Config, processes: int) -> Geometry:
-    """As the loop cuts a rollout up."""
-    c, steps = config, config.sampling.num_inference_steps
-    group = c.train_images or c.group_size
-    trained = math.ceil(c.num_groups * group / processes)
-    size = c.micro_batch_size or trained
-    micro = size - size % group if group <= size < trained else min(size, trained)
-    measured = c.noise_scale_every and c.num_groups > 1 and c.num_groups % processes == 0
-    images = math.ceil(c.num_groups * c.group_size / processes)
-    return Geometry(
-        processes=processes,
-        images=images,
-        trained=trained,
-        sampling_batch=min(c.sampling.batch_size, images),
-        micro_batch=micro,
-        group_batch=group if measured and size >= group else None,
-        splits=c.algorithm.couples_group and (micro % group > 0 or c.num_groups % processes > 0),
-        points=c.algorithm.points_per_update(steps),
-        passes=1 if c.split_updates else c.updates_per_rollout,
-        solver_calls=network_calls(c.sampling.solver, steps) if c.offline is None else 0,
-    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +33,7 @@ def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str) -> Runs:
     with model.counted() as encoding:
         cond = model.encode([prompt] * (BATCH if config.free_text_encoders else 1))[:1]
         empty = model.encode([""])
-    if g.updates > 1:  # only the first backward makes the gradients
+    if g.backwards > 1:  # only the first backward makes the gradients
         model.make_gradients()
     measured = g.group_batch if config.finetune == "full" or config.noise_scale_every == 1 else None
     return Runs(

@@ -21,7 +21,7 @@ from dgpo.errors import UserError
 from dgpo.models import DTYPES, family_of, locate, quiet
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.stand_ins import LongestText, has_vocabulary
-from dgpo.train import loaded_sets
+from dgpo.schedule import loaded_sets
 
 
 def find(model: str) -> Path | None:

@@ -1,0 +1,132 @@
+"""Rules of the loop that follow from the config, the number of processes and a count alone.
+
+The loop acts by them, and the plan and the console foretell by them, so that no rule is written twice. What depends on
+scores (which images train, which groups are drawn again) only the loop knows; `geometry.py` says how much it can be.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import Tensor
+
+from dgpo.config import Config
+from dgpo.core.solvers import network_calls
+from dgpo.distributed import shard_of
+from dgpo.errors import UserError
+
+HORIZON = 100_000
+"""Iterations to which a run may be extended and still find the weight sets it then needs in its checkpoints."""
+
+Number = TypeVar("Number", int, Tensor)
+
+
+def weight_sets(config: Config) -> set[str]:
+    """Name the weight sets that training uses beside the policy."""
+    samplers = {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON) if config.offline is None}
+    return {"ema", *config.algorithm.needs, *(samplers - {"policy"})}
+
+
+def loaded_sets(config: Config) -> set[str]:
+    """Name the weight sets that a run keeps beside the policy: evaluations measure the drift from `ref`."""
+    return weight_sets(config) | ({"ref"} if config.eval_every and config.eval_prompts else set())
+
+
+def solver_calls(config: Config) -> int:
+    """Count the network calls that sample one image, guidance not counted; 0 where rollouts come from a dataset."""
+    if config.offline is not None:
+        return 0
+    sampling = config.sampling
+    solver = sampling.solver if config.is_deterministic() else "euler"  # one call a step, as the stochastic sampler
+    return network_calls(solver, sampling.num_inference_steps)
+
+
+def guided_rows(guidance_scale: float) -> int:
+    """Count the rows that the network computes for an image under classifier-free guidance; a scale of 1 is none."""
+    return 1 if guidance_scale == 1.0 else 2
+
+
+def image_number(config: Config, attempt: int, group: Number, member: Number) -> Number:
+    """Number an image within its iteration. attempt: how often the group's prompt was drawn again."""
+    return (attempt * config.num_groups + group) * config.group_size + member
+
+
+def straddling(groups: int, size: int, processes: int) -> frozenset[int]:
+    """Name those of `groups` groups of `size` images whose images lie on several processes."""
+    ends = (shard_of(groups * size, rank, processes).stop for rank in range(processes))
+    return frozenset(end // size for end in ends if end % size)
+
+
+def require_processes(config: Config, processes: int, smallest_group: int | None = None) -> None:
+    """Refuse more processes than there are images. smallest_group: of the dataset that the run learns from."""
+    images = config.num_groups * config.group_size
+    if images < processes:
+        raise UserError(
+            f"num_groups * group_size = {images} images cannot occupy {processes} processes; use at most {images}, or "
+            "more images"
+        )
+    if config.redraw_groups and config.group_size < processes:
+        raise UserError(
+            f"redraw_groups={config.redraw_groups} may draw one group again, whose {config.group_size} images cannot "
+            f"occupy {processes} processes; use at most {config.group_size} of them, or redraw_groups=0"
+        )
+    images = config.num_groups * (smallest_group or config.group_size)
+    if images < processes:
+        raise UserError(
+            f"{config.num_groups} groups of {smallest_group} images, the smallest of {config.offline}, cannot occupy "
+            f"{processes} processes; raise num_groups, or use at most {images} processes"
+        )
+
+
+def trained_images(config: Config) -> int:
+    """Count the images of a group that train, at most."""
+    return config.train_images or config.algorithm.trained_images(config.group_size)
+
+
+def in_update(config: Config, image: Number, update: int) -> Number | bool:
+    """Tell whether the image of this number trains in an update, counted from 0 in its iteration."""
+    return image % config.updates_per_rollout == update if config.split_updates else True
+
+
+def micro_batch(config: Config, rows: int, group: int, by_group: bool = False) -> int:
+    """Count the images of a forward and backward: whole groups where one fits (one if `by_group`), else a part of one.
+
+    rows: trained images of this process; group: images of the largest group
+    """
+    if by_group:
+        return group
+    size = config.micro_batch_size or max(1, rows)
+    return size - size % group if group <= size < rows else size
+
+
+def measures_noise(config: Config, step: int, processes: int) -> bool:
+    """Tell whether a step measures the gradient noise scale: of two or more groups, each whole in one micro-batch.
+
+    The loop also needs all trained groups to have the same size.
+    """
+    fits = config.num_groups > 1 and config.num_groups % processes == 0
+    fits &= config.redraw_groups == 0 or processes == 1  # groups drawn again are spread over processes by images
+    fits &= config.micro_batch_size is None or config.micro_batch_size >= config.group_size
+    return bool(config.noise_scale_every) and fits and step % config.noise_scale_every == 0
+
+
+def old_follows(config: Config, update: int) -> bool:
+    """Tell whether `old` follows the policy after an update, counted from 0 in its iteration."""
+    return config.algorithm.old_follows == "step" or update + 1 == config.updates_per_rollout
+
+
+def old_is_policy(config: Config, step: int) -> bool:
+    """Tell whether `old` holds the policy's very values before a step, so that it needs no forward of its own."""
+    if step == 0:
+        return True
+    return old_follows(config, (step - 1) % config.updates_per_rollout) and config.algorithm.old_decay(step - 1) == 0
+
+
+def evaluates(config: Config, iteration: int, last: bool) -> bool:
+    """Tell whether there is an evaluation after so many iterations. last: whether the run ends there."""
+    return bool(config.eval_every and config.eval_prompts) and (last or iteration % config.eval_every == 0)
+
+
+def saves(config: Config, iteration: int, last: bool) -> bool:
+    """Tell whether there is a checkpoint after so many iterations, beside one after each best evaluation."""
+    return bool(config.checkpoint_every) and (last or iteration % config.checkpoint_every == 0)
