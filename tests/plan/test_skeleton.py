@@ -10,11 +10,19 @@ from typing import Any
 import pytest
 import torch
 from medium import short  # pyright: ignore[reportMissingImports] (beside this file)
+from tiny import tiny_sd3  # pyright: ignore[reportMissingImports] (tests/models)
+from tiny_flux import tiny_flux  # pyright: ignore[reportMissingImports]
+from tiny_qwen_image import tiny_qwen_image  # pyright: ignore[reportMissingImports]
+from tiny_sana import tiny_sana  # pyright: ignore[reportMissingImports]
+from tiny_vp import tiny_pixart, tiny_sd, tiny_sdxl  # pyright: ignore[reportMissingImports]
+from tiny_z_image import tiny_z_image  # pyright: ignore[reportMissingImports]
 from torch import nn
 
 from dgpo import LoraConfig
 from dgpo.errors import UserError
+from dgpo.plan.checks import run_checks
 from dgpo.plan.estimates import estimate
+from dgpo.plan.gpus import find_gpu
 from dgpo.plan.meta import MetaModel
 from dgpo.plan.skeleton import find, skeleton
 from dgpo.plan.stand_ins import LongestText
@@ -58,7 +66,7 @@ def test_conditioning_has_the_shapes_of_the_real_one_with_and_without_a_vocabula
     tiny_folder: Path, bare: Path, tmp_path: Path
 ) -> None:
     real = load(short(tiny_folder, tmp_path), torch.device("cpu")).encode(["a red cat"])
-    for tokenizer in ("tokenizer", "tokenizer_2"):  # what `hf download --include "*.json"` leaves of an older one
+    for tokenizer in ("tokenizer", "tokenizer_2"):  # what a copy without merges.txt has
         (bare / tokenizer / "tokenizer.json").unlink()
     for folder in (tiny_folder, bare):
         model = MetaModel(skeleton(short(folder, tmp_path), folder), "cpu")
@@ -94,7 +102,9 @@ def test_an_id_is_looked_up_in_the_local_cache_only(
     monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", None)
     assert find("owner/name") is None
     unknown = estimate(short(Path("owner/name"), tmp_path), 1, True, "a cat")
-    assert 'hf download owner/name --include "*.json"' in unknown.unknown
+    for pattern in ("*.json", "*.txt", "*.model"):
+        assert f'--include "{pattern}"' in unknown.unknown
+    assert "hf download owner/name --include" in unknown.unknown
     assert (unknown.geometry.images, unknown.peak, unknown.parts) == (6, None, [])
     cached(tmp_path / "cache", bare, "owner/name")
     folder = find("owner/name")
@@ -130,3 +140,60 @@ def test_another_kind_of_pipeline_is_unknown(bare: Path, tmp_path: Path) -> None
     index = json.loads((bare / "model_index.json").read_text())
     (bare / "model_index.json").write_text(json.dumps({**index, "_class_name": "KandinskyPipeline"}))
     assert "is a KandinskyPipeline; supported: " in estimate(short(bare, tmp_path), 1, True, "a cat").unknown
+
+
+PIPELINES = {
+    "sd3": tiny_sd3,
+    "flux": tiny_flux,
+    "qwen_image": tiny_qwen_image,
+    "sana": tiny_sana,
+    "sd15": tiny_sd,
+    "sdxl": tiny_sdxl,
+    "pixart": tiny_pixart,
+    "z_image": tiny_z_image,
+}
+VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_every_family_is_planned_without_its_tokenizers_files_and_says_so(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PIPELINES[family]().save_pretrained(tmp_path / "model")
+    config = short(tmp_path / "model", tmp_path / "run", resolution=64, rewards={"crispness": 1.0})
+    whole = estimate(config, 1, True, "a red cat")
+    names = sorted(path.name for path in (tmp_path / "model").glob("tokenizer*"))
+    for path in (tmp_path / "model").glob("tokenizer*/*"):
+        if path.name in VOCABULARIES:
+            path.unlink()
+    (tmp_path / "model" / names[0] / "vocab.json").write_text("{}")  # without merges.txt it is of no use
+    capsys.readouterr()
+    bare = estimate(config, 1, True, "a red cat")
+    assert (whole.unknown, whole.without_vocabulary) == ("", [])
+    assert (bare.unknown, sorted(bare.without_vocabulary)) == ("", names)
+    assert capsys.readouterr() == ("", "")
+    assert whole.peak is not None
+    assert bare.peak is not None
+    assert bare.peak >= whole.peak  # text is as long as it may be
+    sizes = next(check for check in run_checks(bare, find_gpu("L4"), False) if check.text.startswith("sizes"))
+    assert sizes.ok
+    assert f"for the files of {', '.join(bare.without_vocabulary)} are not all there; save the pipeline's" in sizes.text
+
+
+def test_what_encodes_no_text_without_a_vocabulary_names_the_files_and_how_to_get_them(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in bare.glob("tokenizer*/tokenizer.json"):
+        path.unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delattr(LongestText, "__call__")
+    cached(tmp_path / "cache", bare, "owner/name")
+    found = estimate(short(Path("owner/name"), tmp_path), 1, True, "a cat")
+    assert found.unknown.startswith(
+        "the files of tokenizer, tokenizer_2 are not all there, and SD3 cannot encode text without them (TypeError"
+    )
+    assert found.unknown.endswith(
+        'they come with: hf download owner/name --include "*.json" --include "*.txt" --include "*.model" '
+        '--include "*.jinja"'
+    )
+    assert found.trained > 0

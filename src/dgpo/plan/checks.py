@@ -18,7 +18,7 @@ from dgpo.models import locate
 from dgpo.models.parts import require_compiler
 from dgpo.models.start import is_hub_id
 from dgpo.offline import GroupDataset
-from dgpo.plan.estimates import Estimate
+from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
 from dgpo.plan.gpus import GPU
 from dgpo.plan.skeleton import find
@@ -130,7 +130,7 @@ def _hub(source: str) -> str:
 def _sizes(found: Estimate) -> str:
     if found.unknown:
         raise UserError(found.unknown)
-    return "counted from the configuration files"
+    return f"counted from the configuration files, {text_length(found)}"
 
 
 def _processes(found: Estimate) -> str:

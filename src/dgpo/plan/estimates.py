@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,11 +11,12 @@ from torch import nn
 from dgpo.config import Config
 from dgpo.errors import UserError
 from dgpo.geometry import Geometry, geometry
+from dgpo.models import locate, quiet
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.memory import Held, held, phases
 from dgpo.plan.meta import MetaModel
 from dgpo.plan.runs import Runs, runs_of
-from dgpo.plan.skeleton import find, how_to_fetch, skeleton
+from dgpo.plan.skeleton import find, how_to_fetch, skeleton, without_vocabulary
 from dgpo.plan.speed import Work, work
 
 
@@ -36,6 +38,7 @@ class Estimate:
     on_cpu: bool
     prompt: str  # that stands for all
     unknown: str = ""
+    without_vocabulary: list[str] = field(default_factory=list)  # tokenizers whose files are not there
     parts: list[Part] = field(default_factory=list)
     trained: int = 0  # parameters
     sets: int = 0  # weight sets that a checkpoint keeps
@@ -60,6 +63,7 @@ def estimate(config: Config, processes: int, on_cpu: bool, prompt: str) -> Estim
     model = _built(config, found)
     if model is None:
         return found
+    found.without_vocabulary = without_vocabulary(model.pipeline)
     _count(model, config, found)
     runs = _run(model, config, found)
     if runs is not None and found.held is not None:
@@ -96,12 +100,34 @@ def _count(model: PipelineModel, config: Config, found: Estimate) -> None:
 
 def _run(model: PipelineModel, config: Config, found: Estimate) -> Runs | None:
     try:
-        return runs_of(MetaModel(model, "cpu" if found.on_cpu else "cuda"), config, found.geometry, found.prompt)
+        with quiet():
+            return runs_of(MetaModel(model, "cpu" if found.on_cpu else "cuda"), config, found.geometry, found.prompt)
     except UserError as error:
         found.unknown = str(error)
     except Exception as error:  # the network looks at values, which are not there
-        found.unknown = f"{type(model.family).__name__} cannot run without data: {_said(error)}"
+        family = type(model.family).__name__
+        found.unknown = (
+            f"the files of {', '.join(found.without_vocabulary)} are not all there, and {family} cannot encode text "
+            f"without them ({_said(error)}); {_fetch_vocabulary(config)}"
+            if found.without_vocabulary
+            else f"{family} cannot run without data: {_said(error)}"
+        )
     return None
+
+
+def _fetch_vocabulary(config: Config) -> str:
+    """What brings the files of tokenizers."""
+    if Path(locate(config.model)).is_dir():
+        return f"save the pipeline's tokenizers into {locate(config.model)} again"
+    return f"they come with: {how_to_fetch(config.model)}"
+
+
+def text_length(found: Estimate) -> str:
+    """How long text is taken to be."""
+    if not found.without_vocabulary:
+        return "text as long as the longest prompt"
+    names = ", ".join(found.without_vocabulary)
+    return f"text as long as it may be, for the files of {names} are not all there; {_fetch_vocabulary(found.config)}"
 
 
 def _said(error: Exception) -> str:

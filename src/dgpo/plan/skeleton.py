@@ -36,8 +36,14 @@ def find(model: str) -> Path | None:
 
 
 def how_to_fetch(model: str) -> str:
-    """The command that brings an id's configuration files, some kilobytes, into the cache."""
-    return f'hf download {model} --include "*.json"'
+    """The command that brings an id's configuration and tokenizer files, some megabytes, into the cache."""
+    patterns = ("*.json", "*.txt", "*.model", "*.jinja")  # merges.txt, spiece.model, a chat template
+    return " ".join([f"hf download {model}", *(f'--include "{pattern}"' for pattern in patterns)])
+
+
+def without_vocabulary(pipeline: Any) -> list[str]:
+    """The tokenizers whose files are not there."""
+    return [name for name, part in pipeline.components.items() if isinstance(part, LongestText)]
 
 
 def skeleton(config: Config, folder: Path) -> PipelineModel:

@@ -33,6 +33,7 @@ class LongestText:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.model_max_length: int = settings.get("model_max_length") or _LONGEST
         self.padding_side = "right"
+        self.added_tokens_encoder: dict[str, int] = {}
 
     def __call__(self, text: str | list[str], max_length: int | None = None, **_: Any) -> Any:
         from transformers import BatchEncoding
@@ -42,6 +43,10 @@ class LongestText:
         length = length if length < 10**6 else _LONGEST
         ids = torch.zeros(rows, length, dtype=torch.long)
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    def tokenize(self, text: str, **_: Any) -> list[str]:
+        """As `encode`."""
+        return [""] * len(self.encode(text))
 
     def encode(self, text: str, **_: Any) -> list[int]:
         """About four characters a token."""
