@@ -16,6 +16,7 @@ from dgpo.cli import main
 from dgpo.config import Config, save_yaml
 from dgpo.data import load_prompts
 from dgpo.dryrun import dry_run, smallest
+from dgpo.geometry import geometry
 from runs import small, write_pictures
 
 
@@ -99,3 +100,33 @@ def test_a_dry_run_is_for_one_process(tiny_folder: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("WORLD_SIZE", "8")
     with pytest.raises(UserError, match="start it without torchrun"):
         dry_run(config_of(tiny_folder, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "splits", "micro_batches"),
+    [
+        ({}, False, 1),
+        ({"micro_batch_size": 48}, False, 1),
+        ({"micro_batch_size": 13}, False, 2),
+        ({"micro_batch_size": 5}, True, 4),
+        ({"train_images": 4, "micro_batch_size": 5}, False, 2),
+    ],
+)
+def test_groups_are_cut_as_the_run_cuts_them(
+    changes: dict[str, Any], splits: bool, micro_batches: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_folder, tmp_path, **changes)
+    g = geometry(smallest(config, tmp_path, load_prompts(str(config.prompts)), {}), 1)
+    assert (g.splits, g.micro_batches) == (geometry(config, 1).splits, micro_batches)
+    assert (g.micro_batches > 1) == (geometry(config, 1).micro_batches > 1)
+
+
+def test_an_update_that_was_not_tried_is_not_said_to_be_fine(tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_folder, tmp_path, rewards={"test_dryrun:equal": 1.0}, drop_equal_groups=True)
+    found = dry_run(config)
+    assert "no update by DGPO was tried: the few images of each prompt earned the same, and then none trains" in found
+    assert not any("gradient finite" in line for line in found)
+
+
+def equal(images: Any, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    return [1.0] * len(prompts)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from dgpo import checkpoint
+from dgpo import checkpoint, schedule
 from dgpo.config import Config
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import RunFailed, UserError
 from dgpo.evalname import eval_names
+from dgpo.geometry import geometry
 from dgpo.tools import load_trained
 from dgpo.trackers import read_metrics
 from dgpo.train import reward_sets, train
@@ -77,7 +78,15 @@ def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict
         trackers=(),
         push_to_hub=None,
     )
-    return _with_fewest_steps(small)
+    return _with_fewest_steps(replace(small, micro_batch_size=_micro_batch(config, small)))
+
+
+def _micro_batch(config: Config, small: Config) -> int | None:
+    """One that cuts the few images as the run cuts its own: not at all, into whole groups, or into parts of a group."""
+    g = geometry(config, 1)
+    if g.micro_batches == 1:
+        return None
+    return 1 if g.micro_batch % g.group else schedule.trained_images(small)
 
 
 def _with_fewest_steps(config: Config) -> Config:
@@ -114,7 +123,11 @@ def _found(
     steps = small.sampling.num_inference_steps
     if prompts is not None:
         yield f"{images} images sampled in {steps} steps and scored: reward {metrics['train/reward_mean']:.3f}"
-    yield f"{small.updates_per_rollout} update(s) by {type(config.algorithm).__name__}: loss and gradient finite"
+    name = type(config.algorithm).__name__
+    if "train/grad_norm" in metrics:
+        yield f"{small.updates_per_rollout} update(s) by {name}: loss and gradient finite"
+    else:
+        yield f"no update by {name} was tried: the few images of each prompt earned the same, and then none trains"
     if sets:
         scores = [f"{n.eval_set}/{n.score} {metrics[n.key]:.3f}" for n in eval_names(metrics) if not n.tag]
         yield f"evaluated: {', '.join(scores)}"

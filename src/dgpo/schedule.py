@@ -83,9 +83,10 @@ def trained_images(config: Config) -> int:
     return config.train_images or config.algorithm.trained_images(config.group_size)
 
 
-def in_update(config: Config, image: Number, update: int) -> Number | bool:
+def in_update(config: Config, image: Number, update: int) -> Number:
     """Tell whether the image of this number trains in an update, counted from 0 in its iteration."""
-    return image % config.updates_per_rollout == update if config.split_updates else True
+    parts = config.updates_per_rollout if config.split_updates else 1
+    return image % parts == update % parts
 
 
 def micro_batch(config: Config, rows: int, group: int, by_group: bool = False) -> int:
