@@ -55,7 +55,7 @@ def test_yaml_gives_back_the_same_config(config: Config, tmp_path: Path) -> None
 @settings(max_examples=30, deadline=None)
 @given(lr=st.floats(1e-30, 1e30), beta=st.floats(1e-30, 1e30), text=st.text(st.characters(codec="utf-8")))
 def test_numbers_and_texts_survive_yaml_exactly(lr: float, beta: float, text: str) -> None:
-    config = Config(name=text, prompts=(text, text), optimizer=Optimizer(lr=lr), algorithm=DGPO(beta=beta))
+    config = Config(license=text, prompts=(text, text), optimizer=Optimizer(lr=lr), algorithm=DGPO(beta=beta))
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
