@@ -274,3 +274,15 @@ def test_optimizer_of_another_model_is_refused():
         checkpoint.load_optimizer_tensors(optimizer, names, {**saved, "exp_avg.0.weight": torch.zeros(2, 2)})
     with pytest.raises(UserError, match="holds 4 parameters and got 3"):
         checkpoint.optimizer_tensors(optimizer, names[:3])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found(dtype, value):
+    large = torch.full((3, 40_000), 6e4, dtype=dtype)  # whose sum a half could not hold
+    codes = torch.full((4,), 255, dtype=torch.uint8)
+    assert checkpoint.not_finite({"policy": {"w": large, "codes": codes}, "optimizer": {}}) == []
+    large[2, 7] = value
+    assert checkpoint.not_finite({"policy": {"w": large}, "ema": {"w": codes}}) == ["policy"]
+    large[0, 0] = -value
+    assert checkpoint.not_finite({"policy": {"w": large}}) == ["policy"]

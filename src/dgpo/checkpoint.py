@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -130,8 +131,15 @@ def require_finite(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> N
 
 
 def not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    """The names of the dicts of tensors that hold NaN or infinity."""
-    return [name for name, group in tensors.items() if not all(bool(t.isfinite().all()) for t in group.values())]
+    """The names of the dicts of tensors that hold NaN or infinity.
+
+    Either spoils a sum, which takes no memory: this is asked after running out of it.
+    """
+    return [name for name, group in tensors.items() if not all(map(_is_finite, group.values()))]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item())
 
 
 def prune(run_dir: str | Path, keep_last: int, keep: Collection[int] = ()) -> None:

@@ -140,8 +140,6 @@ def _train(
     reward.save_failures_to = eval_reward.save_failures_to = run / "failures"
 
     state = restore(run, model, optimizer) if resume else State()
-    if distributed.is_main():
-        runfolder.write_config(run, config)  # now that nothing refuses it
     sampler = PromptSampler(len(prompts), config.seed)
     sampler.position = state.position
     encode, clock = CondCache(model, config.prompt_cache), Stopwatch(model.device)
@@ -162,6 +160,8 @@ def _train(
     def write(folder: Path) -> None:
         write_checkpoint(folder, model, optimizer, state, config)
 
+    if distributed.is_main():
+        runfolder.write_config(run, config)  # now that nothing refuses it
     interrupt.defer()
     with rescue(run, state, broken, write), closed(tracker), console:
         if config.free_text_encoders:
