@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dgpo import __version__
 from dgpo.errors import UserError
+from dgpo.files import save_tensors
 
 FORMAT = 1
 _NAME = re.compile(r"iteration-(\d{6,})")
@@ -52,7 +53,7 @@ def save(
     try:
         partial.mkdir()
         for name, group in tensors.items():
-            save_file({key: _on_cpu(tensor) for key, tensor in group.items()}, partial / f"{name}.safetensors")
+            save_tensors({key: _on_cpu(tensor) for key, tensor in group.items()}, partial / f"{name}.safetensors")
         if extra is not None:
             extra(partial)
         header = {"format": FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": list(tensors)}

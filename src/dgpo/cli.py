@@ -37,6 +37,7 @@ USAGE = f"""usage: dgpo COMMAND ...
   dgpo report RUN                                     write RUN/report.html anew
   dgpo reward check NAME [...]                        call a reward and say whether it keeps its contract
   dgpo score FOLDER --rewards NAME[=WEIGHT] ...       score a folder of pictures with captions
+  dgpo lora fix FILE OUT                              mend a LoRA that an earlier version exported
   dgpo bench [--only NAME ...] [...]                  compare the algorithms on the embedded task: hours
   dgpo --version
 
@@ -321,6 +322,30 @@ def serve_reward(given: list[str]) -> int:
     return 0
 
 
+def lora(given: list[str]) -> int:
+    """Mend a LoRA of an earlier version."""
+    usage = "dgpo lora fix FILE OUT"
+    command, *rest = given or ["--help"]
+    if command in HELP or any(word in HELP for word in rest):
+        print(
+            f"usage: {usage}\n\n"
+            "Write a LoRA that an earlier version exported anew, so that every program draws it at its full strength:\n"
+            "ComfyUI took it for half as strong (alpha 64 of rank 32), and read none of those for SD 1.5 and SDXL.\n"
+            "- FILE: the safetensors file, or its folder: RUN/final\n"
+            "- OUT: a new folder for what RUN/final now holds: docs/models.md says which file is for which program"
+        )
+        return 0
+    if command != "fix":
+        raise UserError(f"there is no command 'lora {command}'; there is: {usage}")
+    if len(rest) != 2:
+        raise UserError(f"dgpo lora fix takes a file and a new folder: {usage}")
+    from dgpo.models.lora import mend
+
+    for file in mend(Path(rest[0]), Path(rest[1])):
+        print(file)
+    return 0
+
+
 def benchmark(given: list[str]) -> int:
     """Run what is missing of the benchmark and write its page."""
     from dgpo.bench import Plan, bench, measure_overhead, read_rows, write_page
@@ -361,6 +386,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report,
     "reward": reward,
     "score": score,
+    "lora": lora,
     "bench": benchmark,
 }
 
@@ -370,12 +396,16 @@ def _recipe_config(given: list[str], usage: str = "", about: str = "") -> Config
 
     usage, about: of the help, those of `dgpo train` where they are empty
     """
-    base = recipe("tiny")
+    base, file = recipe("tiny"), False
     named, given = _take_option(given, "--recipe", "the name of one: --recipe words")
     given = given if named is None else [named, *given]
     if given and not given[0].startswith("-"):
         name, *given = given
-        base = load_yaml(name) if name.endswith((".yaml", ".yml")) else recipe(name)
+        file = name.endswith((".yaml", ".yml"))
+        base = load_yaml(name) if file else recipe(name)
+    if not file and any(word.split("=")[0] == "--lora.start" for word in given):
+        # a LoRA to continue brings its own, and the recipe's are nobody's wish
+        base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
     algorithm, given = _take_option(given, "--algorithm", "the name of one: --algorithm flow_grpo")
     if algorithm is not None:
         if algorithm not in ALGORITHMS:

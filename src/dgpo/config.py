@@ -30,16 +30,37 @@ from dgpo.files import whole
 class LoraConfig:
     """Low-rank adapters, used where finetune is "lora": W + (alpha / rank) * B A, with B zero at the start."""
 
-    rank: int = 32
-    """Inner dimension."""
-    alpha: int = 64
-    """The update is multiplied by alpha / rank."""
+    rank: int | None = None
+    """Inner dimension; None: that of the LoRA in start, or 32."""
+    alpha: float | None = None
+    """The update is multiplied by alpha / rank; None: as in the LoRA in start, or 64. B is scaled to it, so that what
+    start draws stays the same."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Layers of another rank, by their names or regular expressions for them, as in PEFT."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Layers of another alpha, named likewise."""
     target_modules: tuple[str, ...] | None = None
-    """Names of the layers that get an adapter; None: all attention projections of the model's family."""
+    """Names of the layers that get an adapter; None: those of the LoRA in start, or all attention projections of the
+    model's family."""
     init: Literal["gaussian", "kaiming"] = "gaussian"
     """How A is drawn: normal with deviation 1 / rank, or PEFT's usual uniform."""
     start: str | None = None
     """A LoRA to continue, as stock diffusers reads it: a folder, a file or a hub id; None: a new one."""
+
+    def filled(self, other: LoraConfig) -> LoraConfig:
+        """With the rank, alpha and layers of `other` where its own are not given."""
+        changes: dict[str, Any] = {}
+        if self.rank is None:
+            changes |= {"rank": other.rank, "rank_pattern": self.rank_pattern or other.rank_pattern}
+        if self.alpha is None:
+            changes |= {"alpha": other.alpha, "alpha_pattern": self.alpha_pattern or other.alpha_pattern}
+        if self.target_modules is None:
+            changes |= {"target_modules": other.target_modules}
+        return dataclasses.replace(self, **changes)
+
+
+PLAIN_LORA = LoraConfig(rank=32, alpha=64)
+"""What is not given, neither by the config nor by a LoRA to continue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +313,15 @@ _AT_LEAST = {
     "optimizer.decay_steps": 0,
     "optimizer.weight_decay": 0,
     "lora.rank": 1,
-    "lora.alpha": 1,
 }
-_ABOVE_ZERO = ("max_minutes", "sampling.shift", "optimizer.lr", "optimizer.eps", "optimizer.max_grad_norm")
+_ABOVE_ZERO = (
+    "max_minutes",
+    "lora.alpha",
+    "sampling.shift",
+    "optimizer.lr",
+    "optimizer.eps",
+    "optimizer.max_grad_norm",
+)
 _WHY = {
     "group_size": ", because the images of a prompt are compared with each other",
     "micro_batch_size": ", or None for the whole batch",
@@ -340,6 +367,9 @@ def _check_ranges(config: Config) -> None:
     for name in _ABOVE_ZERO:
         value = attrgetter(name)(config)
         require(value is None or value > 0, f"{name}={value} cannot work: it must be above 0")
+    for name in ("lora.rank_pattern", "lora.alpha_pattern"):
+        for layer, value in attrgetter(name)(config).items():
+            require(value > 0, f"{name} gives {layer!r} {value}: it must be above 0")
     decays = (*config.optimizer.betas, config.optimizer.ema_decay)
     require(
         all(0 <= decay < 1 for decay in decays),

@@ -16,9 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dgpo.errors import UserError
+from dgpo.files import save_tensors
 from dgpo.models import Cond, Rows, VelocityModel
 
 BATCH = 16
@@ -102,5 +103,5 @@ class _Disk:
         path = self.path(prompt)
         unfinished = path.with_suffix(f".{os.getpid()}.part")
         tensors = {name: tensor.contiguous().clone() for name, tensor in row.tensors.items()}
-        save_file(tensors, unfinished, {"prompt": prompt})
+        save_tensors(tensors, unfinished, {"prompt": prompt})
         unfinished.replace(path)

@@ -1,15 +1,19 @@
-"""Reading what people give and writing what they find: one line of JSON, one picture, one file that is whole."""
+"""Reading what people give and writing what they find: a line of JSON, a picture, a file that is whole, tensors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import stat
+import struct
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo.errors import UserError
@@ -21,6 +25,48 @@ def whole(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(path.name + ".part")
     yield unfinished
     unfinished.replace(path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read, with the same bytes whenever the content is the same.
+
+    safetensors alone writes files of mode 0600, and metadata in an order that differs from process to process.
+    """
+    save_file(dict(tensors), path, dict(metadata) if metadata else None)
+    if metadata:
+        _sort_metadata(path)
+    share(path)
+
+
+def share(place: Path) -> None:
+    """Give a file, or all files of a folder, the permissions that any new file gets here."""
+    mode = _mode_of_new_files(place if place.is_dir() else place.parent)
+    for path in place.rglob("*") if place.is_dir() else [place]:
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _sort_metadata(path: Path) -> None:
+    """In place: the header is as long as before, so that no tensor moves."""
+    with open(path, "rb+") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same entries in another order"
+        file.seek(8)
+        file.write(text.ljust(length))
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """Asked of a new file, since reading the umask means to change it, for all threads."""
+    probe = folder / f".mode-{os.getpid()}"
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
 
 
 def json_object(text: str, where: str, form: str = "an object in braces") -> dict[str, Any]:

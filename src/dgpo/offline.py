@@ -21,14 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo import __version__
 from dgpo.checkpoint import sync_tree
 from dgpo.data import PromptSet
 from dgpo.errors import UserError, did_you_mean
-from dgpo.files import image_size, json_object, read_image
+from dgpo.files import image_size, json_object, read_image, save_tensors
 from dgpo.models import VelocityModel
 
 FORMAT = 1
@@ -70,7 +69,8 @@ def write_groups(folder: Path, groups: Iterable[Group], latent_space: Mapping[st
         with open(partial / "groups.jsonl", "w", encoding="utf-8") as lines:
             for number, shard in enumerate(_shards(groups)):
                 file = f"latents-{number:05d}.safetensors"
-                save_file({str(i): g.x0.detach().cpu().contiguous() for i, g in enumerate(shard)}, partial / file)
+                tensors = {str(i): g.x0.detach().cpu().contiguous() for i, g in enumerate(shard)}
+                save_tensors(tensors, partial / file)
                 lines.writelines(_written(group, file, str(i)) + "\n" for i, group in enumerate(shard))
         header = {"format": FORMAT, "dgpo": __version__, "latent_space": dict(latent_space), "about": about}
         (partial / "dataset.json").write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")

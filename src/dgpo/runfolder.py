@@ -92,6 +92,11 @@ def require_same_run(run: Path, config: Config) -> None:
         )
 
 
+def with_stored_lora(config: Config) -> Config:
+    """With the ranks and alphas that the run in `config.out` took from the LoRA it began with, where not given."""
+    return replace(config, lora=config.lora.filled(stored_config(config.out or "").lora))
+
+
 def stored_config(run: str | Path) -> Config:
     """The config of an existing run, which this version can continue."""
     run = Path(run)

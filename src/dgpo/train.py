@@ -116,6 +116,7 @@ def _train(
 ) -> Result:
     """held: keeps the run folder's lock"""
     device = distributed.init(device_of(config.device))
+    config = runfolder.with_stored_lora(config) if resume else config
     algorithm = config.algorithm
     dataset = None if config.offline is None else GroupDataset(config.offline)
     config = config if dataset is None else resolved(config, dataset)
@@ -132,6 +133,7 @@ def _train(
         require_login(config.push_to_hub)
     if model is None:
         model = load(config, device)
+        config = replace(config, lora=getattr(model, "lora", config.lora))  # what a LoRA to continue told
     require_feasible(model, config, resume)
     if dataset is not None:
         require_trainable(dataset, model, config)

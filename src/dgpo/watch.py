@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.files import whole
+from dgpo.files import save_tensors, whole
 
 PromptScores = Mapping[str, Tensor]  # SET/SCORE -> (prompts,) fp32, means over a prompt's images; NaN where it has none
 
@@ -141,4 +140,4 @@ def _read(path: Path) -> _First | None:
 
 def _write(path: Path, iteration: int, scores: PromptScores) -> None:
     with whole(path) as unfinished:
-        save_file({name: v.contiguous() for name, v in scores.items()}, unfinished, {"iteration": str(iteration)})
+        save_tensors({name: v.contiguous() for name, v in scores.items()}, unfinished, {"iteration": str(iteration)})

@@ -18,8 +18,8 @@ from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.rows import Rows
-from dgpo.models.start import start_from_lora
-from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets
+from dgpo.models.start import copy_start, read_start
+from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
 
 __all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate"]
 
@@ -87,11 +87,13 @@ def load_model(
         pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
         adapter = family(pipeline, resolution, max_sequence_length)
         _tell_guidance(adapter, distilled_guidance, source)
+        starts = finetune == "lora" and lora.start is not None
+        start = read_start(pipeline, adapter.network, str(lora.start)) if starts else None
         model = PipelineModel(
             pipeline,
             adapter,
             finetune=finetune,
-            lora=lora,
+            lora=lora if start is None else lora.filled(start.lora),
             sets=sets,
             seed=seed,
             device=place,
@@ -102,8 +104,8 @@ def load_model(
             vae_slicing=vae_slicing,
             vae_tiling=vae_tiling,
         )
-        if finetune == "lora" and lora.start is not None:
-            start_from_lora(model, lora)
+        if start is not None:
+            copy_start(start, model.weights, model.lora, lora_scales(model.network))
     return model
 
 

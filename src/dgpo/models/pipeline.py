@@ -7,19 +7,20 @@ in the precision they were loaded in, the VAE in fp32.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dgpo.config import PLAIN_LORA
 from dgpo.core.attention import Fp32Attention
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
+from dgpo.models.lora import write_lora
 from dgpo.models.parts import compile_blocks, linear_guidance, scheduler_grid, vae_decode, vae_encode
 from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
@@ -112,6 +113,7 @@ class PipelineModel:
         """
         self.pipeline = pipeline
         self.family = family
+        self.lora = lora.filled(PLAIN_LORA)
         self.dtype = dtype
         self.shift = family.shift if shift is None else shift
         for _, part in self._modules():
@@ -119,7 +121,7 @@ class PipelineModel:
         self.weights = (
             full_weights(self.network, sets, family.network)
             if finetune == "full"
-            else lora_weights(self.network, lora, family.lora_targets, sets, seed, self._save_lora)
+            else lora_weights(self.network, self.lora, family.lora_targets, sets, seed, self._save_lora)
         )
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
@@ -235,22 +237,10 @@ class PipelineModel:
         """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""
         return self.family.scheduler_sigmas(num_steps).to(self.device)
 
-    def _save_lora(self, directory: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
-        if not hasattr(self.pipeline, "save_lora_weights"):
-            _save_peft(directory, tensors, metadata)
-            return
-        layers, adapter = f"{self.family.network}_lora_layers", f"{self.family.network}_lora_adapter_metadata"
-        type(self.pipeline).save_lora_weights(directory, **{layers: tensors, adapter: metadata})
-
-
-def _save_peft(directory: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A LoRA as PEFT's own folder, `PeftModel.from_pretrained(network, directory)`, where diffusers has no loader."""
-    import peft
-
-    peft.LoraConfig(**metadata).save_pretrained(str(directory))
-    # PeftModel wraps the network in two modules, whose names come first
-    wrapped = {f"base_model.model.{key}": tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(wrapped, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    def _save_lora(self, directory: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        write_lora(
+            directory, tensors, metadata, self.family.network, peft=not hasattr(self.pipeline, "load_lora_weights")
+        )
 
 
 def _fingerprint(modules: Sequence[nn.Module]) -> str:

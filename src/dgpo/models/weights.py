@@ -24,10 +24,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from dgpo.config import LoraConfig
+from dgpo.config import PLAIN_LORA, LoraConfig
 from dgpo.core.ema import ema_update
 from dgpo.core.seeds import generator
 from dgpo.errors import UserError, did_you_mean
+from dgpo.files import share
+from dgpo.models.lora import folded, folded_settings
 
 EXTRA_SETS = ("ref", "old", "ema")
 DEFAULT_LORA = LoraConfig()
@@ -132,16 +134,16 @@ def lora_weights(
     default_targets: Sequence[str],
     sets: Sequence[str],
     seed: int,
-    save_lora: Callable[[Path, dict[str, Any], dict[str, Any]], None],
+    save_lora: Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], None],
 ) -> WeightSets:
     """Freeze a diffusers network and give it one fp32 adapter per set.
 
     default_targets: the family's layers where config.target_modules is None
-    save_lora: (directory, {key: tensor}, adapter metadata) -> writes the family's LoRA file
+    save_lora: (directory, {key: tensor}, PEFT's settings) -> writes the family's LoRA files, of an adapter of scale 1
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    names = ("policy", *_extra(sets))
+    names, config = ("policy", *_extra(sets)), config.filled(PLAIN_LORA)
     network.requires_grad_(False)
     parameters = _add_adapters(network, config, default_targets, [name for name in names if name != "ref"])
     _initialise(parameters, config, generator(seed, "lora"))
@@ -154,13 +156,19 @@ def lora_weights(
     def save(directory: Path, name: str) -> None:
         if name == "ref":
             raise UserError("with LoRA the weight set 'ref' is the pretrained model itself: nothing to export")
-        metadata = network.peft_config[name].to_dict()
-        metadata["target_modules"] = sorted(metadata["target_modules"])
-        save_lora(directory, weights.tensors(name), metadata)
+        settings = folded_settings(network.peft_config[name].to_dict())
+        save_lora(directory, folded(weights.tensors(name), lora_scales(network)), settings)
 
     bind("policy")
     weights = WeightSets({name: parameters.get(name, {}) for name in names}, bind, save)
     return weights
+
+
+def lora_scales(network: nn.Module, name: str = "policy") -> dict[str, float]:
+    """{layer: alpha / rank} of an adapter, the same for all sets."""
+    from peft.tuners.lora import LoraLayer
+
+    return {key: m.scaling[name] for key, m in network.named_modules() if isinstance(m, LoraLayer)}
 
 
 def full_weights(network: Any, sets: Sequence[str], folder: str = "transformer") -> WeightSets:
@@ -182,6 +190,7 @@ def full_weights(network: Any, sets: Sequence[str], folder: str = "transformer")
     def save(directory: Path, name: str) -> None:
         with weights.use(name):
             network.save_pretrained(directory / folder)
+        share(directory / folder)
 
     weights = WeightSets(parameters, bind, save)
     return weights
@@ -201,14 +210,19 @@ def _add_adapters(
     """Give the network one adapter per name; name -> {key free of the name, as in stock LoRA files: parameter}."""
     import peft
 
-    if config.rank < 1:
+    if config.rank is None or config.rank < 1:
         raise UserError(f"lora.rank={config.rank}: an adapter needs at least rank 1")
     _check_targets(network, config.target_modules or ())
     targets = list(config.target_modules or default_targets)
     init = "gaussian" if config.init == "gaussian" else True
     for name in names:
         settings = peft.LoraConfig(
-            r=config.rank, lora_alpha=config.alpha, target_modules=targets, init_lora_weights=init
+            r=config.rank,
+            lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  PEFT divides it, whole or not
+            rank_pattern=dict(config.rank_pattern),
+            alpha_pattern=dict(config.alpha_pattern),
+            target_modules=targets,
+            init_lora_weights=init,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -224,7 +238,7 @@ def _add_adapters(
 
 def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:
     """Each target must name a linear layer: PEFT itself complains only when none does."""
-    layers = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    layers = [key for key, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for target in targets:
         if not any(f".{key}".endswith(f".{target}") for key in layers):
             known = {re.sub(r"^\w+\.\d+\.", "", key) for key in layers}
@@ -238,7 +252,7 @@ def _initialise(adapters: dict[str, dict[str, nn.Parameter]], config: LoraConfig
         if ".lora_A." in key:
             a = torch.empty(parameter.shape)
             if config.init == "gaussian":
-                a.normal_(std=1 / config.rank, generator=rng)
+                a.normal_(std=1 / len(a), generator=rng)
             else:
                 nn.init.kaiming_uniform_(a, a=5**0.5, generator=rng)
             parameter.copy_(a)

@@ -16,7 +16,7 @@ from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.models import locate
 from dgpo.models.parts import require_compiler
-from dgpo.models.start import is_hub_id
+from dgpo.models.start import choose_file, is_hub_id
 from dgpo.offline import GroupDataset
 from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
@@ -85,11 +85,12 @@ def _model(config: Config, online: bool) -> str:
 
 
 def _lora_start(start: str, online: bool) -> str:
-    """Whether there is something to continue from; that it fits model, rank and alpha is seen when it is loaded."""
+    """Whether there is something to continue from; that it fits the model is seen when it is loaded."""
     path = Path(start)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise UserError(f"the folder {start!r} holds no safetensors file; a run leaves its LoRA in RUN/final")
     if path.exists():
+        choose_file(start)
         return f"{start} is here"
     if not is_hub_id(start):
         raise UserError(f"there is no file or folder {start!r}, and it is no id owner/name")

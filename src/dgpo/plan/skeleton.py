@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dgpo.config import Config
+from dgpo.config import Config, LoraConfig
 from dgpo.errors import UserError
 from dgpo.models import DTYPES, family_of, locate, quiet
 from dgpo.models.pipeline import PipelineModel
+from dgpo.models.start import read_start
 from dgpo.plan.stand_ins import LongestText, has_vocabulary
 from dgpo.schedule import loaded_sets
 
@@ -53,12 +54,13 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
         family = family_of(str(folder), index)
         pipeline = _pipeline(folder, index, family.network, config)
         adapter = family(pipeline, config.resolution, config.max_sequence_length)
+        lora = _lora(pipeline, family.network, config)
     with torch.device("meta"):
         return PipelineModel(
             pipeline,
             adapter,
             finetune=config.finetune,
-            lora=config.lora,
+            lora=lora,
             sets=sorted(loaded_sets(config)),
             device="meta",
             dtype=DTYPES[config.dtype],
@@ -66,6 +68,14 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
             vae_slicing=config.vae_slicing,
             vae_tiling=config.vae_tiling,
         )
+
+
+def _lora(pipeline: Any, network: str, config: Config) -> LoraConfig:
+    """With the ranks and layers of a LoRA to continue, where it is here: a run takes them from it."""
+    start = config.lora.start
+    if config.finetune != "lora" or start is None or not Path(start).exists():
+        return config.lora
+    return config.lora.filled(read_start(pipeline, network, start).lora)
 
 
 def _pipeline(folder: Path, index: dict[str, Any], network: str, config: Config) -> Any:

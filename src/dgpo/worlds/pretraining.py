@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dgpo import checkpoint
+from dgpo.files import save_tensors, share
 from dgpo.worlds.optimise import Pretrain, optimise
 
 EMPTY_T5_TOKENS, EMPTY_T5_EVERY = 256, 64
@@ -58,7 +59,7 @@ def _train_autoencoder(vae: Any, some: Some, settings: Pretrain) -> None:
 
     modules = nn.ModuleDict({"vae": vae})
     optimise(modules, loss, "autoencoder", settings.autoencoder_steps, settings.autoencoder_lr, settings)
-    save_file(
+    save_tensors(
         {name: tensor.contiguous() for name, tensor in vae.state_dict().items()},
         Path(settings.out) / "autoencoder.safetensors",
     )
@@ -177,6 +178,7 @@ def write_pipeline(pipe: StableDiffusion3Pipeline, tokenizer: CLIPTokenizer, fol
     pipe.to("cpu").save_pretrained(folder)
     pipe.transformer.half().save_pretrained(folder / "transformer")
     pipe.vae.half().save_pretrained(folder / "vae")
+    share(folder)
     return folder
 
 
