@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import shlex
 import sys
 from dataclasses import replace
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from dgpo import __version__
 from dgpo.algorithms import FlowGRPO
@@ -259,3 +262,42 @@ def test_a_reader_that_leaves_early_is_no_error(monkeypatch: pytest.MonkeyPatch,
 def test_the_benchmark_says_which_run_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--only", "dpgo"]) == 2
     assert "Did you mean 'dgpo'" in capsys.readouterr().err
+
+
+def test_a_lora_to_continue_brings_its_own_rank_where_a_recipe_has_one(trained: list[tuple[Config, bool]]) -> None:
+    for words in (["--lora.start", "x/y"], ["tiny", "--lora.start=x/y"], ["--recipe", "tiny", "--lora.start", "x/y"]):
+        assert main(["train", *words]) == 0
+        lora = trained.pop()[0].lora
+        assert (lora.start, lora.rank, lora.alpha, lora.target_modules) == ("x/y", None, None, None)
+    assert main(["train", "--lora.start", "x/y", "--lora.alpha", "8", "--lora.rank", "2"]) == 0
+    lora = trained.pop()[0].lora
+    assert (lora.rank, lora.alpha) == (2, 8)
+    assert main(["train"]) == 0
+    assert trained.pop()[0].lora == recipe("tiny").lora
+
+
+def test_what_a_config_file_says_of_a_lora_is_given(trained: list[tuple[Config, bool]], tmp_path: Path) -> None:
+    save_yaml(recipe("tiny"), tmp_path / "own.yaml")
+    assert main(["train", str(tmp_path / "own.yaml"), "--lora.start", "x/y"]) == 0
+    assert (trained[0][0].lora.rank, trained[0][0].lora.alpha) == (32, 64)
+
+
+def test_a_lora_is_mended_by_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"transformer.r": 2, "transformer.lora_alpha": 4, "transformer.target_modules": ["to_q"]}
+    tensors = {"transformer.to_q.lora_A.weight": torch.ones(2, 3), "transformer.to_q.lora_B.weight": torch.ones(3, 2)}
+    save_file(tensors, tmp_path / "old.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    command = ["lora", "fix", str(tmp_path / "old.safetensors"), str(tmp_path / "new")]
+    assert main(command) == 0
+    (file,) = capsys.readouterr().out.split()
+    assert torch.equal(load_file(file)["transformer.to_q.lora_B.weight"], torch.full((3, 2), 2.0))
+    assert main(command) == 2
+    assert "exists already and is not replaced" in capsys.readouterr().err
+    for words, message in (
+        (["lora"], "usage: dgpo lora fix FILE OUT"),
+        (["lora", "fix", "--help"], "usage: dgpo lora fix FILE OUT"),
+        (["lora", "mend", "a", "b"], "there is no command 'lora mend'"),
+        (["lora", "fix", "a"], "takes a file and a new folder"),
+    ):
+        main(words)
+        said = capsys.readouterr()
+        assert message in said.out + said.err

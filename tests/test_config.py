@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dgpo.algorithms import ALGORITHMS, DGPO
 from dgpo.config import (
+    PLAIN_LORA,
     Config,
     LoraConfig,
     Optimizer,
@@ -154,6 +155,8 @@ def test_unknown_and_ill_typed_fields_are_named(values: dict[Any, Any], message:
         ({"sampling": Sampling(batch_size=0)}, "sampling.batch_size=0"),
         ({"sampling": Sampling(shift=0.0)}, "sampling.shift=0.0"),
         ({"lora": LoraConfig(rank=0)}, "lora.rank=0"),
+        ({"lora": LoraConfig(alpha=0)}, "lora.alpha=0 cannot work: it must be above 0"),
+        ({"lora": LoraConfig(rank_pattern={"to_q": 0})}, "lora.rank_pattern gives 'to_q' 0: it must be above 0"),
         (
             {"sampling": Sampling(num_inference_steps=6), "algorithm": DGPO(trunc_steps=6)},
             "trunc_steps=6 needs at least 7 noise levels, and sampling.num_inference_steps=6",
@@ -228,3 +231,12 @@ def test_names_that_evaluations_use_are_no_rewards(name):
         Config(rewards={"shapes": 1.0, name: 1.0})
     with pytest.raises(UserError, match=f"cannot be called '{name}'"):
         Config(eval_rewards=(name,))
+
+
+def test_a_lora_config_is_filled_only_where_nothing_is_given():
+    told = LoraConfig(rank=4, alpha=2.5, rank_pattern={"a": 1}, alpha_pattern={"b": 3}, target_modules=("c",))
+    assert LoraConfig(start="x").filled(told) == replace(told, start="x")
+    given = LoraConfig(rank=8, alpha=8, target_modules=("d",))
+    assert given.filled(told) == given
+    assert LoraConfig(alpha=8).filled(told) == replace(told, alpha=8, alpha_pattern={})
+    assert LoraConfig().filled(PLAIN_LORA) == PLAIN_LORA

@@ -71,7 +71,7 @@ SIDEWAYS = {
     "dgpo/offline.py": {"dgpo/checkpoint.py", "dgpo/data.py", "dgpo/models"},
     "dgpo/encoding.py": {"dgpo/models"},
     "dgpo/loading.py": {"dgpo/models"},
-    "dgpo/report": {"dgpo/trackers.py", "dgpo/watch.py"},
+    "dgpo/report": {"dgpo/trackers.py", "dgpo/watch.py", "dgpo/models"},
     "dgpo/runfolder.py": {"dgpo/checkpoint.py", "dgpo/lock.py", "dgpo/trackers.py"},
     "dgpo/rescue.py": {"dgpo/checkpoint.py", "dgpo/distributed.py"},
     "dgpo/interrupt.py": {"dgpo/distributed.py"},

@@ -69,3 +69,15 @@ def test_a_whole_network_is_loaded_as_such(folder: Path) -> None:
     text = card_of(folder).text
     assert 'unet = AutoModel.from_pretrained("PATH OR ID OF THIS FOLDER", subfolder="unet")' in text
     assert "load_lora_weights" not in text
+
+
+def test_it_says_which_program_reads_which_file(folder: Path) -> None:
+    text = card_of(folder).text
+    assert "| `pytorch_lora_weights.safetensors` | diffusers; ComfyUI, for SD3" in text
+    assert "kohya_lora_weights" not in text
+    (folder / "final" / "kohya_lora_weights.safetensors").touch()
+    assert "| `kohya_lora_weights.safetensors` | ComfyUI and stable-diffusion-webui (A1111)" in card_of(folder).text
+    (folder / "final" / "adapter_model.safetensors").touch()
+    text = card_of(folder).text
+    assert 'PeftModel.from_pretrained(pipe.transformer, "PATH OR ID OF THIS FOLDER")' in text
+    assert "load_lora_weights" not in text

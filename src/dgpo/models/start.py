@@ -31,7 +31,7 @@ _DOWN = re.compile(r"lora_A\.|lora_down\.|[._]lora\.down\.|lora_linear_layer\.do
 class Start(NamedTuple):
     """An adapter as diffusers builds it."""
 
-    tensors: dict[str, Tensor]  # {LAYER.lora_A.weight: ...}, fp32 on the CPU
+    tensors: dict[str, Tensor]  # {LAYER.lora_A.weight: ...}, fp32
     scales: dict[str, float]  # {LAYER: what B A is multiplied by}
     lora: LoraConfig  # its ranks, alphas and layers
 
@@ -128,13 +128,20 @@ def _load_stock(pipeline: Any, network_name: str, source: str, file: str) -> lis
         )
     place = (file, {}) if Path(file).is_file() else (source, {"weight_name": file})
     unet = {"unet_config": pipeline.unet.config} if network_name == "unet" else {}
-    names = type(pipeline).lora_state_dict(place[0], use_safetensors=True, **place[1], **unet)
+    state = type(pipeline).lora_state_dict(place[0], use_safetensors=True, **place[1], **unet)
+    names = list(state[0] if isinstance(state, tuple) else state)
+    others = {part for part in (key.partition(".")[0] for key in names) if part in pipeline.components} - {network_name}
+    if others:
+        raise UserError(
+            f"lora.start={source!r} holds adapters of {', '.join(sorted(others))}; only those of the {network_name} "
+            "are trained here"
+        )
     pipeline.load_lora_weights(place[0], adapter_name=_NAME, use_safetensors=True, **place[1])
-    return list(names[0] if isinstance(names, tuple) else names)
+    return names
 
 
 def _load_peft(pipeline: Any, network_name: str, source: str, file: str) -> list[str]:
-    """Load a PEFT folder by PEFT; the names of the file's tensors, as if the network's came first."""
+    """Load a PEFT folder by PEFT; the names of the file's tensors."""
     import peft
 
     path = Path(file)
@@ -147,7 +154,7 @@ def _load_peft(pipeline: Any, network_name: str, source: str, file: str) -> list
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(source, file))
-    return [f"{network_name}.{key}" for key in load_file(path)]
+    return list(load_file(path))
 
 
 def _built(network: nn.Module, names: Iterable[str], source: str) -> Start:
@@ -165,7 +172,7 @@ def _built(network: nn.Module, names: Iterable[str], source: str) -> Start:
                 f"lora.start={source!r} is no plain LoRA ({kind} at {layer}); only A and B are trained here"
             )
         for part in ("lora_A", "lora_B"):
-            tensors[f"{layer}.{part}.weight"] = getattr(module, part)[_NAME].weight.detach().cpu().float()
+            tensors[f"{layer}.{part}.weight"] = getattr(module, part)[_NAME].weight.detach().float()
         scales[layer], ranks[layer] = float(module.scaling[_NAME]), int(module.r[_NAME])
         alphas[layer] = _rounded(scales[layer] * ranks[layer])
         if alphas[layer] <= 0:
@@ -222,14 +229,7 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def _require_whole(start: Start, stored: Iterable[str], network_name: str, source: str) -> None:
-    """Each layer of the file has become one of the network, and none is for another part of the pipeline."""
-    stored = list(stored)
-    others = {key.partition(".")[0] for key in stored} - {network_name}
-    if others:
-        raise UserError(
-            f"lora.start={source!r} holds adapters of {', '.join(sorted(others))}; only those of the {network_name} "
-            "are trained here"
-        )
+    """Each layer of the file has become one of the network."""
     layers = sum(_DOWN.search(key) is not None for key in stored)
     if layers != len(start.ranks):
         raise UserError(

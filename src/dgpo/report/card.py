@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
+from dgpo.models.lora import KOHYA, PEFT, STOCK
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.grids import read_samples
 from dgpo.report.log import Log, read_log, read_mapping
@@ -18,6 +19,12 @@ from dgpo.report.templates import template
 from dgpo.report.words import number
 
 FIGURE, SAMPLES = "curve.png", "samples.png"
+LORA_FILES = {
+    STOCK: "diffusers; ComfyUI, for SD3, FLUX, Qwen-Image and Z-Image",
+    KOHYA: "ComfyUI and stable-diffusion-webui (A1111), which name the layers of SD 1.5, SD 2 and SDXL otherwise",
+    PEFT: "PEFT, with adapter_config.json beside it; ComfyUI, for PixArt",
+}
+"""Which program reads which file of a LoRA; nothing is said of a file that is not there."""
 
 
 def write_card(run: Path, folder: Path) -> Path:
@@ -34,6 +41,8 @@ def write_card(run: Path, folder: Path) -> Path:
             dump=yaml.safe_dump(config, sort_keys=False),
             algorithm=config["algorithm"]["name"],
             lora=config["finetune"] == "lora",
+            files=[(name, use) for name, use in LORA_FILES.items() if (folder / name).is_file()],
+            peft=(folder / PEFT).is_file(),
             scores=[_row(change) for change in scores],
             trained=log.trained(),
             elapsed=log.elapsed(),
