@@ -165,7 +165,7 @@ def _scales(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[
     for key, tensor in tensors.items():
         if ".lora_A." in key:
             layer, rank = layer_of(key), tensor.shape[0]
-            alpha = patterns.get(get_pattern_key(patterns.keys(), layer), settings["lora_alpha"])
+            alpha = patterns.get(get_pattern_key(list(patterns), layer), settings["lora_alpha"])
             scales[layer] = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     return scales
 
