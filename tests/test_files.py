@@ -1,8 +1,10 @@
 """Files are written whole or not at all, and what cannot be read is one message."""
 
+import re
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +77,9 @@ def test_a_folder_is_shared_with_all_below_and_nothing_is_left_in_it(tmp_path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "one"]
     save_tensors({"a": torch.ones(1)}, tmp_path / "one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "one"]
+
+
+def test_tensors_are_written_by_the_one_helper() -> None:
+    source = Path(__file__).parents[1] / "src"
+    files = {path for path in source.rglob("*.py") if re.search(r"import .*\bsave_file\b", path.read_text())}
+    assert files == {source / "dgpo" / "files.py"}
