@@ -81,7 +81,7 @@ def test_stock_diffusers_draws_the_same(tiny_folder, trained):
         output_type="pt",
     ).images
     assert expected.std() > 0.01
-    torch.testing.assert_close(decode(model, x0, 2), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decode(model, x0, 2, "ema"), expected, rtol=0, atol=1e-5)
 
 
 def test_every_lora_checkpoint_holds_one_for_stock_diffusers(tiny_folder, tmp_path):
