@@ -24,7 +24,7 @@ from dgpo.cli import main
 from dgpo.config import load_yaml, save_yaml
 from dgpo.errors import NonFiniteError, RunFailed
 from dgpo.rewards.base import RewardError
-from dgpo.train import loaded_sets
+from dgpo.schedule import loaded_sets
 from runs import assert_same_run, colour, newest, rows, run, small, tensors
 
 loop = importlib.import_module("dgpo.train")
