@@ -10,7 +10,7 @@ import torch
 
 from dgpo import DGPO, Config, Sampling
 from dgpo.algorithms import AWM, DiffusionDPO
-from dgpo.comparison import compared, with_advantages
+from dgpo.comparison import compared, constant_scores, with_advantages
 from dgpo.rewards.base import RewardError
 from dgpo.train import describe, of_one_size
 from dgpo.types import Rollout
@@ -108,3 +108,10 @@ def test_normalised_rewards_weigh_what_their_weights_say():
     dropped = compared(rollout([NAN] + [0] * 11, one=[NAN, *one[1:]], two=[NAN, *two[1:]]), config)
     assert len(dropped.rewards) == 11
     assert dropped.rewards[:3].sum().abs() < 1e-3, "normalised over the images that stay"
+
+
+def test_a_reward_that_tells_no_images_apart_is_found():
+    """Over the images that it scored: `one` has none of the first group, and `two` only differs in the last."""
+    given = rollout([0] * 12, one=[NAN] * 4 + [0.5] * 8, two=[1] * 11 + [2])
+    assert constant_scores(given, CONFIG) == {"one": 0.5}
+    assert constant_scores(rollout([0] * 12, one=[NAN] * 11 + [0.5], two=[NAN] * 12), CONFIG) == {}

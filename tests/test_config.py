@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -240,3 +241,80 @@ def test_a_lora_config_is_filled_only_where_nothing_is_given():
     assert given.filled(told) == given
     assert LoraConfig(alpha=8).filled(told) == replace(told, alpha=8, alpha_pattern={})
     assert LoraConfig().filled(PLAIN_LORA) == PLAIN_LORA
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        lambda v: {"max_minutes": v},
+        lambda v: {"text_dropout": v},
+        lambda v: {"distilled_guidance": v},
+        lambda v: {"rewards": {"shapes": 1.0, "clip": v}},
+        lambda v: {"sampling": Sampling(eval_guidance_scale=v)},
+        lambda v: {"sampling": Sampling(shift=v)},
+        lambda v: {"optimizer": Optimizer(weight_decay=v)},
+        lambda v: {"optimizer": Optimizer(max_grad_norm=v)},
+        lambda v: {"optimizer": Optimizer(betas=(0.9, v))},
+    ],
+)
+def test_nan_and_infinity_are_refused_in_every_float_field(fields: Any, value: float) -> None:
+    with pytest.raises(UserError, match=r"=.*(nan|inf).* cannot work: it must be finite"):
+        Config(**fields(value))
+
+
+def all_floats(kind: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(kind):
+        default = getattr(kind, field.name)
+        if dataclasses.is_dataclass(default):
+            found += all_floats(default, f"{prefix}{field.name}.")
+        elif str(field.type).startswith("float"):
+            found.append(f"{prefix}{field.name}")
+    return found
+
+
+@pytest.mark.parametrize("name", all_floats(Config()))
+def test_nan_in_a_file_names_its_field(name: str, tmp_path: Path) -> None:
+    heading, _, own = name.rpartition(".")
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{heading}:\n  {own}: .nan\n" if heading else f"{own}: .nan\n")
+    with pytest.raises(UserError, match=rf"{own}=nan"):
+        load_yaml(path)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -1.0])
+@pytest.mark.parametrize("name", ["guidance_scale", "eval_guidance_scale"])
+def test_guidance_below_one_is_refused_with_what_it_would_do(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"sampling.{name}={value} cannot work.* do not follow their prompt.* take 1"):
+        Config(sampling=Sampling(**{name: value}))
+    Config(sampling=Sampling(**{name: 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\niterations: 3\nseed: 2\n", "'seed' stands in line 1 and again in line 3"),
+        ("optimizer:\n  lr: 1e-3\n  eps: 1e-8\n  lr: 1e-4\n", "'lr' stands in line 2 and again in line 4"),
+        ("rewards: {shapes: 1,\n  shapes: 2}\n", "'shapes' stands in line 1 and again in line 2"),
+        (
+            "optimizer:\n  lr: 1e-3\nseed: 1\noptimizer:\n  eps: 1e-8\n",
+            "'optimizer' stands in line 1 and again in line 4",
+        ),
+        ("rewards: {shapes: 1, shapes: 2}\n", "'shapes' stands in line 1 and again in line 1"),
+    ],
+)
+def test_of_two_equal_keys_none_is_dropped_in_silence(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"mine.yaml: {message}"):
+        load_yaml(path)
+
+
+def test_the_same_key_under_other_headings_is_fine(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: x\nalgorithm:\n  name: awm\noptimizer:\n  name: adamw\nsampling: &s {shift: 2.0}\n")
+    assert load_yaml(path).sampling.shift == 2.0

@@ -44,6 +44,19 @@ def test_jsonl_keeps_everything_but_the_prompt_as_metadata(tmp_path):
         ("bad.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', "line 3 of .*bad.jsonl' is not JSON"),
         ("array.jsonl", '["a cat"]\n', "line 1 .*must be an object"),
         ("without.jsonl", '{"prompt": "a"}\n{"text": "b"}\n', "line 2 .*has no prompt"),
+        (
+            "text.jsonl",
+            '{"text": "a cat", "tag": "x"}\n',
+            "line 1 .*has no prompt: its keys are 'text', 'tag', .* under 'prompt'; rename 'text'",
+        ),
+        (
+            "caption.jsonl",
+            '{"caption": "a cat"}\n',
+            "its keys are 'caption', .*; rename 'caption' if it holds the text",
+        ),
+        ("no_keys.jsonl", "{}\n", "line 1 .*has no prompt: its keys are none"),
+        ("twice.jsonl", '{"prompt": "a", "prompt": "b"}\n', "line 1 .*is not JSON: it has the key 'prompt' twice"),
+        ("deep.jsonl", "[" * 100_000 + "\n", "line 1 .*is not JSON"),
         ("blank.jsonl", '{"prompt": " "}\n', "line 1 .*has no prompt"),
         ("number.jsonl", '{"prompt": 3}\n', "line 1 .*got 3"),
         ("prompts.csv", "a\n", "cannot read prompts from .*prompts.csv.*FILE.jsonl"),
@@ -164,3 +177,13 @@ def test_resumes_from_one_integer():
 def test_sampler_over_nothing():
     with pytest.raises(UserError, match="over 0 prompts"):
         PromptSampler(0, seed=0)
+
+
+def test_every_row_knows_where_it_came_from(tmp_path):
+    (tmp_path / "a.txt").write_text("\na cat\n\na dog\n")
+    loaded = load_prompts(tmp_path / "a.txt")
+    assert [loaded.place(i) for i in range(2)] == [f"line {n} of '{tmp_path}/a.txt'" for n in (2, 4)]
+    assert loaded.subset([1]).place(0) == load_prompts(loaded.subset([1])).place(0) == loaded.place(1)
+    assert load_prompts(["a", "b"]).place(1) == "prompt number 2"
+    assert PromptSet(["a"], [{}]).place(0) == "prompt 0"
+    assert load_prompts("shapes:seen").place(2) == "prompt 3 of 'shapes:seen'"

@@ -192,3 +192,17 @@ def test_calls_that_were_repeated_are_counted(model, tiny_folder, tmp_path):
     assert metrics["eval/seen/moody/retries"] == 1
     assert metrics["eval/seen/moody"] == 1
     assert "eval/seen/reward/retries" not in metrics
+
+
+def test_the_error_is_over_different_prompts(model, tiny_folder, tmp_path):
+    """Each prompt three times: the mean is that over rows, and the error that of clusters."""
+    config = small(tiny_folder, tmp_path, eval_images_per_prompt=1, num_samples=0)
+    prompts = load_prompts(["a", "b", "c"] * 3)
+    values = torch.tensor([0.0, 3.0, 6.0, 0.0, 3.0, 6.0, 1.0, 4.0, 7.0])
+    rewards = RewardSet({"colour": 1.0}, {"colour": lambda images, *_: values})
+    found = evaluate(model, CondCache(model), {"seen": prompts}, rewards, config)
+    assert found.metrics["eval/seen/colour"] == pytest.approx(10 / 3)
+    assert found.metrics["eval/seen/colour/stderr"] == pytest.approx(3 / 3**0.5), (
+        "three prompts of means 1/3, 10/3, 19/3"
+    )
+    assert found.distinct["seen"].tolist() == [0, 1, 2] * 3

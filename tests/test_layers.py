@@ -64,7 +64,7 @@ SIDEWAYS = {
     "dgpo/core": {"dgpo/errors.py"},
     "dgpo/algorithms": {"dgpo/types.py"},
     "dgpo/config.py": {"dgpo/types.py", "dgpo/algorithms", "dgpo/fields.py"},
-    "dgpo/rewards": {"dgpo/worlds"},
+    "dgpo/rewards": {"dgpo/worlds", "dgpo/data.py"},
     "dgpo/worlds": {"dgpo/checkpoint.py"},
     "dgpo/data.py": {"dgpo/worlds"},
     "dgpo/imagefolder.py": {"dgpo/data.py"},

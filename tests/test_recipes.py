@@ -10,6 +10,7 @@ from dgpo import DGPO, UserError
 from dgpo.config import from_dict, load_yaml, save_yaml, to_dict
 from dgpo.models import FAMILIES
 from dgpo.recipes import RECIPES, VARIANTS, recipe
+from dgpo.rewards.base import BUILT_IN
 
 PUBLISHED = {  # reward: beta, kl_coef, clip_range, trunc_steps, std, group_size, sampling_switch of guided rollouts
     "ocr": (100, 0.02, 1e-2, 6, "batch", 16, 200),
@@ -72,3 +73,16 @@ def test_unknown_names_are_told() -> None:
         recipe("sd35m_orc")
     with pytest.raises(UserError, match=r"there is no variant '24g' of a recipe\. Did you mean '24gb'"):
         recipe("tiny@24g")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_in_every_recipe_an_alarm_can_fire_without_further_weights(name: str) -> None:
+    config = recipe(name)
+    assert set(config.eval_rewards) - set(config.rewards)
+    assert config.eval_every
+    assert config.eval_prompts
+    assert config.eval_images_per_prompt > 1
+    for reward in config.eval_rewards:
+        module = BUILT_IN[reward].partition(":")[0]
+        assert module in ("dgpo.rewards.shapes", "dgpo.rewards.words", "dgpo.rewards.simple", "dgpo.rewards.diversity")
+    assert not {"clip_diversity"} & set(config.eval_rewards)

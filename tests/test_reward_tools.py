@@ -56,7 +56,7 @@ def test_a_folder_is_scored_size_by_size_and_never_twice(folder: Path, command: 
     assert [row["brightness"] for row in found] == pytest.approx([grey / 255 for grey in GREYS], abs=1e-6)
     assert [row["reward"] for row in found] == [row["brightness"] + 2 * row["redness"] for row in found]
     cells = [line.replace("│", " ").split() for line in out.splitlines()]
-    assert ["brightness", "0.5000", "0.1528"] in cells, "(0.374 / sqrt 6)"
+    assert ["brightness", "0.5000", "0.1155"] in cells, "two pictures of each prompt, so 0.2 / sqrt 3"
     before = (folder / "scores.jsonl").read_bytes()
     assert "pictures/scores.jsonl exists and is not replaced" in command("score pictures --rewards brightness", 2)
     assert (folder / "scores.jsonl").read_bytes() == before

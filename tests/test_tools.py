@@ -159,6 +159,9 @@ def test_sampling_depends_on_its_arguments_alone(finished_run: Path, command: Co
         ("--prompt cat --out cat.jpeg", "cat.jpeg would be no PNG"),
         ("--prompt cat --out file/cat.png", "cannot make the folder of file/cat.png"),
         ("--prompt cat --num-inference-steps 0", "num_inference_steps=0 cannot work"),
+        ("--prompt cat --guidance-scale nan", "guidance_scale=nan cannot work: it must be finite"),
+        ("--prompt cat --guidance-scale 0", "guidance_scale=0.0 cannot work"),
+        ("--prompt cat --prompt dog", "--prompt is given twice; give it once, with all its values behind it"),
         ("--prompt cat --sed 3", "Did you mean 'seed'?"),
     ],
 )

@@ -212,3 +212,37 @@ def test_changes_survive_a_kill_and_the_first_scores_are_the_runs_own(config):
     assert rows(parts.run)[-1]["eval/seen/colour/change"] == pytest.approx(
         rows(parts.run)[-1]["eval/seen/colour"] - rows(parts.run)[0]["eval/seen/colour"], abs=1e-4
     )
+
+
+def test_a_prompt_that_a_set_names_often_counts_once():
+    """Four rows of each of 20 prompts, moved alike: the interval is that of the 20, not half as wide."""
+    prompt, moves = torch.arange(20).repeat(4), draws("moves", size=20).double()
+    once, often = interval(moves), interval(moves.repeat(4), prompt)
+    assert often == pytest.approx(once, abs=0.05)
+    wrong = interval(moves.repeat(4))
+    assert (wrong[1] - wrong[0]) / (often[1] - often[0]) == pytest.approx(0.5, abs=0.06)
+    before = {"seen/x": torch.zeros(80)}
+    found = changes(before, {"seen/x": moves.repeat(4)}, {"seen": prompt})
+    assert (found["eval/seen/x/change_low"], found["eval/seen/x/change_high"]) == often
+
+
+def test_false_movement_is_no_more_frequent_where_prompts_repeat():
+    """Of 200 draws without any movement, 95 % intervals of 16 prompts, each three times, hold zero in 88 % at least."""
+    prompt = torch.arange(16).repeat(3)
+    held = [0, 0]
+    for number in range(200):
+        of_prompt = torch.randn(16, generator=seeds.generator(number, "unmoved"), dtype=torch.float64)
+        own = torch.randn(48, generator=seeds.generator(number, "own"), dtype=torch.float64)
+        moves = of_prompt.repeat(3) + 0.3 * own
+        for place, given in enumerate((prompt, None)):
+            low, high = interval(moves, given, seed=number)
+            held[place] += low <= 0 <= high
+    assert held[0] / 200 >= 0.88
+    assert held[1] / 200 < 0.8, "what counting them as independent would do"
+
+
+def test_rows_of_few_different_prompts_have_no_interval():
+    rows = torch.arange(MIN_PROMPTS - 1).repeat(5)
+    difference = {"seen/x": torch.randn(len(rows), generator=seeds.generator(0, "few"))}
+    before = {"seen/x": torch.zeros(len(rows))}
+    assert set(changes(before, difference, {"seen": rows})) == {"eval/seen/x/change"}

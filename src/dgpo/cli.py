@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
@@ -299,7 +301,7 @@ def score(given: list[str]) -> int:
         raise UserError(f"name a folder of pictures first: {usage}")
     from dgpo.reward_tools import score_folder
 
-    print(score_folder(Path(folder), dict(map(_weighted, o.rewards)), o.batch_size, o.out))
+    print(score_folder(Path(folder), _weights(o.rewards), o.batch_size, o.out))
     return 0
 
 
@@ -464,13 +466,20 @@ def _config_of(source: str) -> Config:
     return replace(config, algorithm=DGPO(t_sampling="uniform"), split_updates=False)
 
 
-def _weighted(word: str) -> tuple[str, float]:
-    """NAME or NAME=WEIGHT."""
-    name, _, weight = word.partition("=")
-    try:
-        return name, float(weight or 1)
-    except ValueError:
-        raise UserError(f"--rewards {word}: {weight!r} is no weight; give NAME or NAME=WEIGHT") from None
+def _weights(words: Iterable[str]) -> dict[str, float]:
+    """NAME, which weighs 1, or NAME=WEIGHT."""
+    found: dict[str, float] = {}
+    for word in words:
+        name, sign, weight = word.partition("=")
+        if name in found:
+            raise UserError(f"--rewards has {name!r} twice, and only one weight could count; give each name once")
+        try:
+            found[name] = float(weight) if sign else 1.0
+        except ValueError:
+            raise UserError(f"--rewards {word}: {weight!r} is no weight; give NAME or NAME=WEIGHT") from None
+        if not name or not math.isfinite(found[name]):
+            raise UserError(f"--rewards {word}: give NAME or NAME=WEIGHT, with a finite weight")
+    return found
 
 
 def _take_option(given: list[str], name: str, needs: str) -> tuple[str | None, list[str]]:
@@ -487,6 +496,7 @@ def _take_option(given: list[str], name: str, needs: str) -> tuple[str | None, l
 
 def _parse(default: T, given: list[str], usage: str, description: str) -> T:
     """`default` with the fields that are given. A UserError of a field comes out as itself, not in tyro's frame."""
+    _require_once(given)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -512,7 +522,16 @@ def _parse(default: T, given: list[str], usage: str, description: str) -> T:
         if word.startswith("--"):
             raise fields.unknown(default, word[2:].partition("=")[0].replace("-", "_"))
         raise UserError(f"{word!r} has no place here: {usage} [--FIELD VALUE ...]")
+    fields.check_types(value)
     return value
+
+
+def _require_once(given: Iterable[str]) -> None:
+    """Refuse a flag that stands twice: of two values the first would be dropped without a word."""
+    flags = Counter(word.partition("=")[0].replace("_", "-") for word in given if word.startswith("--"))
+    twice = next((flag for flag, times in flags.items() if times > 1), None)
+    if twice:
+        raise UserError(f"{twice} is given twice; give it once, with all its values behind it")
 
 
 def _switched_on(default: Any, given: list[str]) -> list[str]:
@@ -532,13 +551,13 @@ REGISTRY = ConstructorRegistry()
 def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
     """A dict with text keys is given whole, as NAME=VALUE words; tyro's own rule keeps the default's keys for ever.
 
-    Where a value is a tuple of texts, it is NAME=TEXT,TEXT.
+    Where a value is a tuple of texts, it is NAME=TEXT,TEXT; where it is a weight, NAME alone weighs 1.
     """
     if info.type_origin is not dict:
         return None
     kind = get_args(info.type)[1]
     several = get_origin(kind) is tuple
-    wanted = "STR,STR" if several else kind.__name__.upper()
+    wanted = "=STR,STR" if several else "[=FLOAT]" if kind is float else f"={kind.__name__.upper()}"
 
     def pair(word: str) -> tuple[str, Any]:
         name, _, value = word.partition("=")
@@ -547,12 +566,18 @@ def _pairs(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] 
                 return name, tuple(value.split(",")) if several else kind(value)
         except ValueError:
             pass
-        raise ValueError(f"{word!r} is not NAME={wanted}")
+        raise ValueError(f"{word!r} is not NAME{wanted}")
+
+    def pairs(words: list[str]) -> dict[str, Any]:
+        found = _weights(words) if kind is float else dict(map(pair, words))
+        if len(found) < len(words):
+            raise UserError(f"of {' '.join(words)} two have the same name, and only one could count; give each once")
+        return found
 
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar=f"[NAME={wanted} ...]",
-        instance_from_str=lambda words: dict(pair(word) for word in words),
+        metavar=f"[NAME{wanted} ...]",
+        instance_from_str=pairs,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [f"{name}={','.join(v) if several else v}" for name, v in value.items()],
     )

@@ -70,3 +70,17 @@ def with_advantages(algorithm: Algorithm, rollout: Rollout, config: Config) -> R
     return rollout._replace(
         advantages=torch.where(stays, advantages[at], 0.0), trained=stays & trained[at], group_sizes=sizes
     )
+
+
+def constant_scores(rollout: Rollout, config: Config) -> dict[str, float]:
+    """Rewards that gave all images of a rollout, over all ranks, the same score, with it: nothing is learned from them.
+
+    One image alone tells nothing.
+    """
+    found = {}
+    for name in config.rewards:
+        scores = distributed.all_gather_rows(rollout.score(name))
+        scores = scores[~scores.isnan()]
+        if len(scores) > 1 and scores.min() == scores.max():
+            found[name] = scores[0].item()
+    return found

@@ -21,6 +21,7 @@ import yaml
 from dgpo import fields
 from dgpo.algorithms import ALGORITHMS, DGPO, AnyAlgorithm
 from dgpo.algorithms.base import require
+from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import SOLVERS
 from dgpo.errors import UserError, did_you_mean
 from dgpo.files import whole
@@ -72,9 +73,9 @@ class Sampling:
     num_inference_steps: int = 10
     """Solver steps."""
     guidance_scale: float = 4.5
-    """Classifier-free guidance of rollouts; 1 is none and costs half."""
+    """Classifier-free guidance of rollouts; at least 1, which is none and costs half."""
     eval_guidance_scale: float | None = None
-    """Guidance of evaluations and samples; None: as rollouts."""
+    """Guidance of evaluations and samples, at least 1; None: as rollouts."""
     eval_num_inference_steps: int | None = None
     """Solver steps of evaluations and samples; None: as rollouts."""
     shift: float | None = None
@@ -370,6 +371,14 @@ def _check_ranges(config: Config) -> None:
     for name in ("lora.rank_pattern", "lora.alpha_pattern"):
         for layer, value in attrgetter(name)(config).items():
             require(value > 0, f"{name} gives {layer!r} {value}: it must be above 0")
+    for name in ("sampling.guidance_scale", "sampling.eval_guidance_scale"):
+        require_guidance(name, attrgetter(name)(config))
+    for name, weight in config.rewards.items():
+        require(
+            weight != 0,
+            f"the reward {name!r} has the weight 0, which trains on nothing; let eval_rewards name it, which are "
+            "scored at evaluations and never trained, or give it a weight",
+        )
     decays = (*config.optimizer.betas, config.optimizer.ema_decay)
     require(
         all(0 <= decay < 1 for decay in decays),
@@ -427,6 +436,8 @@ def load_yaml(path: str | Path) -> Config:
     """Read a config file."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except _TwiceError as error:
+        raise UserError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
     if not isinstance(values, dict):
@@ -445,8 +456,24 @@ def changed_fields(before: Config, after: Config) -> list[str]:
     return fields.changed(before, after)
 
 
+class _TwiceError(Exception):
+    """A mapping has a key twice."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe, and reads 3e-4 as a number, as YAML 1.2 does and PyYAML does not."""
+    """Safe, reads 3e-4 as a number and refuses equal keys, as YAML 1.2 does and PyYAML does not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _TwiceError(
+                    f"{key.value!r} stands in line {lines[key.value]} and again in line {line}, under one heading; "
+                    "only one of them could count. Delete the other"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

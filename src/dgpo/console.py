@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -36,6 +37,7 @@ class Console:
         self._watched = ""
         self._timed = False
         self._told_encoding = False
+        self._constant: set[str] = set()
 
     def __enter__(self) -> Console:
         for line in self.plan():
@@ -65,6 +67,21 @@ class Console:
             f"{c.updates_per_rollout} optimizer step(s), {evaluations:,} network evaluations",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
+
+    def warn(self, texts: Iterable[str]) -> None:
+        """What the run goes on in spite of."""
+        for text in texts:
+            self._out.print(f"warning: {text}", style="yellow")
+
+    def constant(self, iteration: int, scores: Mapping[str, float]) -> None:
+        """These rewards told no two images of a rollout apart; said once of each."""
+        self.warn(
+            f"the reward {name!r} gave all images of iteration {iteration} the score {score:g}, from which nothing can "
+            "be learned. It is said once; see train/frac_reward_zero_std whether it stays so"
+            for name, score in scores.items()
+            if name not in self._constant
+        )
+        self._constant |= {*scores}
 
     def encoding(self, left: int) -> None:
         """So many prompts are still to be encoded, before the first iteration."""
@@ -116,6 +133,12 @@ class Console:
         for score in (*strict, *self._config.eval_rewards, "reward"):
             for name in self._config.eval_prompts:
                 yield f"eval/{name}/{score}"
+
+
+def warn(texts: Iterable[str]) -> None:
+    """The same outside of a run, apart from what a command prints."""
+    for text in texts:
+        print(f"dgpo: warning: {text}", file=sys.stderr)
 
 
 def _kinds(config: Config) -> str:

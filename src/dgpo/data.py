@@ -11,9 +11,9 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,16 +27,19 @@ FORMS = (
     "geneval:train, geneval:test, geneval:unseen or geneval:benchmark, "
     "optionally with kinds (shapes:train:counting,colors)"
 )
+CAPTIONS = ("text", "caption", "description", "target")
+"""Keys under which other data sets keep a prompt."""
 _FORM = 'an object such as {"prompt": "a cat"}'
 _HF_SOURCE = re.compile(r"hf:(?P<name>[^:]+)(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<column>[^:]+))?")
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts and their metadata, row by row."""
+    """Prompts and their metadata, row by row. places: where each came from, such as "line 3 of 'x.txt'", if known."""
 
     prompts: list[str]
     metadata: list[dict[str, Any]]
+    places: list[str] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.metadata):
@@ -51,13 +54,20 @@ class PromptSet:
     def subset(self, index: Iterable[int]) -> PromptSet:
         """The rows named by `index`, in that order."""
         index = list(index)
-        return PromptSet([self.prompts[i] for i in index], [self.metadata[i] for i in index])
+        places = [self.places[i] for i in index] if self.places else []
+        return PromptSet([self.prompts[i] for i in index], [self.metadata[i] for i in index], places)
+
+    def place(self, index: int) -> str:
+        """Where a row came from, for messages."""
+        return self.places[index] if self.places else f"prompt {index}"
 
 
 def load_prompts(source: str | Path | PromptSet | Iterable[Any]) -> PromptSet:
     """Read prompts from any of `FORMS`. At least one prompt, or a UserError that says what is wrong where."""
     if isinstance(source, PromptSet):
-        rows = list(zip(source.prompts, source.metadata))
+        rows = [
+            _Row(prompt, row, source.place(i)) for i, (prompt, row) in enumerate(zip(source.prompts, source.metadata))
+        ]
     elif not isinstance(source, (str, Path)):
         rows = [_row(item, f"prompt number {number}") for number, item in enumerate(source, start=1)]
     elif str(source).startswith("hf:"):
@@ -68,30 +78,46 @@ def load_prompts(source: str | Path | PromptSet | Iterable[Any]) -> PromptSet:
         rows = list(_file_rows(Path(source)))
     if not rows:
         raise UserError(f"there is no prompt in {_name(source)}; a run needs at least one")
-    return PromptSet([prompt for prompt, _ in rows], [metadata for _, metadata in rows])
+    return PromptSet([row.prompt for row in rows], [row.metadata for row in rows], [row.place for row in rows])
 
 
 def _name(source: Any) -> str:
     return repr(str(source)) if isinstance(source, (str, Path)) else "the given list"
 
 
-def _row(item: Any, where: str) -> tuple[str, dict[str, Any]]:
-    """(prompt, metadata) from a string, a pair, or a dict with the key `prompt`; `where` names it in errors."""
+class _Row(NamedTuple):
+    prompt: str
+    metadata: dict[str, Any]
+    place: str
+
+
+def _row(item: Any, where: str) -> _Row:
+    """A row from a string, a pair, or a dict with the key `prompt`; `where` names it in errors."""
     if isinstance(item, str):
         prompt, metadata = item, {}
     elif isinstance(item, dict):
+        if "prompt" not in item:
+            raise UserError(f"{where} has no prompt: {_other_keys(item)}")
         metadata = {key: value for key, value in item.items() if key != "prompt"}
-        prompt = item.get("prompt")
+        prompt = item["prompt"]
     elif isinstance(item, Sequence) and len(item) == 2 and isinstance(item[1], dict):
         prompt, metadata = item[0], dict(item[1])
     else:
         raise UserError(f"{where} is {item!r}; give a string, (prompt, metadata) or a dict with the key 'prompt'")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{where} has no prompt: got {prompt!r} where a text must stand")
-    return prompt, metadata
+    return _Row(prompt, metadata, where)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _other_keys(item: dict[Any, Any]) -> str:
+    """What stands there instead, and the key that may be meant."""
+    keys = ", ".join(repr(str(key)) for key in item)
+    meant = next((key for key in CAPTIONS if isinstance(item.get(key), str)), None)
+    rename = f"; rename {meant!r} if it holds the text" if meant else ""
+    return f"its keys are {keys or 'none'}, and the text must stand under 'prompt'{rename}"
+
+
+def _file_rows(path: Path) -> Iterator[_Row]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"cannot read prompts from {str(path)!r}; give {FORMS}")
     try:
@@ -104,7 +130,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield _row(line.strip() if path.suffix == ".txt" else json_object(line, where, _FORM), where)
 
 
-def _world_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
+def _world_rows(source: str) -> list[_Row]:
     from dgpo.worlds.geneval import prompts as geneval
     from dgpo.worlds.shapes import prompts as shapes
     from dgpo.worlds.words import prompts as words
@@ -114,10 +140,10 @@ def _world_rows(source: str) -> list[tuple[str, dict[str, Any]]]:
         raise UserError(f"cannot read prompts from {source!r}; the form is {world}:SPLIT[:KIND,KIND]")
     names = tuple(kind.strip() for kind in kinds[0].split(",")) if kinds else None
     load = {"geneval": geneval.load, "shapes": shapes.load, "words": words.load}[world]
-    return [_row(item, f"prompt of {source!r}") for item in load(split, names)]
+    return [_row(item, f"prompt {number} of {source!r}") for number, item in enumerate(load(split, names), start=1)]
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _hub_rows(source: str) -> Iterator[_Row]:
     match = _HF_SOURCE.fullmatch(source)
     if match is None:
         raise UserError(f"cannot read prompts from {source!r}; the form is hf:NAME[:SPLIT[:COLUMN]]")

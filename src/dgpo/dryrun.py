@@ -22,6 +22,7 @@ from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import RunFailed, UserError
 from dgpo.evalname import eval_names
 from dgpo.geometry import geometry
+from dgpo.rewards.combine import check_run
 from dgpo.tools import load_trained
 from dgpo.trackers import read_metrics
 from dgpo.train import reward_sets, train
@@ -37,10 +38,7 @@ def dry_run(config: Config) -> list[str]:
     reward, eval_reward = reward_sets(config, {})
     sets = {name: load_prompts(source) for name, source in config.eval_prompts.items() if config.eval_every}
     prompts = None if config.offline is not None else load_prompts(config.prompts)
-    if prompts is not None:
-        reward.check_metadata(prompts.metadata)
-    for some in sets.values():
-        eval_reward.check_metadata(some.metadata)
+    doubts = check_run(config, reward, eval_reward, prompts, sets)
     with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
         small = smallest(config, Path(folder), prompts, sets)
         try:
@@ -50,7 +48,7 @@ def dry_run(config: Config) -> list[str]:
                 raise error.__cause__ from None
             error.args = (error.plain or str(error),)
             raise
-        return list(_found(config, small, run, prompts, sets))
+        return [*_found(config, small, run, prompts, sets), *(f"but {doubt}" for doubt in doubts)]
 
 
 def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]) -> Config:
@@ -60,7 +58,10 @@ def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict
     if prompts is not None and config.reward_tags:
         chosen = _one_of_each_tag(prompts)
         groups = max(GROUPS, len(chosen))
-    few = {name: _write(folder / f"eval-{name}.jsonl", some, EVALUATED) for name, some in sets.items()}
+    few = {}
+    for name, some in sets.items():
+        shown = _one_of_each_tag(some) if config.reward_tags else some.subset(range(min(EVALUATED, len(some))))
+        few[name] = _write(folder / f"eval-{name}.jsonl", shown, len(shown))
     small = replace(
         config,
         out=str(folder / "run"),

@@ -1,10 +1,10 @@
 """Evaluation: fixed prompts and fixed noise, so that two evaluations of a run differ by the weights alone.
 
-For each set of prompts: the mean of every score with its standard error over prompts, the same for each kind of prompt
-(the metadata's `tag`), and `drift`, the frozen reference's DSM loss on the images: how far they are from what the
-pretrained model would draw. Each rank draws and scores its share of the prompts, all images of a prompt together, for
-scores that need them so (diversity). No image is drawn twice to fill a batch or a rank. An image that a reward dropped
-is left out of that score's mean, and of the reward's, and counted as `missing`; calls repeated are `retries`.
+For each set of prompts: the mean of every score with its standard error over different prompts, the same for each kind
+of prompt (the metadata's `tag`), and `drift`, the frozen reference's DSM loss on the images: how far they are from what
+the pretrained model would draw. Each rank draws and scores its share of the prompts, all images of a prompt together,
+for scores that need them so (diversity). No image is drawn twice to fill a batch or a rank. An image that a reward
+dropped is left out of that score's mean, and of the reward's, and counted as `missing`; calls repeated are `retries`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from dgpo import distributed
 from dgpo.config import Config
 from dgpo.core import seeds
+from dgpo.core.clusters import numbered, standard_error
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.core.losses import dsm_loss
 from dgpo.data import PromptSet
@@ -39,6 +40,7 @@ class Evaluation(NamedTuple):
     scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images, NaN where it has none
     images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
     prompts: list[str]  # k
+    distinct: dict[str, Tensor]  # SET -> (prompts,) int64, the same number for the same prompt
 
 
 def evaluate(
@@ -71,7 +73,9 @@ def evaluate(
         if shown is None:
             shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
     prompts = next(iter(sets.values())).prompts
-    return Evaluation(metrics, means, torch.stack(shown) if shown else torch.empty(0), prompts[: len(shown or [])])
+    distinct = {name: numbered(some.prompts) for name, some in sets.items()}
+    images = torch.stack(shown) if shown else torch.empty(0)
+    return Evaluation(metrics, means, images, prompts[: len(shown or [])], distinct)
 
 
 def _score(
@@ -134,6 +138,5 @@ def _summary(key: str, means: Tensor, missing: int, prompts: PromptSet) -> dict[
         those = means[here & torch.tensor(rows)]
         if len(those):
             out[f"{key}{kind}"] = those.mean().item()
-    if here.sum() > 1:
-        out[f"{key}/stderr"] = (means[here].std() / here.sum().item() ** 0.5).item()
-    return out
+    error = standard_error(means[here], numbered(prompts.prompts)[here]) if here.any() else None
+    return out if error is None else {**out, f"{key}/stderr": error}

@@ -1,12 +1,14 @@
 """Dataclasses as trees of typed fields: built from plain values strictly, compared, and searched for a mistyped name.
 
 Nothing is converted, except that an integer serves as a float and a list as a tuple: "8" is no int, nor are 8.0 and
-true. A nested dataclass is a mapping in plain values, and a dot in names: `optimizer.lr`.
+true. NaN and infinity are no values of a field: comparisons with NaN are false, so that a check of a range misses it. A
+nested dataclass is a mapping in plain values, and a dot in names: `optimizer.lr`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
@@ -95,6 +97,17 @@ def _check_type(kind: Any, key: str, value: Any, name: str) -> None:
         problems = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
         wanted = _annotation(kind, key)
         raise UserError(f"{name}={plain(value)!r}: {' or '.join(problems)} (the type is {wanted})") from None
+    if not all(map(math.isfinite, _floats(value))):
+        raise UserError(f"{name}={plain(value)!r} cannot work: it must be finite, and NaN and infinity are not")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """All floats in a value, however deep."""
+    if isinstance(value, float):
+        yield value
+    elif isinstance(value, (Mapping, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _floats(item)
 
 
 def _is_empty(kind: Any, key: str, value: Any, name: str) -> UserError:

@@ -72,12 +72,21 @@ def _mode_of_new_files(folder: Path) -> int:
 def json_object(text: str, where: str, form: str = "an object in braces") -> dict[str, Any]:
     """The object that `text` holds. where: its place, and form: what was awaited, for the UserError."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = json.loads(text, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{where} is {text.strip()[:80]!r}; it must be {form}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict; of two equal keys the first would be dropped without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
 
 
 def image_size(path: Path, formats: tuple[str, ...], failure: str) -> tuple[int, int]:

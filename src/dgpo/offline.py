@@ -107,7 +107,11 @@ class GroupDataset:
         if not self._lines:
             raise UserError(f"there is no group in {str(self.folder / 'groups.jsonl')!r}; a run needs at least one")
         self.sizes = [len(line.rewards) for line in self._lines]  # images of each group
-        self.prompts = PromptSet([line.prompt for line in self._lines], [line.metadata for line in self._lines])
+        self.prompts = PromptSet(
+            [line.prompt for line in self._lines],
+            [line.metadata for line in self._lines],
+            [line.where for line in self._lines],
+        )
         self._require_same_scores()
         self._require_images_of_one_size()
         self._require_latents()

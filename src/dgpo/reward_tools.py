@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -14,7 +12,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
+from dgpo.console import warn
 from dgpo.core import seeds
+from dgpo.core.clusters import numbered, standard_error
 from dgpo.data import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.files import whole
@@ -61,7 +61,7 @@ def _batch(folder: Path | None, source: str | None, number: int, size: int) -> B
     elif source is None:
         pictures = read_folder(folder)
         pictures = [picture for picture in pictures if picture.size == pictures[0].size]
-        prompts = PromptSet([picture.prompt for picture in pictures], [picture.metadata for picture in pictures])
+        prompts = _captions(pictures)
         images = _some([picture.path for picture in pictures], number, folder)
     else:
         paths = find_pictures(folder)
@@ -71,6 +71,11 @@ def _batch(folder: Path | None, source: str | None, number: int, size: int) -> B
     group_index = torch.arange(len(images)) // size
     rows = prompts.subset(group % len(prompts) for group in group_index.tolist())
     return Batch(images, rows.prompts, rows.metadata, group_index)
+
+
+def _captions(pictures: Sequence[Picture]) -> PromptSet:
+    """Their prompts, with the pictures' names for places."""
+    return PromptSet([p.prompt for p in pictures], [p.metadata for p in pictures], [p.name for p in pictures])
 
 
 def _some(paths: Sequence[Path], number: int, folder: Path) -> Tensor:
@@ -115,7 +120,7 @@ def score_folder(folder: Path, rewards: Mapping[str, float], batch_size: int, ou
     if not rewards or batch_size < 1:
         raise UserError("there is nothing to score: give at least one --rewards NAME and --batch-size 1 or more")
     reward, pictures = RewardSet(rewards), read_folder(folder)
-    reward.check_metadata([picture.metadata for picture in pictures])
+    warn(reward.check(_captions(pictures)))
     found: list[dict[str, float]] = [{} for _ in pictures]
     for rows in _batches(pictures, batch_size, any(map(needs_group, reward.rewards.values()))):
         batch = [pictures[row] for row in rows]
@@ -126,7 +131,7 @@ def score_folder(folder: Path, rewards: Mapping[str, float], batch_size: int, ou
     lines = [{"file_name": p.name, "prompt": p.prompt, **scores} for p, scores in zip(pictures, found)]
     with whole(path) as unfinished:
         unfinished.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    _print_means(found)
+    _print_means(found, numbered([picture.prompt for picture in pictures]))
     return path
 
 
@@ -146,12 +151,13 @@ def _batches(pictures: Sequence[Picture], batch_size: int, whole_prompts: bool) 
         yield batch
 
 
-def _print_means(rows: Sequence[Mapping[str, float]]) -> None:
+def _print_means(rows: Sequence[Mapping[str, float]], prompt: Tensor) -> None:
+    """prompt: (images,) int64, the same number for images of the same prompt."""
     table = Table("score", Column("mean", justify="right"), Column("standard error", justify="right"))
     for score in rows[0]:
-        values = [row[score] for row in rows]
-        error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        table.add_row(score, f"{fmean(values):.4f}", f"{error:.4f}" if len(values) > 1 else "")
+        values = torch.tensor([row[score] for row in rows], dtype=torch.float64)
+        error = standard_error(values, prompt)
+        table.add_row(score, f"{values.mean().item():.4f}", "" if error is None else f"{error:.4f}")
     out = Console(markup=False, emoji=False, highlight=False)
-    out.print(f"{len(rows)} images; standard errors are over images")
+    out.print(f"{len(rows)} images of {len(prompt.unique())} prompts; standard errors are over prompts")
     out.print(table)

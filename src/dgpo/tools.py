@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dgpo import checkpoint
 from dgpo.config import Config
+from dgpo.console import warn
 from dgpo.core import seeds
 from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
@@ -64,8 +65,8 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
         raise UserError("eval_prompts is empty: name a set, such as --eval-prompts seen=shapes:seen")
     sets = {name: load_prompts(prompts) for name, prompts in config.eval_prompts.items()}
     reward = RewardSet.of(config, watched=config.eval_rewards)
-    for prompts in sets.values():
-        reward.check_metadata(prompts.metadata)
+    for name, prompts in sets.items():
+        warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     model, which = load_trained(source, config)
     metrics = evaluate(model, CondCache(model, config.prompt_cache), sets, reward, config).metrics
     table = Table("score", *(Column(name, justify="right") for name in sets))
@@ -99,7 +100,7 @@ def collect_source(source: str, config: Config, number: int, folder: Path) -> st
         raise UserError(f"--groups {number} would make an empty dataset; give at least 1")
     require_new(folder)
     prompts, reward = load_prompts(config.prompts), RewardSet.of(config)
-    reward.check_metadata(prompts.metadata)
+    warn(reward.check(prompts))
     model, which = load_trained(source, config)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
     about = {

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from dgpo import checkpoint, distributed, runfolder, schedule
 from dgpo.algorithms import Algorithm
-from dgpo.comparison import compared
+from dgpo.comparison import compared, constant_scores
 from dgpo.config import Config, Optimizer, save_yaml, to_dict
 from dgpo.console import Console
 from dgpo.core import seeds
@@ -53,7 +53,7 @@ from dgpo.report import write_card, write_report
 from dgpo.report.grids import write_samples
 from dgpo.rescue import rescue
 from dgpo.rewards.base import Reward
-from dgpo.rewards.combine import RewardSet
+from dgpo.rewards.combine import RewardSet, check_run
 from dgpo.rollout import chunks, collect, replay
 from dgpo.stopwatch import Stopwatch
 from dgpo.trackers import NullTracker, TrackerGroup, closed, make_trackers, require_trackers
@@ -124,10 +124,7 @@ def _train(
     sources = config.eval_prompts if config.eval_every else {}
     eval_sets = {name: load_prompts(source) for name, source in sources.items()}
     reward, eval_reward = reward_sets(config, functions)
-    if dataset is None:
-        reward.check_metadata(prompts.metadata)
-    for some in eval_sets.values():
-        eval_reward.check_metadata(some.metadata)
+    doubts = check_run(config, reward, eval_reward, prompts if dataset is None else None, eval_sets)
     require_trackers(config.trackers)
     if config.push_to_hub:
         require_login(config.push_to_hub)
@@ -154,6 +151,7 @@ def _train(
     saved = state.iteration if config.checkpoint_every or resume else -1
     tracker = open_trackers(config, run, state, resume)
     console = Console(config, model, algorithm, len(prompts))
+    console.warn(doubts)
     latest: dict[str, float] = {}
 
     def broken() -> list[str]:
@@ -199,6 +197,7 @@ def _train(
                 groups = sampler.next(config.num_groups)
                 rollout = replay(model, algorithm, dataset, groups, encode, config, state.iteration, clock)
             metrics = describe(rollout, config)
+            console.constant(state.iteration + 1, constant_scores(rollout, config))
             with clock.phase("update"):
                 metrics |= improve(model, algorithm, optimizer, to_train(rollout, encode, config), state, config)
             state.iteration, state.position, state.first_step = state.iteration + 1, sampler.position, state.step
@@ -438,8 +437,10 @@ def chooses(config: Config) -> bool:
 def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
     """The metrics of an evaluation with their changes since the run's first one, and the alarm; alike on every rank."""
 
+    first = run / "first_evaluation.safetensors"
+
     def compared() -> list[dict[str, float]]:
-        return [compare(run / "first_evaluation.safetensors", iteration, found.scores)] if distributed.is_main() else []
+        return [compare(first, iteration, found.scores, found.distinct)] if distributed.is_main() else []
 
     metrics = {**found.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
     told = alarm(metrics, config.rewards, config.eval_rewards)

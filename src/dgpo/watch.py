@@ -1,7 +1,8 @@
 """The watch over what is not trained: how every score changed since the run's first evaluation, and an alarm.
 
 Evaluations share prompts and noise, so a change is a paired difference: each prompt's mean now minus the same at first.
-Its interval is a percentile bootstrap over prompts (Efron 1979, 95 %, seeded). It holds for one score at one
+Its interval is a percentile bootstrap over prompts (Efron 1979, 95 %, seeded); a prompt that a set names several times
+is one, with all its rows. It holds for one score at one
 evaluation: of many unchanged ones, about one in thirty lies below zero by chance.
 
 The alarm: some trained score's interval lies above zero while that of some watched score (`eval_rewards`) lies below,
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dgpo.core.clusters import sums_and_counts
 from dgpo.errors import UserError
 from dgpo.files import save_tensors, whole
 
@@ -53,19 +56,22 @@ class Alarm(NamedTuple):
         return f"held out, {', '.join(map(str, self.fell))} while {self.rose}"
 
 
-def compare(path: Path, iteration: int, scores: PromptScores) -> dict[str, float]:
+def compare(
+    path: Path, iteration: int, scores: PromptScores, distinct: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
     """eval/SET/SCORE/change, /change_low and /change_high against the first evaluation, which the file `path` keeps.
 
-    The run's first evaluation is written there and has no change; so is one that a resumed run makes again.
+    distinct: SET -> (prompts,) int64, the same number for the same prompt; where it is missing all prompts differ. The
+    run's first evaluation is written there and has no change; so is one that a resumed run makes again.
     """
     first = _read(path)
     if first is None or first.iteration >= iteration:
         _write(path, iteration, scores)
         return {}
-    return changes(first.scores, scores)
+    return changes(first.scores, scores, distinct)
 
 
-def changes(before: PromptScores, now: PromptScores) -> dict[str, float]:
+def changes(before: PromptScores, now: PromptScores, distinct: Mapping[str, Tensor] | None = None) -> dict[str, float]:
     """The same of two evaluations, for the scores and the prompts that both have."""
     found: dict[str, float] = {}
     for name in (name for name in now if name in before):
@@ -75,26 +81,40 @@ def changes(before: PromptScores, now: PromptScores) -> dict[str, float]:
                 "cannot be compared. Give the evaluation set the prompts that it had"
             )
         difference = now[name].double() - before[name].double()
-        difference = difference[difference.isfinite()]
+        here = difference.isfinite()
+        difference, prompt = difference[here], (distinct or {}).get(name.split("/")[0], torch.arange(len(here)))[here]
         if len(difference):
             found[f"eval/{name}/change"] = difference.mean().item()
-        if len(difference) >= MIN_PROMPTS:
-            found[f"eval/{name}/change_low"], found[f"eval/{name}/change_high"] = interval(difference)
+        if len(prompt.unique()) >= MIN_PROMPTS:
+            found[f"eval/{name}/change_low"], found[f"eval/{name}/change_high"] = interval(difference, prompt)
     return found
 
 
-def interval(difference: Tensor, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean. difference: (prompts,)."""
+def interval(difference: Tensor, prompt: Tensor | None = None, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean, over different prompts: each is drawn with all its rows.
+
+    difference: (rows,) float; prompt: (rows,) int64, the number of each row's prompt; None: all differ.
+    """
     from scipy.stats import bootstrap  # its import takes a second
 
+    if prompt is None or len(prompt.unique()) == len(prompt):
+        data, statistic = (difference,), np.mean
+    else:
+        data, statistic = sums_and_counts(difference, prompt), _ratio
     result = bootstrap(
-        (difference.numpy(),),
-        np.mean,
+        tuple(part.numpy() for part in data),
+        statistic,
         n_resamples=RESAMPLES,
+        paired=len(data) > 1,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The mean over rows from the sums and numbers of rows of each prompt."""
+    return sums.sum(axis) / counts.sum(axis)
 
 
 def alarm(metrics: Mapping[str, float], rewards: Mapping[str, float], watched: Iterable[str]) -> Alarm | None:

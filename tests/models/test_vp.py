@@ -201,10 +201,17 @@ def test_the_family_and_its_shapes(name, model):
 
 def test_conditioning_and_t_matter_and_guidance_is_a_line(model):
     with torch.no_grad():
-        v_cond, v_uncond = velocity(model, 1.0), velocity(model, 0.0)
+        v_cond = velocity(model, 1.0)
+        v_uncond = model.velocity(stock_noise(model), T, model.encode([""] * len(T)), 1.0)
         assert (v_cond - v_uncond).abs().max() > 0.02
         torch.testing.assert_close(velocity(model, 3.0), v_uncond + 3 * (v_cond - v_uncond), rtol=1e-3, atol=1e-3)
         assert (velocity(model, 1.0, T + 0.01) - v_cond).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.99, -1.0, float("nan")])
+def test_guidance_below_one_is_refused_with_what_it_would_do(model, scale):
+    with pytest.raises(UserError, match=f"guidance_scale={scale} cannot work.* do not follow their prompt.*take 1"):
+        velocity(model, scale)
 
 
 def test_rows_do_not_depend_on_their_batch(model):

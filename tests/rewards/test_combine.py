@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from dgpo.data import PromptSet
 from dgpo.errors import UserError
+from dgpo.rewards import simple
 from dgpo.rewards.base import RewardError, requires
 from dgpo.rewards.combine import RewardSet
 
 IMAGES, PROMPTS, METADATA = torch.rand(3, 3, 8, 8), ["a", "bb", "ccc"], [{}, {}, {}]
+PROMPT_SET = PromptSet(PROMPTS, METADATA)
 OURS = {
     "length": lambda images, prompts, metadata: [len(p) for p in prompts],
     "both": lambda images, prompts, metadata: {"sum": torch.ones(3), "half": torch.full((3,), 0.5)},
@@ -28,7 +31,7 @@ def test_watched_scores_weigh_nothing():
     assert rewards.tolist() == [1, 2, 3]
 
 
-def test_all_rewards_see_the_same_detached_fp32_tensor():
+def test_all_rewards_see_the_same_detached_fp32_images():
     seen = []
 
     def watch(images, prompts, metadata):
@@ -37,9 +40,81 @@ def test_all_rewards_see_the_same_detached_fp32_tensor():
 
     images = IMAGES.to(torch.float64).requires_grad_()
     RewardSet({"one": 1.0, "two": 1.0}, {"one": watch, "two": watch})(images, PROMPTS, METADATA)
-    assert seen[0] is seen[1]
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], IMAGES)
     assert seen[0].dtype == torch.float32
     assert not seen[0].requires_grad
+
+
+def test_the_built_in_rewards_share_one_tensor_so_that_a_picture_is_looked_at_once(monkeypatch):
+    seen = []
+    for name in ("brightness", "redness"):
+        monkeypatch.setattr(simple, name, ours := lambda images, *_: seen.append(images) or torch.zeros(3))
+        ours.__module__ = simple.__name__
+    RewardSet({"brightness": 1.0, "redness": 1.0})(IMAGES, PROMPTS, METADATA)
+    assert seen[0] is seen[1]
+
+
+def spoil(images, prompts, metadata):
+    """Changes all that it is given, through torch and through numpy."""
+    images.numpy()[:, 0] = 0
+    images.mul_(0.5)
+    prompts[:] = ["spoilt"] * len(prompts)
+    for row in metadata:
+        row["words"].append("spoilt")
+    return torch.arange(len(images)).float()
+
+
+def test_what_a_reward_changes_in_place_nobody_else_sees():
+    images, prompts = IMAGES.clone(), [*PROMPTS]
+    metadata = [{"words": [prompt]} for prompt in PROMPTS]
+    seen = []
+
+    def watch(images, prompts, metadata):
+        seen.append((images.clone(), [*prompts], [row["words"] for row in metadata]))
+        return torch.zeros(3)
+
+    rewards = RewardSet({"spoil": 1.0, "watch": 1.0}, {"spoil": spoil, "watch": watch})
+    rewards(images, prompts, metadata)
+    with rewards.scoring(prompts, metadata, torch.arange(3)) as scoring:  # in threads, as a rollout does
+        scoring.add(images)
+        scoring.result()
+    for pixels, texts, words in seen:
+        assert torch.equal(pixels, IMAGES)
+        assert texts == PROMPTS
+        assert words == [[prompt] for prompt in PROMPTS]
+    assert torch.equal(images, IMAGES)
+    assert (prompts, metadata) == (PROMPTS, [{"words": [prompt]} for prompt in PROMPTS])
+
+
+def test_a_call_that_is_repeated_sees_the_images_as_they_were():
+    calls = []
+
+    def moody(images, prompts, metadata):
+        calls.append(images.clone())
+        images.zero_()
+        if len(calls) == 1:
+            raise ConnectionError("busy")
+        return images.sum((1, 2, 3))
+
+    RewardSet({"moody": 1.0}, {"moody": moody}, failures={"moody": "retry(2, 0)"})(IMAGES, PROMPTS, METADATA)
+    assert torch.equal(calls[1], IMAGES)
+
+
+@pytest.mark.parametrize("kind", [torch.zeros, lambda n: torch.zeros(n).numpy()])
+def test_scores_in_a_buffer_that_the_reward_uses_again_stay(kind):
+    buffer = kind(2)
+
+    def reuse(images, prompts, metadata):
+        for place, prompt in enumerate(prompts):
+            buffer[place] = len(prompt)
+        return buffer[: len(prompts)]
+
+    prompts = ["a", "bb", "ccc", "dddd"]
+    with RewardSet({"reuse": 1.0}, {"reuse": reuse}).scoring(prompts, [{}] * 4, torch.arange(4)) as scoring:
+        for _ in range(2):
+            scoring.add(torch.zeros(2, 3, 8, 8))
+        assert scoring.result().scores["reuse"].tolist() == [1, 2, 3, 4]
 
 
 def test_failures_are_kept_in_the_given_folder(tmp_path):
@@ -56,16 +131,16 @@ def test_bad_settings_are_told():
         RewardSet({"length": float("nan")}, OURS)
     needy = requires("include")(lambda *_: [0.0])
     with pytest.raises(UserError, match="include"):
-        RewardSet({"length": 1.0}, {**OURS, "needy": needy}, watched=("needy",)).check_metadata(METADATA)
-    RewardSet({"length": 1.0}, OURS).check_metadata(METADATA)
+        RewardSet({"length": 1.0}, {**OURS, "needy": needy}, watched=("needy",)).check(PROMPT_SET)
+    assert RewardSet({"length": 1.0}, OURS).check(PROMPT_SET) == []
 
 
 def test_prompts_need_what_the_rewards_for_them_read_and_one_reward_at_least():
     needy = requires("include")(lambda *_: [0.0])
-    functions, tagged = {**OURS, "needy": needy}, [{"tag": "x", "include": []}, {"tag": "y"}]
+    functions, tagged = {**OURS, "needy": needy}, PromptSet(["a", "b"], [{"tag": "x", "include": []}, {"tag": "y"}])
     tags = {"needy": ("x",)}
-    RewardSet({"length": 1.0, "needy": 1.0}, functions, tags=tags).check_metadata(tagged)
+    RewardSet({"length": 1.0, "needy": 1.0}, functions, tags=tags).check(tagged)
     with pytest.raises(UserError, match="prompt 1 has no include"):
-        RewardSet({"length": 1.0, "needy": 1.0}, functions).check_metadata(tagged)
+        RewardSet({"length": 1.0, "needy": 1.0}, functions).check(tagged)
     with pytest.raises(UserError, match=r"no reward is for prompt 1: its tag is 'y'.* every one of needy"):
-        RewardSet({"needy": 1.0}, functions, watched=["length"], tags=tags).check_metadata(tagged)
+        RewardSet({"needy": 1.0}, functions, watched=["length"], tags=tags).check(tagged)

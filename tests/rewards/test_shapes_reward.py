@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dgpo.core.seeds import generator
+from dgpo.data import PromptSet
 from dgpo.errors import UserError
 from dgpo.rewards.combine import RewardSet
 from dgpo.worlds.shapes import detector
@@ -121,4 +122,4 @@ def test_diversity_of_a_prompt_is_given_to_each_of_its_images():
 
 def test_prompts_without_metadata_are_refused():
     with pytest.raises(UserError, match="shapes reads include"):
-        REWARDS.check_metadata([{"prompt": "a circle"}])
+        REWARDS.check(PromptSet(["a circle"], [{}]))

@@ -18,7 +18,7 @@ def test_clean_pictures_of_the_words_asked_for_score_full():
     pytest.importorskip("rapidocr_onnxruntime")
     images, rows = clean("words:unseen", 24)
     rewards = RewardSet({"ocr": 1.0}, watched=("legibility", "words_diversity"))
-    rewards.check_metadata(rows.metadata)
+    assert rewards.check(rows) == []
     scores, total = rewards(images, rows.prompts, rows.metadata)
     assert total.mean() >= 0.97
     assert scores["legibility"].min() > 0.99

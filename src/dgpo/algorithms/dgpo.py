@@ -26,6 +26,7 @@ from dgpo.algorithms.base import averaged, given, require, require_known
 from dgpo.algorithms.parts import ForwardProcess, GroupAdvantages
 from dgpo.core.ema import warmup_decay
 from dgpo.core.groups import Reduce, group_size, group_sum, identity
+from dgpo.core.guidance import require_guidance
 from dgpo.core.losses import dsm_clip_mask, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
 
@@ -112,9 +113,7 @@ class DGPO(ForwardProcess, GroupAdvantages):
             self.clip_range is None or self.clip_range > 0,
             f"clip_range={self.clip_range} would clip every image; it must be above 0, or None for no clip.",
         )
-        require(
-            self.ref_guidance_scale >= 1, f"ref_guidance_scale={self.ref_guidance_scale} must be at least 1 (none)."
-        )
+        require_guidance("ref_guidance_scale", self.ref_guidance_scale)
         require(self.sampling_switch >= 0, f"sampling_switch={self.sampling_switch} counts iterations; use 0 or more.")
         require(self.old_decay_rate >= 0, f"old_decay_rate={self.old_decay_rate} must be 0 (`old` is a copy) or more.")
         require(

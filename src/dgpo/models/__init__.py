@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,9 @@ def load_model(
         raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is unknown. {did_you_mean(dtype, DTYPES)}")
+    for name, value in (("shift", shift), ("distilled_guidance", distilled_guidance)):
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{name}={value} cannot work: it must be finite, or None for the pipeline's own")
     place = _device(device)
     source = locate(path_or_id)
     index = _model_index(source)

@@ -84,7 +84,7 @@ class VelocityModel(Protocol):
         x_t: (n, *latent_shape) fp32
         t: (n,) fp32 in [0, 1]
         cond: n rows
-        guidance_scale: s of `v_uncond + s * (v_cond - v_uncond)`; 1 is the conditional velocity alone, one forward
+        guidance_scale: s >= 1 of `v_uncond + s * (v_cond - v_uncond)`; 1 is the conditional velocity alone, one forward
         weights: the set that answers, whatever `weights.use` block surrounds the call. Only "policy" has a gradient
         """
         ...

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dgpo.config import PLAIN_LORA
 from dgpo.core.attention import Fp32Attention
+from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models.lora import write_lora
@@ -198,6 +199,7 @@ class PipelineModel:
     def velocity(
         self, x_t: Tensor, t: Tensor, cond: Any, guidance_scale: float = 1.0, weights: str = "policy"
     ) -> Tensor:
+        require_guidance("guidance_scale", guidance_scale)
         x_t, t, cond = x_t.to(self.device), t.to(self.device), cond.to(self.device)
         with self.weights.use(weights):
             if guidance_scale == 1.0:

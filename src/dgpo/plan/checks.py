@@ -22,7 +22,8 @@ from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
 from dgpo.plan.gpus import GPU
 from dgpo.plan.skeleton import find
-from dgpo.rewards.combine import RewardSet
+from dgpo.rewards.combine import RewardSet, check_run
+from dgpo.rewards.weights import MissingFiles, asking_the_hub
 from dgpo.trackers import require_trackers
 from dgpo.train import checkpoint_space
 
@@ -32,6 +33,7 @@ class Check(NamedTuple):
 
     ok: bool
     text: str
+    doubt: bool = False  # fine, and yet to be looked at
 
 
 def check(name: str, look: Callable[[], str]) -> Check:
@@ -43,21 +45,22 @@ def check(name: str, look: Callable[[], str]) -> Check:
 
 
 def run_checks(found: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
-    """All of them, in the order in which a run would fail."""
-    config, start = found.config, found.config.lora.start
-    return [
+    """All of them, in the order in which a run would fail, and what a run would only warn of."""
+    config, start, doubts = found.config, found.config.lora.start, list[str]()
+    checks = [
         check("model", lambda: _model(config, online)),
         *([check("lora.start", lambda: _lora_start(start, online))] if start else []),
         check("sizes", lambda: _sizes(found)),
         check("processes", lambda: _processes(found)),
         check("prompts", lambda: _prompts(config, online)),
-        check("rewards", lambda: _rewards(config, online)),
+        check("rewards", lambda: _rewards(config, online, doubts)),
         check("optimizer", lambda: _optimizer(config)),
         *([check("compile", lambda: _compile(found))] if config.compile else []),
         check("trackers", lambda: _trackers(config)),
         check("disk", lambda: _disk(found)),
         check("memory", lambda: _memory(found, gpu)),
     ]
+    return [*checks, *(Check(True, doubt, doubt=True) for doubt in doubts)]
 
 
 def read_prompts(config: Config, online: bool) -> PromptSet:
@@ -164,19 +167,21 @@ def _evaluated(config: Config, online: bool) -> dict[str, PromptSet]:
     return {name: _read(source, online) for name, source in sets.items()}
 
 
-def _rewards(config: Config, online: bool) -> str:
-    """Imports them, which makes those that are classes."""
+def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
+    """Imports them, which makes those that are classes, and shows them every prompt; their doubts go into `doubts`."""
     reward = RewardSet.of(config)
     watched = RewardSet.of(config, reward.rewards, watched=config.eval_rewards)
     try:
         trained, evaluated = read_prompts(config, online), _evaluated(config, online)
     except UserError:
         return f"{', '.join(watched.rewards)}; whether prompts have the metadata they read is not known"
-    if config.offline is None:
-        reward.check_metadata(trained.metadata)
-    for prompts in evaluated.values():
-        watched.check_metadata(prompts.metadata)
-    return ", ".join(watched.rewards)
+    names = ", ".join(watched.rewards)
+    try:
+        with asking_the_hub(online):
+            doubts += check_run(config, reward, watched, None if config.offline else trained, evaluated)
+    except MissingFiles as error:
+        return f"{names}; whether they can score every prompt is not known: {error}"
+    return names
 
 
 def _optimizer(config: Config) -> str:

@@ -28,7 +28,7 @@ def lines(found: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str
         yield f"time of an iteration on {gpu.name}, estimated"
         yield from _time(found, gpu)
     yield "checks"
-    yield from (f"  {'ok' if one.ok else 'problem':<9}{one.text}" for one in checks)
+    yield from (f"  {'warning' if one.doubt else 'ok' if one.ok else 'problem':<9}{one.text}" for one in checks)
 
 
 def _geometry(found: Estimate) -> Iterator[str]:

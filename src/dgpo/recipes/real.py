@@ -15,6 +15,8 @@ from typing import Any
 from dgpo.algorithms import DGPO
 from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 
+HELD_OUT = ("pixel_diversity", "jpeg_incompressibility")
+"""What a policy gives up first, variety and detail, measured without any weights, so that an alarm can tell."""
 _LORA = LoraConfig(rank=64, alpha=128)
 _OPTIMIZER = Optimizer(lr=3e-4, weight_decay=1e-4)
 
@@ -161,6 +163,7 @@ def _sd35m(name: str, reward: str, algorithm: DGPO) -> Config:
         micro_batch_size=16,
         free_text_encoders=True,
         rewards={reward: 1.0},
+        eval_rewards=HELD_OUT,
         eval_prompts={"test": _PROMPTS[reward].format("test")},
         eval_every=50,
         checkpoint_every=50,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ def noise_scale_sentence(log: Log, num_groups: int | None) -> str | None:
     if not scales or not num_groups:
         return None
     late = sorted(scales[len(scales) // 2 :])
-    low, scale, high = (late[round(share * (len(late) - 1))] for share in (0.25, 0.5, 0.75))
+    low, scale, high = (_quantile(late, share) for share in (0.25, 0.5, 0.75))
     if math.isinf(scale):
         return (
             f"In most estimates noise drowned the gradient: its noise scale is far above the {num_groups} groups "
@@ -61,6 +61,13 @@ def noise_scale_sentence(log: Log, num_groups: int | None) -> str | None:
         f"about {share:.0%} of a noiseless step's progress, and twice the groups would make {gain:.2f} times as much. "
         + _groups_advice(scale / num_groups)
     )
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """On the straight line between the two values nearest to that share; they may be infinite."""
+    place = share * (len(ordered) - 1)
+    below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
+    return below if below == above else below + (place % 1) * (above - below)
 
 
 def _whole(value: float) -> str:

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -53,7 +54,8 @@ BUILT_IN = {
 class Reward(Protocol):
     """A function, or an object with `__call__`. It may declare `required_metadata`, see `requires`.
 
-    One that declares `needs_group`, see `group_reward`, is called with a fourth argument.
+    One that declares `needs_group`, see `group_reward`, is called with a fourth argument. One that has `check_row`, see
+    rows.py, is shown every prompt before a run.
     """
 
     __call__: Callable[..., Scores]
@@ -128,14 +130,19 @@ def resolve(name: str) -> Reward:
     return found
 
 
-def check_metadata(reward: Reward, metadata: Sequence[Mapping[str, Any] | None]) -> None:
-    """Raises UserError if a prompt lacks metadata that the reward declares in `required_metadata`. None: not for it."""
+def check_metadata(
+    reward: Reward, metadata: Sequence[Mapping[str, Any]], place: Callable[[int], str] = "prompt {}".format
+) -> None:
+    """Raises UserError if a prompt lacks metadata that the reward declares in `required_metadata`.
+
+    place: names a row by its index
+    """
     needed = getattr(reward, "required_metadata", ())
     for index, row in enumerate(metadata):
-        missing = [key for key in needed if row is not None and key not in row]
+        missing = [key for key in needed if key not in row]
         if missing:
             raise UserError(
-                f"the reward {_title(reward)} reads {', '.join(needed)} from every prompt's metadata; prompt {index} "
+                f"the reward {title(reward)} reads {', '.join(needed)} from every prompt's metadata; {place(index)} "
                 f"has no {', '.join(missing)}. Give the prompts as JSON lines with these keys, or choose another reward"
             )
 
@@ -174,6 +181,11 @@ class Batch(NamedTuple):
     metadata: list[dict[str, Any]]
     group_index: Tensor | None = None  # (B,) int64 from 0
 
+    def copy(self) -> Batch:
+        """One that a reward may change without anybody else's seeing it."""
+        groups = None if self.group_index is None else self.group_index.clone()
+        return Batch(self.images.clone(), [*self.prompts], deepcopy(self.metadata), groups)
+
     def rows(self, rows: list[int]) -> Batch:
         """The same with only some images, their groups numbered anew."""
         prompts, metadata = [self.prompts[row] for row in rows], [self.metadata[row] for row in rows]
@@ -201,9 +213,10 @@ class Failed(Exception):
 
 def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
     """One call; scores {name: (B,) fp32 on the CPU}, all finite. Raises Failed, and UserError as it is."""
+    given = batch if _is_built_in(reward) else batch.copy()
     try:
         with torch.no_grad():
-            raw = reward(*(batch if needs_group(reward) else batch[:3]))
+            raw = reward(*(given if needs_group(reward) else given[:3]))
     except UserError:
         raise
     except RewardAway as error:
@@ -230,12 +243,18 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
     return scores
 
 
+def _is_built_in(reward: Reward) -> bool:
+    """Ours change nothing that they are given, so they share it: the detector then looks at a picture once for all."""
+    return str(getattr(reward, "__module__", "")).startswith("dgpo.")
+
+
 def _numbers(key: str, values: Any, count: int) -> Tensor:
+    """A copy: a reward may write its next scores into the buffer that it returned."""
     try:
         given = torch.as_tensor(values).detach()
         if given.layout != torch.strided or given.is_complex():
             raise TypeError(f"its layout is {given.layout}, its type {given.dtype}; scores are dense and real")
-        scores, shape = given.float().cpu(), tuple(given.shape)
+        scores, shape = given.float().cpu().clone(), tuple(given.shape)
     except Exception as error:  # an object of any library fails in its own way
         said = f"{type(error).__name__}: {error}"
         raise Failed(f"returned a {type(values).__name__} that is no list of numbers ({said})") from None
@@ -328,5 +347,6 @@ def _module(name: str, module_name: str) -> Any:
         ) from None
 
 
-def _title(reward: Reward) -> str:
+def title(reward: Reward) -> str:
+    """What a reward is called in messages."""
     return getattr(reward, "__name__", type(reward).__name__)

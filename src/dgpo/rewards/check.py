@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -85,24 +84,26 @@ class _Call:
         self.seconds: dict[int, list[float]] = {}  # images of a call -> of each call
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        given = batch._replace(
-            images=batch.images.clone(), prompts=deepcopy(batch.prompts), metadata=deepcopy(batch.metadata)
-        )
-
         def called(*arguments: Any) -> Scores:
+            given = Batch(*arguments)
+            copy = given.copy()
             started = time.perf_counter()
-            raw = self.reward(*arguments)
-            self.seconds.setdefault(len(arguments[1]), []).append(time.perf_counter() - started)
+            try:
+                raw = self.reward(*(copy if needs_group(self.reward) else copy[:3]))
+            finally:
+                self._compare(given, copy)
+            self.seconds.setdefault(len(given.prompts), []).append(time.perf_counter() - started)
             self.returned = _described(raw)
             return raw
 
         measured = group_reward(called) if needs_group(self.reward) else called
-        try:
-            return call_reward(self.name, measured, *given[:3], group_index=given.group_index)
-        finally:
-            same = {"images": torch.equal(given.images, batch.images)}
-            same |= {key: getattr(given, key) == getattr(batch, key) for key in ("prompts", "metadata")}
-            self.changed |= {key for key, kept in same.items() if not kept}
+        return call_reward(self.name, measured, *batch[:3], group_index=batch.group_index)
+
+    def _compare(self, before: Batch, after: Batch) -> None:
+        """Note what a call changed."""
+        same = {"images": torch.equal(before.images, after.images)}
+        same |= {key: getattr(before, key) == getattr(after, key) for key in ("prompts", "metadata")}
+        self.changed |= {key for key, kept in same.items() if not kept}
 
     def problem(self, error: RewardError | UserError) -> str:
         """What went wrong, without the advice for a run."""

@@ -8,6 +8,7 @@ scale is 1 here, so that scores of good images lie near 0.3. Others use the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ class ClipScore:
     ) -> None:
         self.towers = Towers("clip", model, processor, device=device, dtype=dtype, batch_size=batch_size)
         self.scale = scale
+
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        """Whether the end of a prompt is cut."""
+        return self.towers.check_row(prompt)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         return self.scale * self.towers.cosine(images, prompts)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from dgpo.config import Config
-from dgpo.errors import UserError
-from dgpo.rewards.base import Reward, check_metadata, needs_group, resolve
+from dgpo.data import PromptSet
+from dgpo.errors import UserError, did_you_mean
+from dgpo.rewards.base import Reward, needs_group, resolve
 from dgpo.rewards.failures import parse_policy
+from dgpo.rewards.rows import check_rows
 from dgpo.rewards.scoring import Scored, Scoring
 
 
@@ -77,16 +79,19 @@ class RewardSet:
         concerned = [all(self.applies(name, row) for name in self._owners(score)) for row in metadata]
         return values.isnan() & torch.tensor(concerned, dtype=torch.bool)
 
-    def check_metadata(self, metadata: Sequence[Mapping[str, Any]]) -> None:
-        """Refuses a run, before it starts, whose prompts lack what a reward reads, or a reward. One dict a prompt."""
+    def check(self, prompts: PromptSet) -> list[str]:
+        """Refuse prompts that a reward cannot score, or that none is for. Returns doubts about others, as lines."""
+        doubts = []
         for name, reward in self.rewards.items():
-            check_metadata(reward, [row if self.applies(name, row) else None for row in metadata])
-        for index, row in enumerate(metadata):
+            rows = [index for index, row in enumerate(prompts.metadata) if self.applies(name, row)]
+            doubts += check_rows(name, reward, prompts.subset(rows))
+        for index, row in enumerate(prompts.metadata):
             if not any(self.applies(name, row) for name in self.weights):
                 raise UserError(
-                    f"no reward is for prompt {index}: its tag is {row.get('tag')!r}, and reward_tags limits every one "
-                    f"of {', '.join(self.weights)} to others. Add the tag, or a reward for all prompts"
+                    f"no reward is for {prompts.place(index)}: its tag is {row.get('tag')!r}, and reward_tags limits "
+                    f"every one of {', '.join(self.weights)} to others. Add the tag, or a reward for all prompts"
                 )
+        return doubts
 
     def scoring(
         self,
@@ -147,3 +152,47 @@ class RewardSet:
         with self.scoring(prompts, metadata, group_index, threads=False) as scoring:
             scoring.add(images)
             return scoring.result()
+
+
+def check_run(
+    config: Config,
+    reward: RewardSet,
+    eval_reward: RewardSet,
+    prompts: PromptSet | None,
+    eval_sets: Mapping[str, PromptSet],
+) -> list[str]:
+    """Refuse a run that its prompts would stop, or that would score nothing: for `train`, its dry run and `dgpo plan`.
+
+    prompts: those that train; None where a dataset brings its rewards. Returns what may be scored otherwise than meant.
+    """
+    doubts = [] if prompts is None else [f"prompts: {doubt}" for doubt in reward.check(prompts)]
+    for name, some in eval_sets.items():
+        doubts += [f"eval_prompts {name}: {doubt}" for doubt in eval_reward.check(some)]
+    _require_tags(reward, prompts, eval_sets)
+    groups = eval_reward.needing_groups if eval_sets else []
+    if groups and config.eval_images_per_prompt < 2:
+        raise UserError(
+            f"eval_images_per_prompt={config.eval_images_per_prompt}, and {', '.join(groups)} compares the images of a "
+            "prompt; take 2 or more"
+        )
+    return doubts
+
+
+def _require_tags(reward: RewardSet, prompts: PromptSet | None, eval_sets: Mapping[str, PromptSet]) -> None:
+    """Every tag of reward_tags is that of some prompt, and every reward that trains is for some prompt that trains."""
+    sets = [*([] if prompts is None else [prompts]), *eval_sets.values()]
+    known = {str(row["tag"]): None for some in sets for row in some.metadata if row.get("tag") is not None}
+    for name, tags in reward.tags.items():
+        for tag in tags if sets else ():
+            if tag not in known:
+                raise UserError(
+                    f"reward_tags has {name}={tag}, and no prompt has the tag {tag!r}. {did_you_mean(tag, known)}"
+                    if known
+                    else f"reward_tags has {name}={tag}, and no prompt has a tag at all, in its metadata"
+                )
+        trained = [] if prompts is None else prompts.metadata
+        if name in reward.weights and trained and not any(reward.applies(name, row) for row in trained):
+            raise UserError(
+                f"the reward {name!r} would train on nothing: no prompt that trains has one of its tags, "
+                f"{', '.join(tags)}. Give such prompts, or move it to eval_rewards"
+            )

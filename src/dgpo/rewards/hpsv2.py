@@ -12,6 +12,7 @@ of torchvision; prompts are tokenised without repairing broken Unicode (ftfy).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,6 +62,10 @@ class HPSv2:
     ) -> None:
         load = self._from_file if is_file(weights) else None
         self.towers = Towers("hpsv2", weights, processor, device=device, dtype=dtype, batch_size=batch_size, load=load)
+
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        """Whether the end of a prompt is cut."""
+        return self.towers.check_row(prompt)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         return self.towers.cosine(images, prompts)

@@ -10,6 +10,7 @@ tensors of that file; heads are 64 wide, as in every BLIP. Deviation: images go 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from dgpo.errors import UserError
 from dgpo.rewards.aesthetic import layers
 from dgpo.rewards.preprocess import Preprocess
+from dgpo.rewards.rows import cut_doubt
 from dgpo.rewards.weights import check_batch_size, fill, from_pretrained, place, read_tensors
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the MLP's output, over the authors' prompts
@@ -61,8 +63,6 @@ class ImageReward:
     @cached_property
     def parts(self) -> _Parts:
         """The two encoders and the MLP, filled from the file, on the device and in the type asked for."""
-        from transformers import AutoTokenizer
-
         tensors = read_tensors(self.weights)
         if "mlp.layers.0.weight" not in tensors:
             raise UserError(f"{self.weights!r} is no ImageReward: it has no tensor mlp.layers.0.weight")
@@ -76,9 +76,19 @@ class ImageReward:
             place(vision, self.device, self.dtype),
             place(text, self.device, self.dtype),
             place(mlp, self.device, "float32"),
-            from_pretrained(AutoTokenizer, self.tokenizer, "imagereward"),
+            self._tokenizer,
             Preprocess(size, size),
         )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return from_pretrained(AutoTokenizer, self.tokenizer, "imagereward")
+
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        """Whether the end of a prompt is cut."""
+        return cut_doubt(prompt, lambda: self._tokenizer, MAX_TOKENS)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import importlib
 import re
 import unicodedata
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from dgpo.rewards.preprocess import to_bytes
 KEYS = ("text", "target")  # of the metadata, in this order
 _DOUBLE = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
 _SINGLE = re.compile(r"(?<!\w)'(.+?)'(?!\w)|(?<!\w)‘(.+?)’(?!\w)")  # an apostrophe within a word is no quote
+_OPENING = re.compile(r"(?<!\w)'\w")  # of a single quote within a part, which another one closed
+_INCH = "\0"
 _STRAIGHT = str.maketrans("‘’‚“”„‐‑–—−⁄", "'''\"\"\"-----/")
 
 
@@ -65,6 +69,28 @@ class OCR:
             "exact": [float(read == text) for read, text in zip(found, wanted)],
         }
 
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        """Refuse a prompt without a text that can be read; doubt one that can be in part, and odd quotes."""
+        text = target(prompt, metadata)
+        letters = plain(text)
+        unknown = [letter for letter in letters if letter not in self._readable]
+        told = f"the reader does not know {''.join(dict.fromkeys(unknown))!r}"
+        best = 1 - len(unknown) / len(letters)
+        if best < 0.5:
+            raise UserError(
+                f"the reward ocr cannot read {text!r}, which the prompt {prompt!r} asks for: {told}, so that the best "
+                f"picture scores {best:.2g}. Its dictionary is Chinese and Latin with few accents; give another text, "
+                "or a reward with another reader"
+            )
+        if unknown:
+            return f"{told}, so that the best picture of {text!r} scores {best:.2g}"
+        return None if _key(metadata) else _odd_quotes(prompt, text)
+
+    @cached_property
+    def _readable(self) -> frozenset[str]:
+        """All that can stand in what was read: the reader's dictionary, whose first entry stands for nothing."""
+        return frozenset("".join(map(plain, self._read.text_rec.postprocess_op.character[1:])))
+
     def read(self, images: Tensor) -> list[str]:
         """The text in each of (B, 3, H, W) pictures, fragments in reading order with spaces between, "" if none."""
         shorter = min(max(min(images.shape[2:]), self.sides[0]), self.sides[1])
@@ -81,14 +107,16 @@ class OCR:
         return max(0.0, 1 - self._distance(read, text) / len(text))
 
 
-def target(prompt: str, metadata: dict[str, Any]) -> str:
+def target(prompt: str, metadata: Mapping[str, Any]) -> str:
     """The text that a picture should show: metadata `text` or `target`, else what stands in quotes in the prompt.
 
-    Double quotes decide; single ones count where there are none. Several quoted parts are joined by a space.
+    Double quotes decide; single ones count where there are none. Several quoted parts are joined by a space. A straight
+    double quote behind a digit is an inch mark, unless it closes a quoted part.
     """
-    key = next((key for key in KEYS if key in metadata), None)
-    quoted = _DOUBLE.findall(prompt) or _SINGLE.findall(prompt)
-    text = metadata[key] if key else " ".join("".join(groups) for groups in quoted)
+    key = _key(metadata)
+    marks = _without_inches(prompt)
+    quoted = _DOUBLE.findall(marks) or _SINGLE.findall(marks)
+    text = metadata[key] if key else " ".join("".join(groups) for groups in quoted).replace(_INCH, '"')
     if not (isinstance(text, str) and plain(text)):
         given = f"its metadata {key!r} is {text!r}" if key else "nothing in it stands in quotes"
         raise UserError(
@@ -96,6 +124,32 @@ def target(prompt: str, metadata: dict[str, Any]) -> str:
             f"quotes in the prompt, or into the metadata as {KEYS[0]!r}"
         )
     return text
+
+
+def _key(metadata: Mapping[str, Any]) -> str | None:
+    """The key of the metadata that holds the text, if one does."""
+    return next((key for key in KEYS if key in metadata), None)
+
+
+def _without_inches(prompt: str) -> str:
+    """The same with _INCH in the place of every straight double quote that opens nothing, being behind a digit."""
+    letters, is_open = list(prompt), False
+    for place, letter in enumerate(prompt):
+        if letter == '"' and not is_open and prompt[max(0, place - 1) : place].isdigit():
+            letters[place] = _INCH
+        elif letter == '"':
+            is_open = not is_open
+    return "".join(letters)
+
+
+def _odd_quotes(prompt: str, text: str) -> str | None:
+    """The doubt about quotes of a prompt, and what was made of them."""
+    marks = _without_inches(prompt)
+    single = not _DOUBLE.findall(marks)
+    parts = ["".join(groups) for groups in (_SINGLE if single else _DOUBLE).findall(marks)]
+    if _INCH in marks or marks.count('"') % 2 or any(part != part.strip() or _OPENING.search(part) for part in parts):
+        return f"the quotes of {prompt!r} are doubtful; the text is taken to be {text!r}. Metadata {KEYS[0]!r} decides"
+    return None
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,7 @@ sum it is part of the weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ class PickScore:
     ) -> None:
         self.towers = Towers("pickscore", model, processor, device=device, dtype=dtype, batch_size=batch_size)
         self.scale = scale
+
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        """Whether the end of a prompt is cut."""
+        return self.towers.check_row(prompt)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         return self.scale * self.towers.logit_scale * self.towers.cosine(images, prompts)

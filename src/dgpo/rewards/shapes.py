@@ -5,23 +5,40 @@ All of them look at one detection, which the detector remembers for as long as t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from dgpo.errors import UserError
 from dgpo.rewards.base import group_reward, requires
 from dgpo.rewards.groups import for_each
+from dgpo.rewards.rows import checks_rows
 from dgpo.worlds.shapes import metrics
 from dgpo.worlds.shapes.detector import detect
-from dgpo.worlds.shapes.judge import credit, follows
+from dgpo.worlds.shapes.judge import credit, follows, require_judgeable
+from dgpo.worlds.shapes.vocabulary import MAX_OBJECTS
 
 
+def _judgeable(prompt: str, metadata: Mapping[str, Any]) -> None:
+    require_judgeable(metadata["include"])
+
+
+def _drawable(prompt: str, metadata: Mapping[str, Any]) -> None:
+    _judgeable(prompt, metadata)
+    asked = sum(entry.get("count", 1) for entry in metadata["include"])
+    if asked > MAX_OBJECTS:
+        raise UserError(f"the prompt {prompt!r} asks for {asked} objects; scenes of this world have {MAX_OBJECTS}")
+
+
+@checks_rows(_judgeable)
 @requires("include")
 def shapes(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
     """Dense: partial credit in [0, 1] by judge.credit; extra and unrecognisable objects cost. (B, 3, 64, 64) -> B."""
     return [credit(picture.objects, row["include"]) for picture, row in zip(detect(images), metadata)]
 
 
+@checks_rows(_judgeable)
 @requires("include")
 def shapes_strict(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
     """1 where the picture holds exactly what is asked for, else 0: where the dense reward is 1. (B, 3, 64, 64) -> B."""
@@ -33,6 +50,7 @@ def crispness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
     return metrics.crispness(images)
 
 
+@checks_rows(_drawable)
 @group_reward
 @requires("include")
 def diversity(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], group_index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo.rewards.preprocess import Preprocess, published
+from dgpo.rewards.rows import cut_doubt
 from dgpo.rewards.weights import check_batch_size, from_pretrained, place
 
 
@@ -49,12 +50,30 @@ class Towers:
     @cached_property
     def parts(self) -> _Parts:
         """Model, tokenizer and preprocessing, on the device and in the type asked for."""
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+        from transformers import CLIPImageProcessor, CLIPModel
 
         preprocess = published(from_pretrained(CLIPImageProcessor, self.processor, self.reward), self.processor)
-        tokenizer = from_pretrained(AutoTokenizer, self.processor, self.reward)
         model = self.load(self.model) if self.load else from_pretrained(CLIPModel, self.model, self.reward)
-        return _Parts(place(model, self.device, self.dtype), tokenizer, preprocess)
+        return _Parts(place(model, self.device, self.dtype), self.tokenizer, preprocess)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its own, without the model."""
+        from transformers import AutoTokenizer
+
+        return from_pretrained(AutoTokenizer, self.processor, self.reward)
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens that the text tower reads, from the configuration alone."""
+        from transformers import CLIPConfig
+
+        config = from_pretrained(CLIPConfig, self.processor if self.load else self.model, self.reward)
+        return config.text_config.max_position_embeddings
+
+    def check_row(self, prompt: str) -> str | None:
+        """The doubt about a prompt of which the end is cut."""
+        return cut_doubt(prompt, lambda: self.tokenizer, self.length)
 
     @property
     def logit_scale(self) -> float:

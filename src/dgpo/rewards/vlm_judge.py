@@ -101,7 +101,14 @@ class VLMJudge:
             "unparsable": [float(score is None) for score in scores],
         }
 
-    def _question(self, index: int, prompt: str, row: dict[str, Any]) -> str:
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Refuse metadata that cannot be filled into the template."""
+        try:
+            self._question(0, prompt, metadata)
+        except RewardError as error:
+            raise UserError(f"the reward vlm_judge {error}, for the prompt {prompt!r}") from error
+
+    def _question(self, index: int, prompt: str, row: Mapping[str, Any]) -> str:
         try:
             return self._template.format(**{**row, "prompt": prompt})
         except (LookupError, ValueError, TypeError, AttributeError) as error:

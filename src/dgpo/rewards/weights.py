@@ -6,6 +6,8 @@ weights_only=True, which runs no code of the file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,23 @@ from torch import Tensor, nn
 from dgpo.errors import UserError
 
 FILES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+class MissingFiles(UserError):
+    """What a reward reads is neither here nor to be had from the hub."""
+
+
+@contextmanager
+def asking_the_hub(allowed: bool) -> Iterator[None]:
+    """Where it is not allowed, only what lies here is found."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not allowed
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def is_file(weights: str | Path) -> bool:
@@ -62,7 +81,8 @@ def from_pretrained(cls: Any, name: str, reward: str) -> Any:
     try:
         found = cls.from_pretrained(str(Path(name).expanduser()), **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(
+        kind = MissingFiles if isinstance(error, OSError) else UserError
+        raise kind(
             f"the reward {reward} cannot load {name!r} as {cls.__name__}: {error}. Give a folder or an id of the "
             "Hugging Face hub that holds one"
         ) from error

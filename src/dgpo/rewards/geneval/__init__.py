@@ -12,7 +12,7 @@ Formulas and deviations: rules.py. Networks: detector.py, masks.py, colors.py. P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dgpo.errors import UserError
 from dgpo.rewards.geneval.colors import ColorClassifier, crop
-from dgpo.rewards.geneval.detector import Detector, load_detector
+from dgpo.rewards.geneval.detector import Detector, known_labels, load_detector
 from dgpo.rewards.geneval.masks import SIDES
 from dgpo.rewards.geneval.request import Request, read
 from dgpo.rewards.geneval.rules import Objects, accuracy, dense, keep, strict
@@ -59,7 +59,7 @@ class GenEval:
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, list[float]]:
         """images (B, 3, H, W) float in [0, 1] -> {"geneval", "strict", "accuracy"}, B numbers each."""
-        requests = [read(row, self._detector.labels) for row in metadata]
+        requests = [read(row, self._labels) for row in metadata]
         if not images.isfinite().all():
             raise ValueError("the picture has pixels that are not finite")
         pixels = images.clamp(0, 1).mul(255).round().byte()  # GenEval reads pictures from PNG files
@@ -85,6 +85,16 @@ class GenEval:
             for (image, label, place), color in zip(batch, self._colors(crops, [one.label for one in objects])):
                 kept[image][label][place] = kept[image][label][place]._replace(color=color)
         return kept
+
+    def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> None:
+        """Refuse metadata that the rules cannot judge, or that asks for what the detector does not know."""
+        read(metadata, self._labels)
+
+    @cached_property
+    def _labels(self) -> Collection[str]:
+        """What the detector knows, without its weights."""
+        given = self._given[0]
+        return known_labels(str(given)) if isinstance(given, (str, Path)) else given.labels
 
     @cached_property
     def _detector(self) -> Detector:

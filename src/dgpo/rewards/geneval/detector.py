@@ -46,10 +46,21 @@ def load_detector(
             "trained on COCO instances, or one that transformers loads for object detection"
         )
     network = place(from_pretrained(getattr(transformers, kind), name, "geneval"), device, dtype)
-    names = {int(index): class_name(label) for index, label in config.id2label.items()}
+    names = _names(config)
     if config.model_type in MASK_MODELS:
         return MaskDetector(network, names, sides)
     return BoxDetector(network, names, from_pretrained(transformers.AutoImageProcessor, name, "geneval"))
+
+
+def known_labels(name: str) -> frozenset[str]:
+    """What the detector of this name can see, in GenEval's names; read from its configuration alone."""
+    from transformers import AutoConfig
+
+    return frozenset(_names(from_pretrained(AutoConfig, name, "geneval")).values())
+
+
+def _names(config: Any) -> dict[int, str]:
+    return {int(index): class_name(label) for index, label in config.id2label.items()}
 
 
 class BoxDetector:

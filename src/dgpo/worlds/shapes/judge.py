@@ -78,6 +78,23 @@ def _relation(one: Found | None, other: Found | None, name: str) -> float:
     return (1 + cosine) / 2
 
 
+def require_judgeable(include: Any) -> None:
+    """Refuse an `include` that `credit` cannot judge."""
+    if not isinstance(include, Sequence) or isinstance(include, str) or not include:
+        raise UserError(f"include={include!r} asks for nothing; it must be a list of at least one entry of GenEval's")
+    for place, entry in enumerate(include):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("class"), str):
+            raise UserError(f'{entry!r} is no entry of include; each is an object such as {{"class": "circle"}}')
+        count, position = entry.get("count", 1), entry.get("position", ("above", 1 - min(place, 1)))
+        if type(count) is not int or count < 1:
+            raise UserError(f"count={count!r} of {entry['class']!r} must be a whole number, at least 1")
+        others = [other for other in range(len(include)) if other != place]
+        fits = isinstance(position, Sequence) and not isinstance(position, str) and len(position) == 2
+        if not fits or ("position" in entry and position[1] not in others):
+            raise UserError(f"position={position!r} of entry {place} must be [relation, index of another entry]")
+        _checked(entry)
+
+
 def _checked(entry: Entry) -> Entry:
     relation = entry["position"][0] if "position" in entry else None
     asked = ("class", entry["class"], SHAPES), ("color", entry.get("color"), COLORS), ("position", relation, RELATIONS)

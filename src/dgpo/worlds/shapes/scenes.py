@@ -51,7 +51,7 @@ def requests(prompts: Sequence[dict[str, Any]]) -> Requests:
     names = list(COLORS)
     for row, prompt in enumerate(prompts):
         described = sorted(prompt["include"], key=lambda o: "position" not in o)
-        objects = [o for o in described for _ in range(o["count"])]
+        objects = [o for o in described for _ in range(o.get("count", 1))]
         for place, entry in enumerate(objects):
             shape[row, place] = SHAPES.index(entry["class"])
             color[row, place] = names.index(entry["color"]) if "color" in entry else ANY
