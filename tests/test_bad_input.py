@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bad_input_table import CONFIGS, OCR, OTHERS, PROMPTS, write_files
 from dgpo.cli import main
 from dgpo.config import load_yaml, save_yaml
 from runs import small
@@ -83,6 +84,39 @@ def test_a_run_that_cannot_work_leaves_no_folder(
     assert message in refused(capsys, "train", config_file, "--out", "out", *words.split())
     assert not (tmp_path / "out").exists()
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        *((f"train {words}", message) for words, message in (*CONFIGS, *PROMPTS, *OCR)),
+        *((f"train {words} --dry-run", message) for words, message in PROMPTS[-6:]),
+        *((f"plan {words}", message) for words, message in CONFIGS[:3]),
+        *OTHERS,
+    ],
+)
+def test_the_table_of_bad_input(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """benchmarks/faults/bad_inputs.py gives all of it a process each."""
+    if " ocr " in line:
+        pytest.importorskip("rapidocr_onnxruntime", exc_type=ImportError)
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path)
+    before = contents(tmp_path)
+    words = [*line.split(), *(["--out", "out"] if line.startswith(("train", "plan")) else [])]
+    assert message in refused(capsys, *words)
+    assert not (tmp_path / "out").exists()
+    assert contents(tmp_path) == before
+
+
+def test_plan_tells_of_a_row_that_a_run_would_stop_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path)
+    assert main(["plan", "--prompts", "class.jsonl"]) == 2
+    assert "problem  rewards: line 2 of 'class.jsonl': the shapes world cannot judge" in capsys.readouterr().out
 
 
 def test_a_recipe_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
