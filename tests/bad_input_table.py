@@ -140,7 +140,7 @@ OTHERS = [  # whole command lines
     ("collect tiny-sd3 --groups 1 --prompts class.jsonl --out out", "line 2 of 'class.jsonl'"),
     ("score nowhere --rewards brightness", "there is no picture in 'nowhere'"),
     ("score nowhere --rewards brightness=nan", "with a finite weight"),
-    ("reward check shapes --tolerance nan", "--tolerance nan"),
+    ("reward check shapes --tolerance nan", "tolerance=nan cannot work"),
     ("serve-reward brightness --max-mb nan", "max_mb=nan cannot work"),
     ("train --resume nowhere", "nowhere"),
     ("train tny", "Did you mean 'tiny'?"),
