@@ -178,7 +178,7 @@ def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     names = ", ".join(watched.rewards)
     try:
         with asking_the_hub(online):
-            doubts += check_run(config, reward, watched, None if config.offline else trained, evaluated)
+            doubts += check_run(config, reward, watched, trained if config.offline is None else None, evaluated)
     except MissingFiles as error:
         return f"{names}; whether they can score every prompt is not known: {error}"
     return names
