@@ -219,3 +219,24 @@ def test_after_the_only_checkpoint_is_damaged(run: Path, capsys: pytest.CaptureF
     message = refused(capsys, "train", "--resume", run)
     assert "old.safetensors cannot be read" in message
     assert "no intact checkpoint before it" in message
+
+
+def test_doubts_are_told_by_the_plan_and_at_the_start_of_a_run_which_goes_on(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so is a reward that scores all images alike."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib.import_module("dgpo.train"), "write_report", lambda run: None)
+    (tmp_path / "doubting.py").write_text(
+        "def short(images, prompts, metadata):\n    return [1.0] * len(prompts)\n"
+        "short.check_row = lambda prompt, metadata: 'says little' if len(prompt) < 8 else None\n"
+    )
+    words = [str(config_file), "--rewards", "doubting:short", "runs:colour", "--iterations", "1", "--out", "out"]
+    told = "prompts: doubting:short, 2 of 5 prompts: says little (prompt number 3, prompt number 4)"
+    assert main(["plan", *words]) == 0
+    assert f"  warning  {told}" in capsys.readouterr().out
+    assert main(["train", *words]) == 0
+    out = capsys.readouterr().out
+    assert f"warning: {told}" in out
+    assert "warning: the reward 'doubting:short' gave all images of iteration 1 the score 1" in out

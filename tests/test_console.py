@@ -125,3 +125,13 @@ def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monke
 def test_network_evaluations(sampling: Sampling, algorithm: DGPO, updates: int, per_image: int) -> None:
     config = Config(num_groups=2, group_size=3, sampling=sampling, algorithm=algorithm, updates_per_rollout=updates)
     assert network_evaluations(config) == 6 * per_image
+
+
+def test_a_constant_reward_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with make() as shown:
+        shown.constant(1, {"shapes": 0.0})
+        shown.constant(2, {"shapes": 0.0, "clip": 0.5})
+    out = capsys.readouterr().out
+    assert "warning: the reward 'shapes' gave all images of iteration 1 the score 0, from which nothing can be" in out
+    assert "warning: the reward 'clip' gave all images of iteration 2 the score 0.5" in out
+    assert out.count("warning") == 2

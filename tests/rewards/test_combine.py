@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dgpo.core.seeds import generator
 from dgpo.data import PromptSet
 from dgpo.errors import UserError
 from dgpo.rewards import simple
@@ -144,3 +145,22 @@ def test_prompts_need_what_the_rewards_for_them_read_and_one_reward_at_least():
         RewardSet({"length": 1.0, "needy": 1.0}, functions).check(tagged)
     with pytest.raises(UserError, match=r"no reward is for prompt 1: its tag is 'y'.* every one of needy"):
         RewardSet({"needy": 1.0}, functions, watched=["length"], tags=tags).check(tagged)
+
+
+OURS_WITHOUT_WEIGHTS = (
+    *("shapes", "shapes_strict", "crispness", "diversity", "legibility", "words_diversity", "pixel_diversity"),
+    *("jpeg_compressibility", "jpeg_incompressibility", "brightness", "redness", "ocr"),
+)
+
+
+@pytest.mark.parametrize("name", OURS_WITHOUT_WEIGHTS)
+def test_built_in_rewards_change_nothing_that_they_are_given(name):
+    """They share one tensor because of this."""
+    if name == "ocr":
+        pytest.importorskip("rapidocr_onnxruntime", exc_type=ImportError)
+    images, prompts = torch.rand(4, 3, 64, 64, generator=generator(0, "unchanged")), ["a"] * 2 + ["b"] * 2
+    metadata = [{"include": [{"class": "circle", "count": 1}], "text": "CAT"} for _ in prompts]
+    before, rows = images.clone(), [*map(dict, metadata)]
+    RewardSet({name: 1.0})(images, prompts, metadata)
+    assert torch.equal(images, before)
+    assert (prompts, metadata) == (["a", "a", "b", "b"], rows)
