@@ -19,6 +19,7 @@ ROW = {"train/reward_mean": 0.5, "train/clip_fraction": 0.25, "train/grad_norm":
 CONFIG = Config(
     name="mine",
     model="models/[red]",
+    dtype="fp32",
     out="runs/mine",
     iterations=10,
     prompts="shapes:train:counting",

@@ -38,15 +38,42 @@ def test_world_size_without_a_launcher(monkeypatch):
         distributed.init("cpu")
 
 
+def gpus(monkeypatch, count):
+    """Let PyTorch see so many GPUs; returns the list of those that were made the current one."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
 def test_one_gpu_for_each_rank(monkeypatch):
+    chosen = gpus(monkeypatch, 4)
+    for local in ("0", "3"):
+        monkeypatch.setenv("LOCAL_RANK", local)
+        assert distributed.init("cuda") == torch.device("cuda", int(local))
+    assert distributed.init("cuda:1") == torch.device("cuda", 1), "and is the one that plain cuda means"
+    assert chosen == [0, 3, 1]
     monkeypatch.setenv("LOCAL_RANK", "99")
-    with pytest.raises(UserError, match="LOCAL_RANK=99 needs 100 GPUs on this machine"):
+    with pytest.raises(UserError, match="LOCAL_RANK=99 needs 100 GPUs on this machine; 4 are visible"):
         distributed.init("cuda")
+    with pytest.raises(UserError, match="device='cuda:7' needs 8 GPUs on this machine; 4 are visible"):
+        distributed.init("cuda:7")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="cuda:1 would be shared by 2 processes"):
         distributed.init("cuda:1")
+    with pytest.raises(UserError, match="2 processes cannot share Apple's mps"):
+        distributed.init("mps")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_without_a_gpu_cuda_is_to_blame_and_no_launcher(monkeypatch, device):
+    gpus(monkeypatch, 0)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match=rf"device='{device}', and PyTorch sees no CUDA GPU here .*; take auto or cpu"):
+        distributed.init(device)
 
 
 @settings(deadline=None)

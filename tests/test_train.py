@@ -19,7 +19,7 @@ import torch
 import dgpo
 import train_worker
 from dgpo import DGPO, Sampling, UserError, checkpoint, load_model, load_prompts
-from dgpo.config import Optimizer
+from dgpo.config import Optimizer, load_yaml
 from dgpo.core import seeds
 from dgpo.encoding import CondCache
 from dgpo.rewards.base import RewardError
@@ -645,3 +645,17 @@ def test_8_bits_without_torchao_are_refused_before_anything_is_written(tiny_fold
     with pytest.raises(UserError, match=r"needs torchao .* pip install 'dgpo\[8bit\]'"):
         run(small(tiny_folder, tmp_path / "run", optimizer=Optimizer(name="adamw8bit")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_the_precision_that_auto_chose(tiny_folder, tmp_path, monkeypatch):
+    """A resume on a machine whose auto is another one goes on as before, or is refused where another is asked for."""
+    config = small(tiny_folder, tmp_path / "run", iterations=1, eval_every=0)
+    assert config.dtype == "auto"
+    run(config)
+    stored = load_yaml(tmp_path / "run" / "config.yaml")
+    assert stored.dtype == "fp32"
+    train = importlib.import_module("dgpo.train")
+    monkeypatch.setattr(train, "precision_of", lambda dtype, device: "bf16" if dtype == "auto" else dtype)
+    with pytest.raises(UserError, match="started with other values of dtype"):
+        run(replace(config, iterations=2), resume=True)
+    assert run(replace(stored, iterations=2), resume=True).iterations == 2

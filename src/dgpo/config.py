@@ -128,10 +128,11 @@ class Config:
     """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3 or tiny-sd3-words, inside this package."""
     finetune: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or the whole transformer."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of the frozen parts and of the network's arithmetic; trained weights and latents are fp32."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the frozen parts and of the network's arithmetic; trained weights and latents are fp32. auto: bf16 on a CUDA
+    GPU that has it, else fp32; a run keeps what it began with."""
     device: str = "auto"
-    """auto: CUDA where there is one, else the CPU."""
+    """auto: CUDA where there is one, else Apple's mps, else the CPU."""
     resolution: int | None = None
     """Side of the images in pixels; None: the model's own."""
     gradient_checkpointing: bool = False
@@ -147,7 +148,8 @@ class Config:
     max_sequence_length: int | None = None
     """Text tokens, of the encoders where it can be chosen (T5, Qwen, Gemma); None: the pipeline's own."""
     free_text_encoders: bool = False
-    """Encode every prompt of the run before its first iteration, then let the encoders go: less memory."""
+    """Encode every prompt of the run before its first iteration, then let the encoders go: less memory. The network
+    goes to the GPU after them."""
     prompt_cache: str | None = None
     """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 

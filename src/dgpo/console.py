@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from dgpo import distributed
 from dgpo.algorithms import Algorithm
 from dgpo.config import Config
+from dgpo.core.devices import described
 from dgpo.evalname import eval_names
 from dgpo.geometry import network_evaluations
 from dgpo.models import VelocityModel
@@ -61,7 +62,8 @@ class Console:
         trainable = sum(p.numel() for p in self._model.weights.parameters())
         return [
             f"{c.name}: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
-            f"  trains {trainable:,} parameters ({c.finetune}), {c.dtype} on {self._model.device}, "
+            f"  trains {trainable:,} parameters ({c.finetune}), "
+            f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
             f"{c.updates_per_rollout} optimizer step(s), {evaluations:,} network evaluations",

@@ -45,6 +45,10 @@ def init(device: str | torch.device = "cpu", timeout_minutes: float = 60) -> tor
         )
     if device.type == "cuda" and device.index is not None:
         raise UserError(f"{device} would be shared by {expected} processes; give 'cuda', and each takes its own")
+    if device.type == "mps":
+        raise UserError(
+            f"{expected} processes cannot share Apple's mps; start one without torchrun, or take device cpu"
+        )
     device = _own(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -56,14 +60,24 @@ def init(device: str | torch.device = "cpu", timeout_minutes: float = 60) -> tor
 
 
 def _own(device: torch.device) -> torch.device:
-    """The device of this rank: `cuda` becomes `cuda:LOCAL_RANK`."""
-    if device.type != "cuda" or device.index is not None:
+    """The device of this rank, made the current one: `cuda` becomes `cuda:LOCAL_RANK`."""
+    if device.type != "cuda":
         return device
-    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local >= count:
-        raise UserError(f"LOCAL_RANK={local} needs {local + 1} GPUs on this machine; {count} are visible")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise UserError(
+            f"device={str(device)!r}, and PyTorch sees no CUDA GPU here ({_why_no_gpu()}); take auto or cpu"
+        )
+    wanted = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if wanted >= count:
+        asked = f"LOCAL_RANK={wanted}" if device.index is None else f"device={str(device)!r}"
+        raise UserError(f"{asked} needs {wanted + 1} GPUs on this machine; {count} are visible")
+    torch.cuda.set_device(wanted)  # so that "cuda" alone, as rewards say, is this one too
+    return torch.device("cuda", wanted)
+
+
+def _why_no_gpu() -> str:
+    return "its build has no CUDA" if torch.version.cuda is None else "no driver, or CUDA_VISIBLE_DEVICES hides it"
 
 
 def shutdown() -> None:

@@ -54,6 +54,11 @@ class CondCache:
             for place, prompt in enumerate(batch):
                 self._keep(prompt, rows[place : place + 1])
 
+    def know_all(self, prompts: Iterable[str], told: Callable[[int], None] = lambda number: None) -> None:
+        """Encode all that will ever be asked, the empty prompt too, and let the encoders go."""
+        self.know([*prompts, ""], told)
+        self._model.free_encoders()
+
     def _has(self, prompt: str) -> bool:
         return prompt in self._known or (self._disk is not None and self._disk.path(prompt).exists())
 

@@ -22,6 +22,7 @@ def load_configured(config: Config, sets: Iterable[str], device: str | None = No
         max_sequence_length=config.max_sequence_length,
         shift=config.sampling.shift,
         distilled_guidance=config.distilled_guidance,
+        encoders_first=config.free_text_encoders,
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
         vae_slicing=config.vae_slicing,

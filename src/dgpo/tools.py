@@ -68,7 +68,10 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     model, which = load_trained(source, config)
-    metrics = evaluate(model, CondCache(model, config.prompt_cache), sets, reward, config).metrics
+    encode = CondCache(model, config.prompt_cache)
+    if config.free_text_encoders:
+        encode.know_all(text for prompts in sets.values() for text in prompts.prompts)
+    metrics = evaluate(model, encode, sets, reward, config).metrics
     table = Table("score", *(Column(name, justify="right") for name in sets))
     told = [key for key in metrics if not key.endswith("/stderr")]
     for score in dict.fromkeys(key.split("/", 2)[2] for key in told):
@@ -87,6 +90,8 @@ def sample_source(source: str, config: Config, prompts: Sequence[str], images: i
     model, _ = load_trained(source, config)
     streams = [seeds.generator(config.seed, "sample", p, i) for p in range(len(prompts)) for i in range(images)]
     cond = model.encode(list(prompts)).repeat(images)
+    if config.free_text_encoders:
+        model.free_encoders()
     sampling = for_evaluation(config.sampling)
     x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, "ema")
     with torch.no_grad():
@@ -136,6 +141,8 @@ def scored_groups(
     """
     size, sampling, encode = config.group_size, config.sampling, CondCache(model, config.prompt_cache)
     index = PromptSampler(len(prompts), config.seed).next(number)
+    if config.free_text_encoders:
+        encode.know_all(prompts.subset(index).prompts)
     for groups in chunks(number, max(1, sampling.batch_size // size)):
         batch = prompts.subset(i for i in index[groups] for _ in range(size))
         streams = [seeds.generator(config.seed, "collect", g, i) for g in range(number)[groups] for i in range(size)]

@@ -38,6 +38,7 @@ from dgpo.config import Config, Optimizer, save_yaml, to_dict
 from dgpo.console import Console
 from dgpo.core import seeds
 from dgpo.core.advantages import frac_reward_zero_std
+from dgpo.core.devices import device_of, precision_of
 from dgpo.core.groups import Reduce, identity
 from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
@@ -117,6 +118,7 @@ def _train(
     """held: keeps the run folder's lock"""
     device = distributed.init(device_of(config.device))
     config = runfolder.with_stored_lora(config) if resume else config
+    config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
     algorithm = config.algorithm
     dataset = None if config.offline is None else GroupDataset(config.offline)
     config = config if dataset is None else resolved(config, dataset)
@@ -165,9 +167,8 @@ def _train(
     interrupt.defer()
     with rescue(run, state, broken, write), closed(tracker), console:
         if config.free_text_encoders:
-            texts = [*prompts.prompts, *(text for some in eval_sets.values() for text in some.prompts), ""]
-            encode.know(texts, console.encoding)
-            model.free_encoders()
+            texts = [*prompts.prompts, *(text for some in eval_sets.values() for text in some.prompts)]
+            encode.know_all(texts, console.encoding)
         while True:
             last, stop = done(state, config), False
             if state.evaluated < state.iteration and schedule.evaluates(config, state.iteration, last):
@@ -548,11 +549,6 @@ def open_trackers(config: Config, run: Path, state: State, resume: bool) -> Trac
     if not distributed.is_main():
         return TrackerGroup([NullTracker()])
     return make_trackers(config.trackers, run, to_dict(config), state.iteration if resume else None, state.evaluated)
-
-
-def device_of(name: str) -> str:
-    """`auto` is CUDA where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimizer:

@@ -80,7 +80,7 @@ def changes(before: PromptScores, now: PromptScores, distinct: Mapping[str, Tens
                 f"{name} has {len(now[name])} prompts, and had {len(before[name])} at the run's first evaluation: they "
                 "cannot be compared. Give the evaluation set the prompts that it had"
             )
-        difference = now[name].double() - before[name].double()
+        difference = now[name].cpu().double() - before[name].cpu().double()
         here = difference.isfinite()
         difference, prompt = difference[here], (distinct or {}).get(name.split("/")[0], torch.arange(len(here)))[here]
         if len(difference):

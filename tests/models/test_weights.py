@@ -219,7 +219,8 @@ def test_lora_reaches_every_attention_projection_and_scales_by_alpha_over_rank(l
     layers = {key.rpartition(".lora_")[0] for key in model.weights.tensors("policy")}
     projections = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     network = {key.removesuffix(".base_layer") for key, _ in model.network.named_modules()}
-    assert layers == {key for key in network if key.endswith(projections)}
+    assert layers == {key for key in network if key.endswith(tuple(f".attn.{name}" for name in projections))}
+    assert any(".attn2." in key for key in network), "the second attention of a dual layer is not trained"
     layer = model.network.transformer_blocks[0].attn.to_q
     for parameter in model.weights.parameters():
         parameter.data.fill_(1.0)

@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_told_what_would(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_the_page_says_what_is_not_known_and_adds_up_time(tmp_path: Path) -> None:
-    config = short(Path("tiny-sd3"), tmp_path, iterations=3600)
+    config = short(Path("tiny-sd3"), tmp_path, iterations=3600, dtype="fp32")
     unknown = "\n".join(lines(known(config, phases={}, unknown="no files"), [Check(False, "sizes: no files")], None))
     assert "could not be estimated" in unknown
     assert "  problem  sizes: no files" in unknown

@@ -102,7 +102,7 @@ def test_phases_by_hand(tiny_folder: Path, tmp_path: Path) -> None:
     kib = 1024
     config = short(tiny_folder, tmp_path, num_groups=2, group_size=4, micro_batch_size=4)
     config = replace(config, sampling=replace(config.sampling, batch_size=2))
-    own = Held({"all": 1000 * kib}, gradients=30 * kib, moments=60 * kib, encoders=0)
+    own = Held({"all": 1000 * kib}, gradients=30 * kib, moments=60 * kib, trained=40 * kib, encoders=20 * kib)
     runs = Runs(kib, *(Count(peak=n * kib) for n in (7, 100, 200, 300)), by_group=None)
     model: Any = SimpleNamespace(latent_shape=(4, 8, 8), pipeline=SimpleNamespace(vae_scale_factor=8))
     found = phases(model, config, geometry(config, 1), runs, own, on_cpu=True)
@@ -116,12 +116,16 @@ def test_phases_by_hand(tiny_folder: Path, tmp_path: Path) -> None:
     }
     on_gpu = phases(model, config, geometry(config, 1), runs, own, on_cpu=False)
     assert on_gpu["updating"] == (1000 + 8 * 2 + 8 * (2 + 2 * 4) + 300) * kib
+    first = replace(config, free_text_encoders=True)  # before anything else, and on a GPU before the frozen network
+    on_cpu, on_gpu = (phases(model, first, geometry(first, 1), runs, own, on_cpu=where) for where in (True, False))
+    assert on_cpu["encoding"] == (1000 - 30 - 60 + 20 + 7) * kib
+    assert on_gpu["encoding"] == (40 + 20 + 7) * kib
 
 
 def test_measuring_the_noise_scale_keeps_a_second_gradient(tiny_folder: Path, tmp_path: Path) -> None:
     def updating(every: int, by_group: int | None) -> int:
         config = short(tiny_folder, tmp_path, noise_scale_every=every)
-        own = Held({}, gradients=50, moments=100, encoders=0)
+        own = Held({}, gradients=50, moments=100, trained=0, encoders=0)
         runs = Runs(0, Count(), Count(), Count(), Count(peak=300), by_group and Count(peak=by_group))
         model: Any = SimpleNamespace(latent_shape=(0, 8, 8), pipeline=SimpleNamespace(vae_scale_factor=8))
         return phases(model, config, geometry(config, 1), runs, own, on_cpu=False)["updating"]

@@ -90,7 +90,7 @@ def network_flops(width: int, image: int, text: int) -> int:
     adapters = 4 * (linear(1, width, 4) + linear(1, 4, width))
     first = (image + text) * (joint + adapters + ffn) + attention
     first += linear(1, width, 9 * width) + linear(1, width, 6 * width)
-    first += image * (joint + adapters) + 2 * linear(image, image, width)  # the second attention of the image
+    first += image * joint + 2 * linear(image, image, width)  # the second attention of the image, without adapters
     # the last block's text is only read: no output, no feed-forward, scale and shift alone
     last = image * (joint + adapters + ffn) + text * 3 * (linear(1, width, width) + linear(1, width, 4) * 2)
     last += attention + linear(1, width, 6 * width) + linear(1, width, 2 * width)

@@ -170,3 +170,21 @@ def test_the_calls_repeated_and_the_images_dropped_are_counted():
     assert found.failures == {"retries/flaky": 2, "dropped/flaky": 1}
     assert found.scores["flaky"].isnan().nonzero().flatten().tolist() == [6]
     assert found.busy > 0
+
+
+def test_reward_threads_have_the_gpu_of_their_process(monkeypatch):
+    """CUDA's current device belongs to a thread and is the first GPU in a new one, whatever the rank."""
+    current = threading.local()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
+    seen = []
+
+    def looks(images, prompts, metadata):
+        seen.append((threading.current_thread().name, torch.cuda.current_device()))
+        return [0.0] * len(prompts)
+
+    torch.cuda.set_device(3)
+    scored(RewardSet({"looks": 1.0}, {"looks": looks}))
+    assert seen
+    assert all(name.startswith("reward looks") and index == 3 for name, index in seen)

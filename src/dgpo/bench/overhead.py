@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dgpo import runfolder
 from dgpo.config import Config, to_dict
+from dgpo.core.devices import device_of, precision_of
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.data import PromptSampler, PromptSet, load_prompts
 from dgpo.encoding import CondCache
@@ -28,13 +29,15 @@ from dgpo.memory import peak_memory
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import chunks, collect, grid
 from dgpo.stopwatch import Stopwatch
-from dgpo.train import State, device_of, improve, load, make_optimizer, to_train
+from dgpo.train import State, improve, load, make_optimizer, to_train
 
 
 def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
     """Measure an iteration of `config`, print every round, write `path`; returns what was written."""
     prompts = load_prompts(config.prompts)
-    model = load(config, torch.device(device_of(config.device)))
+    device = torch.device(device_of(config.device))
+    config = replace(config, dtype=precision_of(config.dtype, device))
+    model = load(config, device)
     loop = _Loop(config, model, prompts)
     loop.iteration()  # warm up
     _bare(config, model, prompts)

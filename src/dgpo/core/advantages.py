@@ -34,14 +34,15 @@ def group_advantages(
     rewards: (B,) float, any units; group_index: (B,) int64; returns (B,) fp32 in [-clip, clip].
     std: "group" divides by each group's own deviation, "batch" by that of all rewards around their common mean.
     """
-    rewards = rewards.double()
+    device, group_index = rewards.device, group_index.cpu()
+    rewards = rewards.cpu().double()  # on the CPU, for Apple's GPUs know no float64
     below_best = rewards - group_max(rewards, group_index, num_groups)[group_index]
     centred = below_best - group_mean(below_best, group_index, num_groups)[group_index]
     scales = {
         "group": group_std(below_best, group_index, num_groups)[group_index],
         "batch": rewards.std(correction=0),
     }
-    advantages = (centred / (scales[std] + eps)).float()
+    advantages = (centred / (scales[std] + eps)).float().to(device)
     return advantages if clip is None else advantages.clamp(-clip, clip)
 
 
@@ -71,11 +72,11 @@ def most_informative(advantages: Tensor, group_index: Tensor, num_groups: int, k
         order = rows[advantages[rows].argsort(stable=True)]
         chosen[order[: keep // 2]] = True
         chosen[order[len(order) - keep // 2 :]] = True
-    kept = advantages.double()[chosen]
-    own = group_index[chosen]
-    centred = torch.zeros_like(advantages, dtype=torch.float64)
-    centred[chosen] = kept - group_mean(kept, own, num_groups)[own]
-    return centred.to(advantages), chosen
+    kept = advantages[chosen].cpu().double()
+    own = group_index[chosen].cpu()
+    centred = torch.zeros_like(advantages)
+    centred[chosen] = (kept - group_mean(kept, own, num_groups)[own]).to(advantages)
+    return centred, chosen
 
 
 def unequal_groups(rewards: Tensor, group_index: Tensor, num_groups: int) -> Tensor:

@@ -38,7 +38,7 @@ def noise_scale(
     """
     if not 0 < micro_size < whole_size:
         raise ValueError(f"micro_size={micro_size} must be positive and below whole_size={whole_size}")
-    small, whole = float(micro_sq_norms.double().mean()), float(whole_sq_norm)
+    small, whole = float(micro_sq_norms.cpu().double().mean()), float(whole_sq_norm)
     signal = (whole_size * whole - micro_size * small) / (whole_size - micro_size)
     noise = (small - whole) / (1 / micro_size - 1 / whole_size)
     return NoiseScale(signal, noise)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
+from dgpo.core.devices import DTYPES, allow_tf32, device_of, precision_of
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
-from dgpo.models.pipeline import PipelineModel
+from dgpo.models.folder import is_out_of_memory, quiet, read_index, read_pipeline
+from dgpo.models.pipeline import Family, PipelineModel
 from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
@@ -40,7 +39,6 @@ EMBEDDED = {
     name: Path(__file__).parents[1] / "worlds" / world / "assets" / name
     for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(
@@ -51,11 +49,12 @@ def load_model(
     sets: Sequence[str] = EXTRA_SETS,
     seed: int = 0,
     device: str = "auto",
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    dtype: Literal["auto", "fp32", "bf16"] = "auto",
     resolution: int | None = None,
     max_sequence_length: int | None = None,
     shift: float | None = None,
     distilled_guidance: float | None = None,
+    encoders_first: bool = False,
     gradient_checkpointing: bool = False,
     compile: bool = False,
     vae_slicing: bool = False,
@@ -67,10 +66,12 @@ def load_model(
     finetune: train LoRA adapters, or the whole network in fp32
     sets: which weight sets to keep beside the policy, of ref, old, ema; with "full" each costs a copy of the network
     seed: of the adapters' initial values
-    device: "auto" is CUDA where there is one, else the CPU
-    dtype: precision of the frozen parts and of the network's arithmetic; trained weights and the VAE are fp32
+    device: "auto" is CUDA where there is one, else Apple's mps, else the CPU
+    dtype: precision of the frozen parts and of the network's arithmetic; trained weights and the VAE are fp32, which a
+        CUDA GPU multiplies as TF32. "auto" is bf16 on a CUDA GPU that has it, else fp32
     resolution, max_sequence_length, shift: None is the pipeline's own
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
+    encoders_first: put the text encoders on the device alone; the rest follows when `free_encoders` lets them go
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
     compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
     vae_slicing: decode images one by one: the same images, less memory
@@ -78,18 +79,21 @@ def load_model(
     """
     if finetune not in ("lora", "full"):
         raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is unknown. {did_you_mean(dtype, DTYPES)}")
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype={dtype!r} is unknown. {did_you_mean(dtype, ('auto', *DTYPES))}")
     for name, value in (("shift", shift), ("distilled_guidance", distilled_guidance)):
         if value is not None and not math.isfinite(value):
             raise UserError(f"{name}={value} cannot work: it must be finite, or None for the pipeline's own")
     place = _device(device)
+    allow_tf32(place)
     source = locate(path_or_id)
-    index = _model_index(source)
-    with quiet(), _enough_memory(source, place, dtype):
+    with quiet():
+        index = read_index(source)
         family = family_of(source, index)
-        pipeline = _load_pipeline(source, index, family.network, finetune, DTYPES[dtype])
-        adapter = family(pipeline, resolution, max_sequence_length)
+        chosen = precision_of(dtype, place)
+    with quiet(), _enough_memory(source, place, chosen):
+        pipeline = read_pipeline(source, index, part_dtypes(family.network, finetune, chosen))
+        adapter = _adapter(family, pipeline, source, resolution, max_sequence_length)
         _tell_guidance(adapter, distilled_guidance, source)
         starts = finetune == "lora" and lora.start is not None
         start = read_start(pipeline, adapter.network, str(lora.start)) if starts else None
@@ -101,8 +105,9 @@ def load_model(
             sets=sets,
             seed=seed,
             device=place,
-            dtype=DTYPES[dtype],
+            dtype=DTYPES[chosen],
             shift=shift,
+            encoders_first=encoders_first,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             vae_slicing=vae_slicing,
@@ -139,13 +144,31 @@ def _enough_memory(source: str, device: torch.device, dtype: str) -> Iterator[No
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{source} does not fit into the memory of {device} in {dtype} ({first}). dtype bf16 halves the frozen "
             "parts, finetune lora trains few weights, fewer weight sets keep fewer copies; dgpo plan tells what a run "
             "needs before it starts"
+        ) from error
+
+
+def part_dtypes(network: str, finetune: str, precision: str) -> dict[str, torch.dtype]:
+    """By the part's name, and "default": the VAE, and what trains whole, in fp32."""
+    trained = torch.float32 if finetune == "full" else DTYPES[precision]
+    return {network: trained, "vae": torch.float32, "default": DTYPES[precision]}
+
+
+def _adapter(
+    family: Any, pipeline: Any, source: str, resolution: int | None, max_sequence_length: int | None
+) -> Family:
+    try:
+        return family(pipeline, resolution, max_sequence_length)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"the configuration of {source} lacks what a {family.__name__} needs, or says it in another way ({error}): "
+            "download or save the pipeline again"
         ) from error
 
 
@@ -157,28 +180,6 @@ def _tell_guidance(family: Any, distilled_guidance: float | None, source: str) -
             f"distilled_guidance={distilled_guidance}: {source} is not told its guidance; use guidance_scale"
         )
     family.distilled_guidance = distilled_guidance
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and warnings of loading: of parts that are absent on purpose, of optional packages."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is first imported
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    before = [
-        (log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in (diffusers_logging, transformers_logging)
-    ]
-    try:
-        for log, _, _ in before:
-            log.set_verbosity_error()
-            log.disable_progress_bar()
-        yield
-    finally:
-        for log, verbosity, bars in before:
-            log.set_verbosity(verbosity)
-            if bars:
-                log.enable_progress_bar()
 
 
 def family_of(source: str, index: dict[str, Any]) -> Any:
@@ -195,32 +196,8 @@ def family_of(source: str, index: dict[str, Any]) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _model_index(source: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = Path(source, "model_index.json")
-        return json.loads((path if path.is_file() else Path(hf_hub_download(source, path.name))).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read model_index.json of {source}: {error}") from error
-
-
-def _load_pipeline(source: str, index: dict[str, Any], network: str, finetune: str, dtype: torch.dtype) -> Any:
-    """The pipeline on the CPU, each part in its precision: the VAE, and what trains whole, in fp32."""
-    from diffusers import DiffusionPipeline
-
-    dtypes = {network: torch.float32 if finetune == "full" else dtype, "vae": torch.float32, "default": dtype}
-    # diffusers saves a part left out (SD3 without T5) as [null, null], and loads it only if told again
-    absent = {part: None for part, value in index.items() if value == [None, None]}
-    try:
-        return DiffusionPipeline.from_pretrained(source, dtype=dtypes, use_safetensors=True, **absent)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load the pipeline {source}: {error}") from error
-
-
 def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(device)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -54,7 +54,7 @@ class Flux(Family):
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
-            prompts, device=self.pipeline.transformer.device, max_sequence_length=self.max_sequence_length
+            prompts, device=self.text_device, max_sequence_length=self.max_sequence_length
         )
         return Rows({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
@@ -65,7 +65,7 @@ class Flux(Family):
         positions = torch.cartesian_prod(*places)  # (tokens, 3)
         tokens = self.pipeline.transformer(
             hidden_states=pack(x_t),
-            timestep=t,
+            timestep=t * (self.timesteps / 1000),
             guidance=None if self.distilled_guidance is None else torch.full_like(t, self.distilled_guidance),
             encoder_hidden_states=text,
             pooled_projections=cond.tensors["pooled"],

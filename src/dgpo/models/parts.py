@@ -38,7 +38,7 @@ def fitting_side(resolution: int | None, own: int, multiple: int, largest: int |
     return side
 
 
-def compile_blocks(network: Any) -> None:
+def compile_blocks(network: Any, device: torch.device) -> None:
     """Let torch.compile have the blocks that a network repeats; UserError where it has none, or torch no compiler.
 
     Each is compiled when first called, for the very sizes of the call, so that what computes does not depend on what
@@ -47,7 +47,7 @@ def compile_blocks(network: Any) -> None:
     """
     from torch._dynamo import config  # its import takes a second
 
-    require_compiler(network.device)
+    require_compiler(device)
     names = network._repeated_blocks or [n for n in network._no_split_modules or () if n.endswith("Block")]
     blocks = [module for module in network.modules() if type(module).__name__ in names]
     if not blocks:
@@ -71,17 +71,10 @@ def require_compiler(device: torch.device) -> None:
         )
 
 
-def vae_decode(vae: Any, x0: Tensor) -> Tensor:
-    """Latents as the network sees them -> images in [-1, 1], by an autoencoder with a scale and perhaps a shift."""
-    latents = x0 / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-
-
-def vae_encode(vae: Any, images: Tensor) -> Tensor:
-    """The inverse: images in [-1, 1] -> latents as the network sees them; the mean where they are random."""
+def encoded_mean(vae: Any, images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> the autoencoder's own latents, fp32; their mean where they are random."""
     encoded = vae.encode(images.to(vae.dtype), return_dict=False)[0]
-    latents = encoded if isinstance(encoded, Tensor) else encoded.mode()  # AutoencoderTiny knows no distribution
-    return (latents.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+    return (encoded if isinstance(encoded, Tensor) else encoded.mode()).float()  # AutoencoderTiny is not random
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -102,22 +95,41 @@ def fitting_length(max_sequence_length: int | None, own: int, largest: int) -> i
     return length
 
 
-def scheduler_shift(config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> float:
-    """The shift of the scheduler's grid at this size: fixed, or following the number of image tokens."""
-    if not config.get("use_dynamic_shifting"):
-        return float(config["shift"])
-    mu = _mu(config, latent_shape)
-    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+def scheduler_shift(config: Mapping[str, Any], latent_shape: tuple[int, int, int], max_shift: float = 1.15) -> float:
+    """The shift of the scheduler's grid at this size: fixed, or following the number of image tokens.
+
+    max_shift: what the stock pipeline takes where its scheduler names none. UserError for a scheduler of no flow.
+    """
+    if config.get("invert_sigmas"):
+        raise UserError("the pipeline's scheduler has invert_sigmas=true: such a network counts t from noise to data")
+    if config.get("use_dynamic_shifting"):
+        mu = dynamic_mu(config, latent_shape, max_shift)
+        return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+    shift = config.get("shift", config.get("flow_shift"))
+    if shift is None or config.get("prediction_type", "flow_prediction") != "flow_prediction":
+        raise UserError(
+            f"the pipeline's scheduler, a {config.get('_class_name')}, is for no flow: it has no shift or flow_shift, "
+            "or a prediction_type other than flow_prediction. Save the pipeline with the scheduler that the network "
+            "was trained for, such as FlowMatchEulerDiscreteScheduler"
+        )
+    return float(shift)
 
 
 def shifted_grid(pipeline: Any, num_steps: int, latent_shape: tuple[int, int, int]) -> Tensor:
     """(num_steps + 1,) what the stock call tells its scheduler: even steps from 1, and the shift of this size."""
     even = [1 - step / num_steps for step in range(num_steps)]
-    return scheduler_grid(pipeline, num_steps, sigmas=even, mu=_mu(pipeline.scheduler.config, latent_shape))
+    return scheduler_grid(pipeline, num_steps, sigmas=even, mu=dynamic_mu(pipeline.scheduler.config, latent_shape))
 
 
-def _mu(config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> float:
+def dynamic_mu(config: Mapping[str, Any], latent_shape: tuple[int, int, int], max_shift: float = 1.15) -> float:
     """The line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), at h w / 4 tokens."""
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
     return low + (high - low) * (latent_shape[1] * latent_shape[2] / 4 - few) / (many - few)
+
+
+def to_terminal(grid: Tensor, terminal: float | None) -> Tensor:
+    """A grid (S + 1,), trailing 0, stretched so that its last level before 0 is `terminal`; None leaves it."""
+    if terminal and len(grid) > 2:  # a single level stays where it is, near 1
+        grid[:-1] = 1 - (1 - grid[:-1]) * (1 - terminal) / (1 - grid[-2])
+    return grid

@@ -22,7 +22,7 @@ from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models.lora import write_lora
-from dgpo.models.parts import compile_blocks, linear_guidance, scheduler_grid, vae_decode, vae_encode
+from dgpo.models.parts import compile_blocks, encoded_mean, linear_guidance, scheduler_grid, to_terminal
 from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
 
@@ -43,10 +43,17 @@ class Family(Protocol):
     pipeline: Any
     latent_shape: tuple[int, int, int]
     """(C, h, w)."""
+    encodes_on: torch.device | None = None
+    """Where the text encoders are; None: where the network is."""
 
     def __init__(self, pipeline: Any, resolution: int | None, max_sequence_length: int | None) -> None:
         """resolution: side of the square images in pixels, None is the model's own; UserError where it cannot be."""
         ...
+
+    @property
+    def text_device(self) -> torch.device:
+        """Where prompts are encoded."""
+        return self.encodes_on or getattr(self.pipeline, self.network).device
 
     @property
     def shift(self) -> float:
@@ -72,7 +79,7 @@ class Family(Protocol):
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:
         """(num_steps + 1,) fp32 descending grid with a trailing 0."""
-        return flow_sigmas(num_steps, shift)
+        return to_terminal(flow_sigmas(num_steps, shift), self.pipeline.scheduler.config.get("shift_terminal"))
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""
@@ -80,11 +87,27 @@ class Family(Protocol):
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images (n, 3, H, W), the VAE's range [-1, 1] not yet changed to [0, 1]."""
-        return vae_decode(self.pipeline.vae, x0)
+        vae = self.pipeline.vae
+        return vae.decode(self.to_vae(x0).to(vae.dtype), return_dict=False)[0]
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Its inverse: (n, 3, H, W) in [-1, 1] -> (n, *latent_shape)."""
-        return vae_encode(self.pipeline.vae, images)
+        return self.from_vae(encoded_mean(self.pipeline.vae, images))
+
+    def to_vae(self, x0: Tensor) -> Tensor:
+        """Latents as the network sees them -> the autoencoder's own, in the way of the family's stock pipeline."""
+        config = self.pipeline.vae.config
+        return x0 / config.scaling_factor + (config.get("shift_factor") or 0.0)
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        """The inverse."""
+        config = self.pipeline.vae.config
+        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+
+    @property
+    def timesteps(self) -> float:
+        """What the scheduler multiplies t by to number it for the network, 1000 in all published pipelines."""
+        return float(self.pipeline.scheduler.config.get("num_train_timesteps", 1000))
 
 
 class PipelineModel:
@@ -102,6 +125,7 @@ class PipelineModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         shift: float | None = None,
+        encoders_first: bool = False,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         vae_slicing: bool = False,
@@ -111,23 +135,33 @@ class PipelineModel:
 
         dtype: what the network computes in, by autocast unless fp32; a pipeline loaded in bf16 needs bf16 here
         shift: of the flow grid; None: the pipeline's own
+        encoders_first: only the text encoders and what trains go to the device now; the rest follows when the encoders
+            are let go, or when it is first asked, so that a device need not hold all at once
         """
         self.pipeline = pipeline
         self.family = family
         self.lora = lora.filled(PLAIN_LORA)
         self.dtype = dtype
         self.shift = family.shift if shift is None else shift
+        self._place = torch.device(device)
+        self._waiting = [part for name, part in self._modules() if encoders_first and not self._encodes(name)]
         for _, part in self._modules():
-            part.to(device).requires_grad_(False).eval()
+            part.requires_grad_(False).eval()
+            if part not in self._waiting:
+                part.to(device)
         self.weights = (
             full_weights(self.network, sets, family.network)
             if finetune == "full"
             else lora_weights(self.network, self.lora, family.lora_targets, sets, seed, self._save_lora)
         )
+        if self._waiting:
+            family.encodes_on = self._place
+            for name in self.weights.names:
+                self.weights.to(name, self._place)
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if compile:
-            compile_blocks(self.network)
+            compile_blocks(self.network, self.device)
         if vae_slicing:
             pipeline.vae.enable_slicing()
         if vae_tiling:
@@ -140,7 +174,7 @@ class PipelineModel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.device
+        return self._place if self._waiting else self.network.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -161,7 +195,7 @@ class PipelineModel:
     @property
     def text_space(self) -> dict[str, Any]:
         """What conditioning means: models that answer the same encode prompts alike."""
-        encoders = [part for name, part in self._modules() if name not in ("vae", self.family.network)]
+        encoders = [part for name, part in self._modules() if self._encodes(name)]
         if not encoders:
             raise RuntimeError("the text encoders were let go: ask for text_space before")
         return {
@@ -182,11 +216,21 @@ class PipelineModel:
     def free_encoders(self) -> None:
         """After this `encode` fails; the empty prompt of guidance is kept."""
         assert len(self._empty) == 1
-        for name, _ in self._modules():
-            if name not in ("vae", self.family.network):
-                self.pipeline.register_modules(**{name: None})
+        for name in [name for name, _ in self._modules() if self._encodes(name)]:  # and no reference is left behind
+            self.pipeline.register_modules(**{name: None})
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        self._place_rest()
+
+    def _place_rest(self) -> None:
+        """What waited for the text encoders to go: network and autoencoder."""
+        while self._waiting:
+            self._waiting[-1].to(self._place)
+            self._waiting.pop()
+
+    def _encodes(self, name: str) -> bool:
+        """Whether the pipeline's part of this name is for text."""
+        return name not in ("vae", self.family.network)
 
     def _modules(self) -> list[tuple[str, nn.Module]]:
         """The pipeline's networks by name."""
@@ -200,6 +244,7 @@ class PipelineModel:
         self, x_t: Tensor, t: Tensor, cond: Any, guidance_scale: float = 1.0, weights: str = "policy"
     ) -> Tensor:
         require_guidance("guidance_scale", guidance_scale)
+        self._place_rest()
         x_t, t, cond = x_t.to(self.device), t.to(self.device), cond.to(self.device)
         with self.weights.use(weights):
             if guidance_scale == 1.0:
@@ -220,6 +265,7 @@ class PipelineModel:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
+        self._place_rest()
         return (self.family.decode(x0).float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
@@ -230,6 +276,7 @@ class PipelineModel:
                 f"an image has {images.shape[-1]} x {images.shape[-2]} pixels, and the model draws {width} x {height}; "
                 "resize the images, or set resolution"
             )
+        self._place_rest()
         return self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)).float()
 
     def sigmas(self, num_steps: int) -> Tensor:

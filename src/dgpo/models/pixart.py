@@ -38,7 +38,7 @@ class PixArtSigma(VPFamily):
         prompt_embeds, mask, _, _ = self.pipeline.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
-            device=self.pipeline.transformer.device,
+            device=self.text_device,
             clean_caption=False,
             max_sequence_length=self.max_sequence_length,
         )

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models.parts import fitting_length, fitting_side, linear_guidance, pack, scheduler_shift, shifted_grid, unpack
 from dgpo.models.pipeline import Family
@@ -54,7 +53,7 @@ class QwenImage(Family):
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, mask = self.pipeline.encode_prompt(
-            prompts, device=self.pipeline.transformer.device, max_sequence_length=self.max_sequence_length
+            prompts, device=self.text_device, max_sequence_length=self.max_sequence_length
         )
         if mask is None:  # the pipeline's word for rows of one length
             mask = prompt_embeds.new_ones(prompt_embeds.shape[:2])
@@ -65,7 +64,7 @@ class QwenImage(Family):
         text, mask = _without_common_padding(cond)
         tokens = self.pipeline.transformer(
             hidden_states=pack(x_t),
-            timestep=t,
+            timestep=t * (self.timesteps / 1000),
             encoder_hidden_states=text,
             encoder_hidden_states_mask=mask,
             img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
@@ -77,13 +76,6 @@ class QwenImage(Family):
         tokens, wanted = pack(linear_guidance(v_uncond, v_cond, scale)), pack(v_cond)
         rescale = wanted.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)  # (n, tokens, 1)
         return unpack(tokens * rescale, v_cond.shape[2])
-
-    def sigmas(self, num_steps: int, shift: float) -> Tensor:
-        grid = flow_sigmas(num_steps, shift)
-        terminal = self.pipeline.scheduler.config.get("shift_terminal")
-        if terminal and num_steps > 1:  # a single level stays where it is, near 1
-            grid[:-1] = 1 - (1 - grid[:-1]) * (1 - terminal) / (1 - grid[-2])
-        return grid
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)

@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dgpo.models.parts import fitting_length, fitting_side
+from dgpo.errors import UserError
+from dgpo.models.parts import fitting_length, fitting_side, scheduler_shift
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
 
@@ -35,13 +36,16 @@ class Sana(Family):
         # diffusers keeps the instruction's words as a default argument and nowhere else
         self.instruction = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
+        if pipeline.scheduler.config.get("use_dynamic_shifting"):
+            raise UserError(
+                "the pipeline's scheduler has use_dynamic_shifting=true, and Sana's pipeline tells it no size to follow"
+            )
         side = fitting_side(resolution, config.sample_size * scale, scale * config.patch_size)
         self.latent_shape = config.in_channels, side // scale, side // scale
 
     @property
     def shift(self) -> float:
-        config = self.pipeline.scheduler.config
-        return float(config["flow_shift"] if "flow_shift" in config else config["shift"])
+        return scheduler_shift(self.pipeline.scheduler.config, self.latent_shape)
 
     def encode(self, prompts: list[str]) -> Rows:
         if "" in prompts and len(prompts) > 1:
@@ -50,7 +54,7 @@ class Sana(Family):
         prompt_embeds, mask, _, _ = self.pipeline.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
-            device=self.pipeline.transformer.device,
+            device=self.text_device,
             max_sequence_length=self.max_sequence_length,
             complex_human_instruction=self.instruction if prompts[0] else None,
         )
@@ -63,7 +67,13 @@ class Sana(Family):
             x_t,
             encoder_hidden_states=cond.tensors["prompt_embeds"],
             encoder_attention_mask=cond.tensors["mask"],
-            timestep=t * 1000 * transformer.config.timestep_scale,
+            timestep=t * self.timesteps * transformer.config.timestep_scale,
             return_dict=False,
         )[0]
         return output[:, : x_t.shape[1]]  # a learned variance may follow the velocity's channels
+
+    def to_vae(self, x0: Tensor) -> Tensor:
+        return x0 / self.pipeline.vae.config.scaling_factor
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        return latents * self.pipeline.vae.config.scaling_factor

@@ -12,18 +12,21 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dgpo.models.parts import fitting_side
+from dgpo.models.parts import dynamic_mu, fitting_side, scheduler_grid, scheduler_shift
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
+
+_MAX_SHIFT = 1.16  # of the stock call, where a scheduler whose shift follows the size names none
 
 
 class SD3(Family):
     """See `dgpo.models.pipeline.Family`."""
 
     lora_targets: ClassVar[tuple[str, ...]] = (
-        *("to_q", "to_k", "to_v", "to_out.0"),
-        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
+    """As the DGPO authors have them: not the second attention, `attn2`, of SD3.5-M's dual layers."""
 
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: T5 tokens; None: 256 with T5, none without."""
@@ -38,14 +41,14 @@ class SD3(Family):
 
     @property
     def shift(self) -> float:
-        return float(self.pipeline.scheduler.config["shift"])
+        return scheduler_shift(self.pipeline.scheduler.config, self.latent_shape, _MAX_SHIFT)
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompts,
             prompt_2=None,
             prompt_3=None,
-            device=self.pipeline.transformer.device,
+            device=self.text_device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
@@ -54,8 +57,14 @@ class SD3(Family):
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         return self.pipeline.transformer(
             hidden_states=x_t,
-            timestep=t * 1000,
+            timestep=t * self.timesteps,
             encoder_hidden_states=cond.tensors["prompt_embeds"],
             pooled_projections=cond.tensors["pooled"],
             return_dict=False,
         )[0]
+
+    def scheduler_sigmas(self, num_steps: int) -> Tensor:
+        config = self.pipeline.scheduler.config
+        dynamic = config.get("use_dynamic_shifting")
+        mu = {"mu": dynamic_mu(config, self.latent_shape, _MAX_SHIFT)} if dynamic else {}
+        return scheduler_grid(self.pipeline, num_steps, **mu)

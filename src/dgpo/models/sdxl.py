@@ -33,7 +33,7 @@ class SDXL(VPFamily):
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            prompts, device=self.pipeline.unet.device, do_classifier_free_guidance=False
+            prompts, device=self.text_device, do_classifier_free_guidance=False
         )
         if self.pipeline.config.force_zeros_for_empty_prompt:
             empty = torch.tensor([prompt == "" for prompt in prompts], device=pooled.device)
@@ -53,3 +53,18 @@ class SDXL(VPFamily):
             return_dict=False,
         )[0]
         return self.schedule.velocity(output, x_vp, level)
+
+    def to_vae(self, x0: Tensor) -> Tensor:
+        mean, std = self._channels(x0)
+        return x0 * std / self.pipeline.vae.config.scaling_factor + mean
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        mean, std = self._channels(latents)
+        return (latents - mean) * self.pipeline.vae.config.scaling_factor / std
+
+    def _channels(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the autoencoder's latents, (C, 1, 1) each; 0 and 1 unless it has both."""
+        mean, std = (self.pipeline.vae.config.get(name) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return latents.new_zeros(1, 1, 1), latents.new_ones(1, 1, 1)
+        return latents.new_tensor(mean).view(-1, 1, 1), latents.new_tensor(std).view(-1, 1, 1)

@@ -33,7 +33,7 @@ class StableDiffusion(VPFamily):
 
     def encode(self, prompts: list[str]) -> Rows:
         prompt_embeds, _ = self.pipeline.encode_prompt(
-            prompts, self.pipeline.unet.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            prompts, self.text_device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return Rows({"prompt_embeds": prompt_embeds})
 

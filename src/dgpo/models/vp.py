@@ -55,7 +55,7 @@ class VPSchedule:
                 "rescale_betas_zero_snr=True with prediction_type='epsilon': at the last timestep nothing is left of "
                 "the image, and it cannot be told from the noise. Such a network predicts v_prediction."
             )
-        alpha_bar = torch.as_tensor(cumprod).double().cpu()
+        alpha_bar = torch.as_tensor(cumprod).cpu().double()
         self.levels = _flow_t(alpha_bar)  # (num_train_timesteps,) t, float64 ascending
         self._log_ratio = torch.logit(self.levels, _LOGIT_EPS).float()  # of sigma to alpha
 
@@ -116,7 +116,7 @@ class VPSchedule:
         if hasattr(scheduler, "sigmas"):  # sigma / alpha; the end is among them
             return torch.unique_consecutive(1 / (1 + 1 / scheduler.sigmas.cpu())).float()
         timesteps = torch.unique(scheduler.timesteps.cpu()).flip(0).long()  # PNDM visits some twice
-        end = _flow_t(torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0)).double().cpu())
+        end = _flow_t(torch.as_tensor(getattr(scheduler, "final_alpha_cumprod", 1.0)).cpu().double())
         return torch.cat([self.levels[timesteps], end.reshape(1)]).float()
 
 
@@ -138,6 +138,13 @@ class VPFamily(Family, Protocol):
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return self.schedule.scheduler_grid(num_steps)
+
+    def to_vae(self, x0: Tensor) -> Tensor:
+        """By the scale alone: these stock pipelines know no shift of latents."""
+        return x0 / self.pipeline.vae.config.scaling_factor
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        return latents * self.pipeline.vae.config.scaling_factor
 
 
 def vp_scale(t: Tensor) -> Tensor:

@@ -107,6 +107,11 @@ class WeightSets:
         for key, value in own.items():
             value.copy_(tensors[key])
 
+    def to(self, name: str, device: torch.device) -> None:
+        """Move a set's own tensors, which stay the same parameters."""
+        for parameter in self._set(name).values():
+            parameter.data = parameter.data.to(device)
+
     def export(self, directory: str | Path, name: str) -> None:
         """Write one set in the form stock diffusers reads: a LoRA file, or a transformer folder."""
         self._set(name)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from dgpo.errors import UserError
 from dgpo.models.parts import (
     fitting_length,
     fitting_side,
@@ -43,6 +44,7 @@ class ZImage(Family):
         """max_sequence_length: text tokens, the chat template's among them; None: 512."""
         self.pipeline = pipeline
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
+        _require_chat_template(pipeline.tokenizer)
         positions, *sides = config.axes_lens
         # text is at 1, 2, ..., filled up to groups, and the image at the position after it
         longest = (positions - 2) // _GROUP * _GROUP
@@ -57,7 +59,7 @@ class ZImage(Family):
     def encode(self, prompts: list[str]) -> Rows:
         embeds, _ = self.pipeline.encode_prompt(
             list(prompts),  # diffusers writes the chat template into the list it is given
-            device=self.pipeline.transformer.device,
+            device=self.text_device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
@@ -68,7 +70,7 @@ class ZImage(Family):
         lengths = cond.tensors["length"].tolist()
         output = self.pipeline.transformer(
             list(x_t.unsqueeze(2)),  # n of (C, 1, h, w), one frame each
-            (1000 - 1000 * t) / 1000,  # 1 - t, rounded as in the stock call
+            (1000 - self.timesteps * t) / 1000,  # 1 - t, rounded as in the stock call
             [row[:length] for row, length in zip(cond.tensors["prompt_embeds"], lengths)],
             return_dict=False,
         )[0]
@@ -83,6 +85,18 @@ class ZImage(Family):
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)
+
+
+def _require_chat_template(tokenizer: Any) -> None:
+    """Z-Image reads a prompt in it; whether it is there and can be filled is otherwise seen at the first prompt."""
+    try:
+        if "a cat" not in tokenizer.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False):
+            raise ValueError("it leaves the prompt out")
+    except Exception as error:  # of the template's own language too
+        raise UserError(
+            f"the tokenizer's chat template is missing or damaged ({error}): download or save the pipeline again, with "
+            "chat_template.jinja or its entry in tokenizer_config.json"
+        ) from error
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from dgpo.config import Config
+from dgpo.core.devices import Precision, device_of, precision_of
 from dgpo.errors import UserError
 from dgpo.geometry import Geometry, geometry
 from dgpo.models import locate, quiet
@@ -59,6 +60,7 @@ class Estimate:
 
 def estimate(config: Config, processes: int, on_cpu: bool, prompt: str) -> Estimate:
     """on_cpu: whether tensors and pictures share a memory; prompt: the longest one."""
+    config = replace(config, dtype=_precision(config, on_cpu))
     found = Estimate(config, geometry(config, processes), on_cpu, prompt)
     model = _built(config, found)
     if model is None:
@@ -136,7 +138,13 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
+def _precision(config: Config, on_cpu: bool) -> Precision:
+    """What `auto` chooses on the run's device; a GPU that is not here has bf16, as every one that can be named."""
+    not_here = not on_cpu and not torch.cuda.is_available()
+    auto = "bf16" if not_here else precision_of("auto", "cpu" if on_cpu else "cuda")
+    return precision_of(auto if config.dtype == "auto" else config.dtype, "cpu")
+
+
 def runs_on_cpu(config: Config, gpu: object) -> bool:
     """Whether the run would be on the CPU; a named GPU stands for one."""
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return gpu is None and (auto if config.device == "auto" else config.device).startswith("cpu")
+    return gpu is None and not device_of(config.device).startswith("cuda")

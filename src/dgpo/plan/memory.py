@@ -29,6 +29,7 @@ class Held:
     parts: dict[str, int]
     gradients: int
     moments: int
+    trained: int  # weights, with the averages and copies of them
     encoders: int  # among the parts, unless they are let go
 
     @property
@@ -53,7 +54,8 @@ def held(model: PipelineModel, config: Config) -> Held:
         "gradients": policy,
         "optimizer moments": moments,
     }
-    return Held({name: size for name, size in sizes.items() if size}, policy, moments, sum(encoders.values()))
+    trained = policy + sum(sets.values())
+    return Held({name: size for name, size in sizes.items() if size}, policy, moments, trained, sum(encoders.values()))
 
 
 _SETS = {"ref": "frozen copy ref", "old": "average old", "ema": "average ema"}
@@ -77,7 +79,9 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
         pictures = max((g.images - g.sampling_batch) * image + runs.decoding.peak, 2 * g.images * image)
         found |= {"sampling": drawn + solver + runs.sampling.peak, "decoding": drawn + pictures}
     if config.free_text_encoders:  # before anything else
-        found["encoding"] = own.total - own.gradients - own.moments + own.encoders + runs.encoding.peak
+        # a GPU gets the frozen network and the VAE after the encoders have gone
+        others = own.total - own.gradients - own.moments if on_cpu else own.trained
+        found["encoding"] = others + own.encoders + runs.encoding.peak
     else:
         found["encoding"] = before + runs.encoding.peak
     return {name: found[name] for name in ("encoding", "sampling", "decoding", "updating") if name in found}

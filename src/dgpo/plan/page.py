@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
+from dgpo.core.devices import described
 from dgpo.geometry import network_evaluations
 from dgpo.plan.checks import Check
 from dgpo.plan.estimates import Estimate
@@ -38,7 +41,8 @@ def _geometry(found: Estimate) -> Iterator[str]:
     again = f", groups of equal rewards up to {c.redraw_groups} times again" if c.redraw_groups else ""
     fewer = "up to " if c.drop_equal_groups or c.algorithm.skips_zero else ""
     limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
-    yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {c.dtype}"
+    precision = described(c.dtype, torch.device("cpu" if found.on_cpu else "cuda"))
+    yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {precision}"
     yield (
         f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}{again}, "
         f"{network_evaluations(c, g.processes):,} network evaluations"

@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from dgpo.config import Config, LoraConfig
+from dgpo.core.devices import DTYPES, precision_of
 from dgpo.errors import UserError
-from dgpo.models import DTYPES, family_of, locate, quiet
+from dgpo.models import family_of, locate, part_dtypes, quiet
+from dgpo.models.folder import has_vocabulary
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.start import read_start
-from dgpo.plan.stand_ins import LongestText, has_vocabulary
+from dgpo.plan.stand_ins import LongestText
 from dgpo.schedule import loaded_sets
 
 
@@ -63,7 +65,7 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
             lora=lora,
             sets=sorted(loaded_sets(config)),
             device="meta",
-            dtype=DTYPES[config.dtype],
+            dtype=DTYPES[precision_of(config.dtype, "cpu")],
             gradient_checkpointing=config.gradient_checkpointing,
             vae_slicing=config.vae_slicing,
             vae_tiling=config.vae_tiling,
@@ -83,12 +85,12 @@ def _pipeline(folder: Path, index: dict[str, Any], network: str, config: Config)
     import diffusers
 
     made = getattr(diffusers, index["_class_name"])
-    dtypes = {network: "fp32" if config.finetune == "full" else config.dtype, "vae": "fp32"}
+    dtypes = part_dtypes(network, config.finetune, precision_of(config.dtype, "cpu"))
     parts: dict[str, Any] = {}
     for name, value in index.items():
         if isinstance(value, list):
             library, kind = value
-            parts[name] = _part(folder / name, library, kind, DTYPES[dtypes.get(name, config.dtype)])
+            parts[name] = _part(folder / name, library, kind, dtypes.get(name, dtypes["default"]))
         elif not name.startswith("_"):
             parts[name] = value
     if parts.get("safety_checker") is None and "requires_safety_checker" in parts:

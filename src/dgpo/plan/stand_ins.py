@@ -16,13 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
 _LONGEST = 512  # tokens, where a tokenizer knows no limit
-
-
-def has_vocabulary(folder: Path) -> bool:
-    """Whether the files of a real tokenizer are in its folder."""
-    return any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES)
 
 
 class LongestText:
@@ -52,8 +46,8 @@ class LongestText:
         """About four characters a token."""
         return [0] * (len(text) // 4)
 
-    def apply_chat_template(self, *_: Any, **__: Any) -> str:
-        return ""
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return "".join(message["content"] for message in messages)
 
     def batch_decode(self, ids: Any, **_: Any) -> list[str]:
         return [""] * len(ids)

@@ -1,8 +1,9 @@
 """Runs of published models.
 
-`sd35m_*` have the settings that the authors published for SD3.5-M in their three modes. The others carry these over to
-other models and were never run on their real weights: expect to choose the rate and `kl_coef` anew. Prompts are files
-that you bring: one prompt a line, or JSON lines with the metadata that the reward reads; `--prompts FILE` sets them.
+`sd35m_*` have the settings that the authors published for SD3.5-M in their three modes; PickScore without guidance,
+which they did not publish, has those of its mode and of its guided run. The others carry these over to other models and
+were never run on their real weights: expect to choose the rate and `kl_coef` anew. Prompts are files that you bring:
+one prompt a line, or JSON lines with the metadata that the reward reads; `--prompts FILE` sets them.
 
 Memory is for one 80 GB GPU; `on_24_gb` and `on_8_gpus` are variants of any of them. `dgpo plan RECIPE` estimates it.
 """
@@ -18,7 +19,7 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 HELD_OUT = ("pixel_diversity", "jpeg_incompressibility")
 """What a policy gives up first, variety and detail, measured without any weights, so that an alarm can tell."""
 _LORA = LoraConfig(rank=64, alpha=128)
-_OPTIMIZER = Optimizer(lr=3e-4, weight_decay=1e-4)
+_OPTIMIZER = Optimizer(lr=3e-4, weight_decay=1e-4, ema_decay=0.987)  # theirs is .9 in every eighth step
 
 
 def sd35m_ocr() -> Config:
@@ -66,7 +67,7 @@ def sd35m_pickscore_cfg_free() -> Config:
 
 def sd35m_ocr_dynamic() -> Config:
     """Text rendering without guidance, measured against `old`, which follows the policy."""
-    algorithm = DGPO(beta=2000.0, kl_coef=1e-3, clip_range=1e-4, trunc_steps=6, reference="old")
+    algorithm = DGPO(beta=2000.0, kl_coef=1e-3, clip_range=1e-5, trunc_steps=6, reference="old")
     return _without_guidance(_sd35m("sd35m_ocr_dynamic", "ocr", algorithm))
 
 
@@ -75,7 +76,7 @@ def sd35m_geneval_dynamic() -> Config:
     algorithm = DGPO(
         beta=2000.0,
         kl_coef=1e-3,
-        clip_range=1e-4,
+        clip_range=1e-5,
         trunc_steps=4,
         std="group",
         sampling_switch=500,
@@ -162,15 +163,18 @@ def _sd35m(name: str, reward: str, algorithm: DGPO) -> Config:
         group_size=16,
         micro_batch_size=16,
         free_text_encoders=True,
+        max_sequence_length=128,
         rewards={reward: 1.0},
         eval_rewards=HELD_OUT,
         eval_prompts={"test": _PROMPTS[reward].format("test")},
-        eval_every=50,
-        checkpoint_every=50,
+        eval_every=60,
+        checkpoint_every=60,
         num_samples=16,
         algorithm=algorithm,
         # rollouts in ten steps, evaluations in forty, as in the paper
-        sampling=Sampling(num_inference_steps=10, guidance_scale=4.5, eval_num_inference_steps=40, batch_size=16),
+        sampling=Sampling(
+            num_inference_steps=10, guidance_scale=4.5, eval_num_inference_steps=40, shift=3.0, batch_size=16
+        ),
         optimizer=_OPTIMIZER,
         lora=_LORA,
     )
@@ -186,5 +190,7 @@ def _without_guidance(config: Config) -> Config:
 def _untested(name: str, model: str, guidance_scale: float, micro_batch_size: int = 16, **changes: Any) -> Config:
     """Composition with the settings of SD3.5-M, fewer images at a time."""
     config = replace(sd35m_geneval(), name=name, model=model, micro_batch_size=micro_batch_size)
-    sampling = replace(config.sampling, guidance_scale=guidance_scale, batch_size=max(1, min(16, 2 * micro_batch_size)))
-    return replace(config, sampling=sampling, gradient_checkpointing=True, **changes)
+    batch_size = max(1, min(16, 2 * micro_batch_size))
+    sampling = replace(config.sampling, guidance_scale=guidance_scale, shift=None, batch_size=batch_size)
+    changes = {"max_sequence_length": None, "gradient_checkpointing": True, **changes}
+    return replace(config, sampling=sampling, **changes)

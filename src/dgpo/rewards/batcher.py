@@ -17,6 +17,7 @@ import anyio
 import torch
 from torch import Tensor
 
+from dgpo.core.devices import on_this_device
 from dgpo.rewards.base import RewardAway
 
 Score = Callable[[Tensor, list[str], list[dict[str, Any]]], Mapping[str, Tensor]]
@@ -82,7 +83,7 @@ class Batcher:
 
     async def run(self) -> None:
         """Score what comes until this is cancelled."""
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=on_this_device()) as thread:
             while True:
                 jobs = await self._gather()
                 for size in dict.fromkeys(job.images.shape[1:] for job in jobs):

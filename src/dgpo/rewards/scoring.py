@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dgpo.core.devices import on_this_device
 from dgpo.rewards.base import Batch, Reward, needs_group
 from dgpo.rewards.failures import Answer, Policy, answer, joined
 
@@ -57,7 +58,8 @@ class Scoring:
         self._images: list[Tensor] = []  # (3, H, W), one for each row so far
         # one thread for a reward that has two names: it may not bear to be called twice at once
         names = {id(reward): name for name, reward in rewards.items()} if threads else {}
-        self._threads = {key: ThreadPoolExecutor(1, f"reward {name}") for key, name in names.items()}
+        here = on_this_device()
+        self._threads = {key: ThreadPoolExecutor(1, f"reward {name}", here) for key, name in names.items()}
         self._jobs: list[tuple[str, list[int], Future[Answer]]] = []
         self._folder, self._stop = save_failures_to, Event()
 

@@ -1,0 +1,53 @@
+"""Where a run computes and in which precision, when that is left to the machine.
+
+`auto` takes a GPU where there is one, and there bf16 if it computes in it; a CPU, an older GPU and Apple's have fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def device_of(name: str) -> str:
+    """`auto` is CUDA where there is one, else Apple's mps, else the CPU."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def precision_of(dtype: str, device: str | torch.device) -> Precision:
+    """`auto` is bf16 on a CUDA GPU that has it in hardware, else fp32. dtype: auto, fp32 or bf16."""
+    if dtype in ("fp32", "bf16"):
+        return dtype
+    on_cuda = torch.device(device).type == "cuda"
+    return "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let a GPU multiply what is fp32 (trained weights, the VAE) in TF32: 10 bits of mantissa, several times faster."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def described(dtype: str, device: torch.device) -> str:
+    """What is computed how, for a person: "bf16, TF32 for what stays fp32"."""
+    if device.type != "cuda":
+        return dtype
+    return "fp32 as TF32" if dtype == "fp32" else f"{dtype}, TF32 for what stays fp32"
+
+
+def on_this_device() -> Callable[[], None]:
+    """What a new thread calls to have the current GPU of the thread that called this: CUDA keeps one for each."""
+    if not torch.cuda.is_available():
+        return lambda: None
+    current = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(current)

@@ -1,0 +1,71 @@
+"""Where a run computes and in which precision, on machines that this one is not."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+from dgpo.core.devices import allow_tf32, described, device_of, on_this_device, precision_of
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False, bf16: bool = True) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+
+
+def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, taken in (
+        ((True, True), "cuda"),
+        ((True, False), "cuda"),
+        ((False, True), "mps"),
+        ((False,) * 2, "cpu"),
+    ):
+        machine(monkeypatch, *there)
+        assert device_of("auto") == taken
+        assert device_of("cuda:1") == "cuda:1"
+
+
+def test_auto_is_bf16_on_a_gpu_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, cuda=True)
+    assert [precision_of("auto", device) for device in (CUDA, "cuda:1", CPU, MPS)] == ["bf16", "bf16", "fp32", "fp32"]
+    assert precision_of("fp32", CUDA) == "fp32"
+    assert precision_of("bf16", CPU) == "bf16"
+    machine(monkeypatch, cuda=True, bf16=False)  # it could only emulate it
+    assert precision_of("auto", CUDA) == "fp32"
+
+
+def test_tf32_is_for_cuda_alone_and_is_told() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        for device in (CPU, MPS):
+            allow_tf32(device)
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert described("fp32", device) == "fp32"
+        allow_tf32(CUDA)
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert described("fp32", CUDA) == "fp32 as TF32"
+    assert described("bf16", CUDA) == "bf16, TF32 for what stays fp32"
+
+
+def test_a_thread_gets_the_gpu_of_the_one_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA has it: the current device belongs to a thread, and is the first one in a new thread."""
+    current: Any = threading.local()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
+    torch.cuda.set_device(3)
+    start, seen = on_this_device(), []
+    thread = threading.Thread(target=lambda: (start(), seen.append(torch.cuda.current_device())))
+    thread.start()
+    thread.join()
+    assert seen == [3]
