@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from dgpo import runfolder
 from dgpo.core import seeds
-from dgpo.data import load_prompts
-from dgpo.evaluate import evaluate
+from dgpo.data.prompts import load_prompts
 from dgpo.models import load_model
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
 from dgpo.rollout import CondCache
+from dgpo.run import folder as runfolder
+from dgpo.training.evaluate import evaluate
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import draw, requests

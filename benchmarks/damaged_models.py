@@ -29,7 +29,7 @@ from tiny_sana import tiny_sana
 from tiny_vp import tiny_pixart, tiny_sd, tiny_sdxl
 from tiny_z_image import tiny_z_image
 
-from dgpo.runfolder import conditions
+from dgpo.run.folder import conditions
 
 PIPELINES: dict[str, Any] = {
     "sd3": tiny_sd3,

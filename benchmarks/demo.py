@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dgpo.data import load_prompts
-from dgpo.evalname import eval_names
-from dgpo.runfolder import record
+from dgpo.data.prompts import load_prompts
+from dgpo.run.folder import record
+from dgpo.run.metric_names import eval_names
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
-from dgpo import DGPO, Config, LoraConfig, Sampling, load_model, runfolder
+from dgpo import DGPO, Config, LoraConfig, Sampling, load_model
 from dgpo.bench import measure_overhead
+from dgpo.run import folder as runfolder
 
 RESULTS = Path(__file__).parent / "results"
 TINY = "tiny-sd3"

@@ -21,9 +21,9 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dgpo import runfolder
 from dgpo.core.seeds import generator
-from dgpo.rewards.ocr import OCR
+from dgpo.rewards.builtin.ocr import OCR
+from dgpo.run import folder as runfolder
 
 RESULTS = Path(__file__).parent / "results"
 FONT_FOLDER = Path(get_data_path()) / "fonts/ttf"

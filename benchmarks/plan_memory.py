@@ -4,7 +4,7 @@
 
 Two iterations each of tiny-sd3 and of two larger random transformers in its pipeline, with LoRA and whole, with and
 without gradient checkpointing, in fp32 and, once, in bf16. Measured is the peak of live tensors on the CPU, weights
-included (`dgpo.memory`); what kernels take for themselves is in neither number. Writes
+included (`dgpo.utils.peak_memory`); what kernels take for themselves is in neither number. Writes
 benchmarks/results/plan_memory.json.
 """
 
@@ -23,13 +23,14 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.utils import logging
 
 import dgpo
-from dgpo import DGPO, Config, Sampling, runfolder
+from dgpo import DGPO, Config, Sampling
 from dgpo.bench.overhead import _tensors_of
-from dgpo.memory import peak_memory
 from dgpo.models import locate
 from dgpo.plan.estimates import estimate
 from dgpo.recipes import recipe
-from dgpo.train import load
+from dgpo.run import folder as runfolder
+from dgpo.training.setup import load
+from dgpo.utils.peak_memory import peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 SIZES: dict[str, dict[str, Any]] = {

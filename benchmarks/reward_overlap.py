@@ -21,16 +21,16 @@ from pathlib import Path
 
 import torch
 
-from dgpo import runfolder
 from dgpo.config import Config
-from dgpo.data import PromptSet, load_prompts
-from dgpo.encoding import CondCache
+from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.models.text_cache import CondCache
 from dgpo.recipes import recipe
 from dgpo.rewards.base import Reward
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import collect
-from dgpo.stopwatch import Stopwatch
-from dgpo.train import load
+from dgpo.run import folder as runfolder
+from dgpo.run.stopwatch import Stopwatch
+from dgpo.training.setup import load
+from dgpo.training.sources import collect
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS, ROUNDS = 0.05, 4

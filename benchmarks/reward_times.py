@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from dgpo import runfolder
 from dgpo.core.seeds import generator
-from dgpo.rewards.base import Reward, resolve
-from dgpo.rewards.preprocess import Preprocess
-from dgpo.rewards.towers import Towers, _Parts
+from dgpo.rewards.base import Reward
+from dgpo.rewards.builtin.preprocess import Preprocess
+from dgpo.rewards.builtin.towers import Towers, _Parts
+from dgpo.rewards.registry import resolve
+from dgpo.run import folder as runfolder
 
 RESULTS = Path(__file__).parent / "results"
 SIMPLE = ("jpeg_compressibility", "jpeg_incompressibility", "brightness", "redness")

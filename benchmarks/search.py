@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dgpo import runfolder
 from dgpo.config import to_dict
-from dgpo.trackers import read_metrics
+from dgpo.run import folder as runfolder
+from dgpo.run.trackers import read_metrics
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("train/score/shapes_strict", "train/score/shapes", "train/grad_noise_scale", "train/grad_norm", "time/elapsed")

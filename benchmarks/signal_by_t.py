@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dgpo import load_model, load_prompts, runfolder
+from dgpo import load_model, load_prompts
 from dgpo.core import seeds
 from dgpo.core.advantages import group_advantages
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.core.losses import dsm_loss
-from dgpo.data import PromptSampler
+from dgpo.data.sampler import PromptSampler
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import decode, grid, sample
+from dgpo.run import folder as runfolder
+from dgpo.training.draw import decode, grid, sample
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from dgpo import runfolder
-from dgpo.loading import load_configured
+from dgpo.models.configured import load_configured
 from dgpo.recipes import recipe
+from dgpo.run import folder as runfolder
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, ROWS = 144, 48

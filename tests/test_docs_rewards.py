@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgpo import cli
+from dgpo.commands import cli
 from dgpo.config import Config
-from dgpo.rewards.base import BUILT_IN
+from dgpo.rewards.registry import BUILT_IN
 
 TEXT = (Path(__file__).parents[1] / "docs/rewards.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -90,6 +90,6 @@ def test_checks_and_scores_run(line: str, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("line", re.findall(r"^dgpo serve-reward .*", TEXT, re.MULTILINE))
 def test_served_rewards_are_understood(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr("dgpo.rewards.serve.serve", lambda name, options: seen.append(name))
+    monkeypatch.setattr("dgpo.rewards.http.serve.serve", lambda name, options: seen.append(name))
     assert cli.main(shlex.split(line)[1:]) == 0
     assert set(seen) <= set(BUILT_IN)

@@ -27,10 +27,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parents[1] / "tests"))
 
-import dgpo.dryrun  # noqa: E402  (imported once for all processes, as are the commands)
-import dgpo.plan  # noqa: E402, F401
 from bad_input_table import cases, write_files  # noqa: E402
-from dgpo.cli import main as dgpo_main  # noqa: E402
+from dgpo.commands.cli import main as dgpo_main  # noqa: E402
 
 RESULT = HERE.parent / "results/faults/bad_inputs.json"
 
@@ -80,7 +78,7 @@ def problems(line: str, message: str, folder: Path, output: Path) -> list[str]:
 
 def main() -> int:
     torch.set_num_threads(1)
-    importlib.import_module("dgpo.dryrun")
+    importlib.import_module("dgpo.training.dry_run")
     has_ocr = importlib.util.find_spec("rapidocr_onnxruntime") is not None
     counts: Counter[str] = Counter()
     failed: dict[str, list[str]] = {}

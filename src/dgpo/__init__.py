@@ -8,10 +8,10 @@ __version__ = "0.1.0"
 
 from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.config import Config, LoraConfig, Optimizer, Sampling
-from dgpo.data import load_prompts
+from dgpo.data.prompts import load_prompts
 from dgpo.errors import UserError
 from dgpo.models import load_model
-from dgpo.train import Result, train
+from dgpo.training.loop import Result, train
 
 __all__ = [
     "AWM",

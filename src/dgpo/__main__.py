@@ -2,6 +2,6 @@
 
 import sys
 
-from dgpo.cli import main
+from dgpo.commands.cli import main
 
 sys.exit(main())

@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from dgpo import fields
 from dgpo.algorithms import ALGORITHMS, DGPO, AnyAlgorithm
 from dgpo.algorithms.base import require
 from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import SOLVERS
 from dgpo.errors import UserError, did_you_mean
-from dgpo.files import whole
+from dgpo.utils import fields
+from dgpo.utils.files import whole
 
 
 @dataclass(frozen=True, kw_only=True)

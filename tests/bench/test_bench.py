@@ -10,11 +10,11 @@ import torch
 
 from dgpo.bench import CONTENDERS, Plan, bench, plan, run, write_page
 from dgpo.bench.page import Curve, noise_over_signal, read_rows, speed_up, time_to
-from dgpo.cli import main
+from dgpo.commands.cli import main
 from dgpo.config import from_dict, to_dict
 from dgpo.errors import UserError
 from dgpo.report.grids import write_samples
-from dgpo.train import Result
+from dgpo.training.loop import Result
 
 MACHINE = {"platform": "an OS", "cpus": 2, "torch_threads": 2, "gpus": []}
 ENVIRONMENT = {"machine": MACHINE, "torch": "2.13.0", "command": "secret", "dgpo": "0.1.0"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo.core.devices import allow_tf32, described, device_of, on_this_device, precision_of
+from dgpo.utils.devices import allow_tf32, described, device_of, on_this_device, precision_of
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 

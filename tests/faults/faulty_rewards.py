@@ -22,12 +22,13 @@ from typing import Any
 
 import children
 import torch
-
-from dgpo import UserError, checkpoint
-from dgpo.config import save_yaml
-from dgpo.files import whole
-from dgpo.rewards.base import RewardError
 from runs import assert_same_run, colour, save_pipeline, small
+
+from dgpo import UserError
+from dgpo.config import save_yaml
+from dgpo.rewards.base import RewardError
+from dgpo.run import checkpoint
+from dgpo.utils.files import whole
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "faults" / "rewards.json"
 ITERATIONS = 3

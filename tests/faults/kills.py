@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import children
-
-from dgpo import Config, checkpoint
-from dgpo.files import whole
 from runs import assert_same_run, run, save_pipeline, small, write_pictures
+
+from dgpo import Config
+from dgpo.run import checkpoint
+from dgpo.utils.files import whole
 
 ITERATIONS = 4
 KINDS = ("lora", "full", "offline")

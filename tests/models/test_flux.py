@@ -14,7 +14,8 @@ from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models import LoraConfig, load_model
 from dgpo.models.flux import Flux
-from dgpo.models.parts import pack, scheduler_shift, unpack
+from dgpo.models.grids import scheduler_shift
+from dgpo.models.patches import pack, unpack
 
 T = torch.tensor([0.9, 0.5, 0.2])
 

@@ -29,7 +29,7 @@ from tiny_z_image import tiny_z_image
 
 from dgpo.errors import UserError
 from dgpo.models import load_model
-from dgpo.models.parts import scheduler_shift
+from dgpo.models.grids import scheduler_shift
 
 FLOWS: dict[Callable[[], Any], dict[str, Any]] = {  # how the stock call is asked for what ours draws
     tiny_sd3: {"max_sequence_length": 0},

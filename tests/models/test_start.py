@@ -12,6 +12,7 @@ import torch
 from parity import PROMPTS, generators
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
+from runs import run, small
 from safetensors.torch import load_file, save_file
 from tiny import tiny_sd3
 from tiny_flux import tiny_flux
@@ -25,7 +26,6 @@ from dgpo.models import load_model
 from dgpo.models.lora import KOHYA, PEFT, PEFT_CONFIG, SETTINGS, STOCK
 from dgpo.models.start import choose_file
 from dgpo.plan.skeleton import skeleton
-from runs import run, small
 
 SETTINGS_OF_FILE = LoraConfig(rank=4, alpha=8)
 

@@ -12,10 +12,9 @@ import pytest
 from medium import short  # pyright: ignore[reportMissingImports] (beside this file)
 
 import dgpo.plan.checks as checks_module
-from dgpo.cli import main
+from dgpo.commands.cli import main
 from dgpo.config import Config, LoraConfig, save_yaml
 from dgpo.errors import UserError
-from dgpo.geometry import geometry
 from dgpo.plan import plan
 from dgpo.plan.checks import Check, run_checks
 from dgpo.plan.estimates import Estimate, Part
@@ -23,6 +22,7 @@ from dgpo.plan.fitting import GIB, advice, needs
 from dgpo.plan.gpus import GPU, find_gpu
 from dgpo.plan.page import lines
 from dgpo.plan.speed import Work
+from dgpo.training.geometry import geometry
 
 
 def test_the_command_prints_all_sections_and_loads_no_weights(

@@ -11,12 +11,12 @@ import pytest
 from medium import measured_peak, save_medium, short  # pyright: ignore[reportMissingImports] (beside this file)
 
 from dgpo import Config, FlowGRPO, Optimizer, Sampling
-from dgpo.geometry import geometry
 from dgpo.plan.estimates import Estimate, estimate
 from dgpo.plan.memory import Held, held, phases
 from dgpo.plan.meta import Count
 from dgpo.plan.runs import Runs
 from dgpo.plan.skeleton import skeleton
+from dgpo.training.geometry import geometry
 
 
 def planned(config: Config) -> Estimate:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgpo.memory import peak_memory
 from dgpo.plan.rules import WIDE_ON_CUDA, Rules
+from dgpo.utils.peak_memory import peak_memory
 
 BF16 = torch.bfloat16
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

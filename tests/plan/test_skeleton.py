@@ -26,7 +26,7 @@ from dgpo.plan.gpus import find_gpu
 from dgpo.plan.meta import MetaModel
 from dgpo.plan.skeleton import find, skeleton
 from dgpo.plan.stand_ins import LongestText
-from dgpo.train import load
+from dgpo.training.setup import load
 
 
 @pytest.fixture

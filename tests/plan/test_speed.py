@@ -9,12 +9,12 @@ import pytest
 from medium import short  # pyright: ignore[reportMissingImports] (beside this file)
 
 from dgpo import DGPO, Sampling
-from dgpo.geometry import geometry
 from dgpo.plan.estimates import estimate
 from dgpo.plan.gpus import GPU
 from dgpo.plan.meta import Count
 from dgpo.plan.runs import Runs
 from dgpo.plan.speed import Work, seconds, work
+from dgpo.training.geometry import geometry
 
 RUNS = Runs(
     0,

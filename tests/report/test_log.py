@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from dgpo.evalname import EvalName
 from dgpo.report.log import Point, find, from_rows, is_in_domain, read_log, reward_names
+from dgpo.run.metric_names import EvalName
 
 
 def test_rows_of_one_iteration_merge_and_the_later_value_stands(tmp_path: Path):

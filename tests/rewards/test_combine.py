@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dgpo.core.seeds import generator
-from dgpo.data import PromptSet
+from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
-from dgpo.rewards import simple
 from dgpo.rewards.base import RewardError, requires
+from dgpo.rewards.builtin import simple
 from dgpo.rewards.combine import RewardSet
 
 IMAGES, PROMPTS, METADATA = torch.rand(3, 3, 8, 8), ["a", "bb", "ccc"], [{}, {}, {}]

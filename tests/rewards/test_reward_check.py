@@ -8,9 +8,9 @@ import torch
 from dgpo.core import seeds
 from dgpo.errors import UserError
 from dgpo.rewards.base import Batch, requires
+from dgpo.rewards.builtin.diversity import PixelDiversity
+from dgpo.rewards.builtin.simple import brightness, jpeg_compressibility, redness
 from dgpo.rewards.check import check_reward
-from dgpo.rewards.diversity import PixelDiversity
-from dgpo.rewards.simple import brightness, jpeg_compressibility, redness
 
 IMAGES = (
     torch.rand(6, 3, 24, 24, generator=seeds.generator(0, "images")) * torch.linspace(0.5, 1, 6)[:, None, None, None]

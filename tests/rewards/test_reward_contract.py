@@ -13,7 +13,8 @@ from PIL import Image
 
 import dgpo
 from dgpo.errors import UserError
-from dgpo.rewards.base import BUILT_IN, RewardError, call_reward, check_metadata, requires, resolve
+from dgpo.rewards.base import RewardError, call_reward, check_metadata, requires
+from dgpo.rewards.registry import BUILT_IN, resolve
 
 PROMPTS = ["a", "b", "c d", "e", "f"]
 IMAGES = torch.linspace(0, 1, 5)[:, None, None, None].expand(5, 3, 8, 8)

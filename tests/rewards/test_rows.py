@@ -12,17 +12,18 @@ from tiny_geneval import save_yolos
 from tiny_published import save_clip
 
 from dgpo.config import Config
-from dgpo.data import PromptSet, load_prompts
+from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
-from dgpo.rewards.base import BUILT_IN, Reward, requires, resolve
-from dgpo.rewards.clip import ClipScore
+from dgpo.rewards.base import Reward, requires
+from dgpo.rewards.builtin.clip import ClipScore
+from dgpo.rewards.builtin.geneval import GenEval
+from dgpo.rewards.builtin.hpsv2 import HPSv2
+from dgpo.rewards.builtin.imagereward import ImageReward
+from dgpo.rewards.builtin.pickscore import PickScore
+from dgpo.rewards.builtin.vlm_judge import VLMJudge
 from dgpo.rewards.combine import RewardSet, check_run
-from dgpo.rewards.geneval import GenEval
-from dgpo.rewards.hpsv2 import HPSv2
-from dgpo.rewards.imagereward import ImageReward
-from dgpo.rewards.pickscore import PickScore
+from dgpo.rewards.registry import BUILT_IN, resolve
 from dgpo.rewards.rows import check_rows, checks_rows
-from dgpo.rewards.vlm_judge import VLMJudge
 
 
 def lines(folder: Path, *rows: dict[str, Any] | str) -> PromptSet:

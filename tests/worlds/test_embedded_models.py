@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dgpo.core import seeds
 from dgpo.core.solvers import solve
-from dgpo.data import load_prompts
+from dgpo.data.prompts import load_prompts
 from dgpo.models import EMBEDDED, load_model, locate
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import decode
+from dgpo.training.draw import decode
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
 from dgpo.worlds.shapes.render import render as render_shapes
 from dgpo.worlds.shapes.scenes import draw as draw_shapes

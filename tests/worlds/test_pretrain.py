@@ -9,16 +9,16 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from dgpo import checkpoint
 from dgpo.errors import UserError
-from dgpo.worlds import pretraining
-from dgpo.worlds.muon import Muon, orthogonalise
-from dgpo.worlds.pipeline import build_pipeline
+from dgpo.run import checkpoint
+from dgpo.worlds.common.tokenizer import CONTEXT
+from dgpo.worlds.pretraining import stages as pretraining
+from dgpo.worlds.pretraining.muon import Muon, orthogonalise
+from dgpo.worlds.pretraining.pipeline import build_pipeline
 from dgpo.worlds.shapes import captions, pretrain, scenes
 from dgpo.worlds.shapes.prompts import all_prompts
 from dgpo.worlds.shapes.tokenizer import build_tokenizer
 from dgpo.worlds.shapes.vocabulary import COLORS, KINDS, SHAPES
-from dgpo.worlds.tokenizer import CONTEXT
 
 TINY = pretrain.Pretrain(
     pool=64,

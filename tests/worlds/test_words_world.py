@@ -6,7 +6,7 @@ from pictures import blurred
 
 from dgpo.core.seeds import generator
 from dgpo.errors import UserError
-from dgpo.worlds.tokenizer import CONTEXT, byte_tokenizer
+from dgpo.worlds.common.tokenizer import CONTEXT, byte_tokenizer
 from dgpo.worlds.words import captions, glyphs, metrics, prompts, reader
 from dgpo.worlds.words.render import coverage, draw, render
 from dgpo.worlds.words.vocabulary import BORDER, CELL, FONTS, LENGTHS, LETTERS, MAX_LENGTH, TAGS

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.base import averaged, given, require
-from dgpo.algorithms.parts import ForwardProcess, GroupAdvantages, TSampling
+from dgpo.algorithms.forward_process import ForwardProcess, TSampling
+from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import clip_mask, clipped_surrogate, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.base import averaged, given, require, require_known
-from dgpo.algorithms.parts import ForwardProcess, GroupAdvantages
+from dgpo.algorithms.forward_process import ForwardProcess
+from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.ema import warmup_decay
 from dgpo.core.groups import Reduce, group_size, group_sum, identity
 from dgpo.core.guidance import require_guidance

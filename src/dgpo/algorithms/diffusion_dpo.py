@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dgpo.algorithms.base import averaged, given, require
-from dgpo.algorithms.parts import ForwardProcess, TSampling
+from dgpo.algorithms.forward_process import ForwardProcess, TSampling
 from dgpo.core.advantages import best_worst_pairs
 from dgpo.core.groups import Reduce, group_sum, identity
 from dgpo.core.losses import dsm_loss

@@ -16,7 +16,8 @@ from typing import Literal
 from torch import Tensor
 
 from dgpo.algorithms.base import averaged, given, require
-from dgpo.algorithms.parts import ForwardProcess, GroupAdvantages, TSampling
+from dgpo.algorithms.forward_process import ForwardProcess, TSampling
+from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.ema import warmup_decay
 from dgpo.core.flow import expand, x0_from_velocity
 from dgpo.core.groups import Reduce, identity

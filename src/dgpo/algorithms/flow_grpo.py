@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.base import averaged, given, require
-from dgpo.algorithms.parts import GroupAdvantages
+from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import clip_mask, clipped_surrogate, gaussian_kl
 from dgpo.core.solvers import gaussian_log_prob, sde_moments

@@ -19,17 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgpo import runfolder
 from dgpo.config import Config, to_dict
-from dgpo.core.devices import device_of, precision_of
 from dgpo.core.flow import interpolate, velocity_target
-from dgpo.data import PromptSampler, PromptSet, load_prompts
-from dgpo.encoding import CondCache
-from dgpo.memory import peak_memory
+from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.sampler import PromptSampler
+from dgpo.models.text_cache import CondCache
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import chunks, collect, grid
-from dgpo.stopwatch import Stopwatch
-from dgpo.train import State, improve, load, make_optimizer, to_train
+from dgpo.run import folder as runfolder
+from dgpo.run.stopwatch import Stopwatch
+from dgpo.training.draw import chunks, grid
+from dgpo.training.optim import make_optimizer
+from dgpo.training.setup import load
+from dgpo.training.sources import collect
+from dgpo.training.state import State
+from dgpo.training.update import improve, to_train
+from dgpo.utils.devices import device_of, precision_of
+from dgpo.utils.peak_memory import peak_memory
 
 
 def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, searcher
 from dgpo.bench.run import late_rewards, load, results
 from dgpo.config import from_dict
 from dgpo.errors import UserError
-from dgpo.geometry import network_evaluations
 from dgpo.report.templates import template
 from dgpo.report.words import duration
+from dgpo.training.geometry import network_evaluations
 
 SCORE = "shapes_strict"
 SETS = ("seen", "unseen")

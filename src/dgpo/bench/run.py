@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgpo import checkpoint, runfolder
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, Plan, config_of, searcher
 from dgpo.config import Config
-from dgpo.files import whole
 from dgpo.report.grids import read_samples
-from dgpo.trackers import read_metrics
-from dgpo.train import train
+from dgpo.run import checkpoint
+from dgpo.run import folder as runfolder
+from dgpo.run.trackers import read_metrics
+from dgpo.training.loop import train
+from dgpo.utils.files import whole
 
 
 class Job(NamedTuple):

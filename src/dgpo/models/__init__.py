@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from dgpo.core.devices import DTYPES, allow_tf32, device_of, precision_of
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
 from dgpo.models.folder import is_out_of_memory, quiet, read_index, read_pipeline
@@ -20,6 +19,7 @@ from dgpo.models.pipeline import Family, PipelineModel
 from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
+from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
 
 __all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate"]
 

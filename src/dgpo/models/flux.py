@@ -19,16 +19,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dgpo.models.parts import (
-    fitting_length,
-    fitting_side,
-    pack,
-    scheduler_shift,
-    shifted_grid,
-    unpack,
-)
+from dgpo.models.grids import scheduler_shift, shifted_grid
+from dgpo.models.patches import pack, unpack
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_length, fitting_side
 
 
 class Flux(Family):

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.files import save_tensors
+from dgpo.utils.files import save_tensors
 
 STOCK, KOHYA = "pytorch_lora_weights.safetensors", "kohya_lora_weights.safetensors"
 PEFT, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from dgpo.config import PLAIN_LORA
-from dgpo.core.attention import Fp32Attention
 from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
+from dgpo.models.attention import Fp32Attention
+from dgpo.models.autoencoder import encoded_mean
+from dgpo.models.compiling import compile_blocks
+from dgpo.models.grids import scheduler_grid, to_terminal
+from dgpo.models.guidance import linear_guidance
 from dgpo.models.lora import write_lora
-from dgpo.models.parts import compile_blocks, encoded_mean, linear_guidance, scheduler_grid, to_terminal
 from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
 

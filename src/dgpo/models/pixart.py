@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dgpo.models.parts import fitting_length, fitting_side
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_length, fitting_side
 from dgpo.models.vp import VPFamily, VPSchedule
 
 

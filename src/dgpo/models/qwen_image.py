@@ -21,9 +21,12 @@ import torch
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.models.parts import fitting_length, fitting_side, linear_guidance, pack, scheduler_shift, shifted_grid, unpack
+from dgpo.models.grids import scheduler_shift, shifted_grid
+from dgpo.models.guidance import linear_guidance
+from dgpo.models.patches import pack, unpack
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_length, fitting_side
 
 
 class QwenImage(Family):

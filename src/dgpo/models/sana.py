@@ -20,9 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.models.parts import fitting_length, fitting_side, scheduler_shift
+from dgpo.models.grids import scheduler_shift
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_length, fitting_side
 
 
 class Sana(Family):

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dgpo.models.parts import dynamic_mu, fitting_side, scheduler_grid, scheduler_shift
+from dgpo.models.grids import dynamic_mu, scheduler_grid, scheduler_shift
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_side
 
 _MAX_SHIFT = 1.16  # of the stock call, where a scheduler whose shift follows the size names none
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.models.parts import fitting_side
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_side
 from dgpo.models.vp import VPFamily, VPSchedule
 
 

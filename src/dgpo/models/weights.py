@@ -28,8 +28,8 @@ from dgpo.config import PLAIN_LORA, LoraConfig
 from dgpo.core.ema import ema_update
 from dgpo.core.seeds import generator
 from dgpo.errors import UserError, did_you_mean
-from dgpo.files import share
 from dgpo.models.lora import folded, folded_settings
+from dgpo.utils.files import share
 
 EXTRA_SETS = ("ref", "old", "ema")
 DEFAULT_LORA = LoraConfig()

@@ -20,15 +20,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from dgpo.errors import UserError
-from dgpo.models.parts import (
-    fitting_length,
-    fitting_side,
-    linear_guidance,
-    scheduler_shift,
-    shifted_grid,
-)
+from dgpo.models.grids import scheduler_shift, shifted_grid
+from dgpo.models.guidance import linear_guidance
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
+from dgpo.models.sizes import fitting_length, fitting_side
 
 _PATCH = 2  # the only one that diffusers' pipeline asks for
 _GROUP = 32  # tokens

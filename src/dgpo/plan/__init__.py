@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dgpo.config import Config
+from dgpo.data.groups import GroupDataset
 from dgpo.errors import UserError
-from dgpo.offline import GroupDataset
 from dgpo.plan.checks import read_prompts, run_checks
 from dgpo.plan.estimates import estimate, runs_on_cpu
 from dgpo.plan.gpus import find_gpu
 from dgpo.plan.page import lines
-from dgpo.train import resolved
+from dgpo.training.setup import resolved
 
 __all__ = ["plan"]
 

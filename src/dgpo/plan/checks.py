@@ -10,22 +10,23 @@ from typing import NamedTuple
 
 import torch
 
-from dgpo import checkpoint, schedule
 from dgpo.config import Config
-from dgpo.data import PromptSet, load_prompts
+from dgpo.data.groups import GroupDataset
+from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.models import locate
-from dgpo.models.parts import require_compiler
+from dgpo.models.compiling import require_compiler
 from dgpo.models.start import choose_file, is_hub_id
-from dgpo.offline import GroupDataset
 from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
 from dgpo.plan.gpus import GPU
 from dgpo.plan.skeleton import find
+from dgpo.rewards.builtin.weights import MissingFiles, asking_the_hub
 from dgpo.rewards.combine import RewardSet, check_run
-from dgpo.rewards.weights import MissingFiles, asking_the_hub
-from dgpo.trackers import require_trackers
-from dgpo.train import checkpoint_space
+from dgpo.run import checkpoint
+from dgpo.run.trackers import require_trackers
+from dgpo.training import schedule
+from dgpo.training.setup import checkpoint_space
 
 
 class Check(NamedTuple):

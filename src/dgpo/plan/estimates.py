@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from dgpo.config import Config
-from dgpo.core.devices import Precision, device_of, precision_of
 from dgpo.errors import UserError
-from dgpo.geometry import Geometry, geometry
 from dgpo.models import locate, quiet
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.memory import Held, held, phases
@@ -19,6 +17,8 @@ from dgpo.plan.meta import MetaModel
 from dgpo.plan.runs import Runs, runs_of
 from dgpo.plan.skeleton import find, how_to_fetch, skeleton, without_vocabulary
 from dgpo.plan.speed import Work, work
+from dgpo.training.geometry import Geometry, geometry
+from dgpo.utils.devices import Precision, device_of, precision_of
 
 
 @dataclass(frozen=True)

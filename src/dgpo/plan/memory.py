@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dgpo.config import Config
-from dgpo.geometry import Geometry
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.runs import Runs
+from dgpo.training.geometry import Geometry
 
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
 """Bytes a trained parameter of both moments."""

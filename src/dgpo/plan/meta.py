@@ -1,6 +1,6 @@
 """The network's own code on the meta device, where tensors have shapes and no data.
 
-Counted is what eager PyTorch would do: bytes of tensors alive at once (`dgpo.memory`), floating-point operations of
+Counted is what eager PyTorch would do: bytes of tensors alive at once (`dgpo.utils.peak_memory`), floating-point operations of
 matrix products, convolutions and attention (torch's formulas), bytes that operators read and write. `rules.py` says how
 autocast and attention are treated. The workspace that a kernel takes for itself is not seen.
 """
@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
-from dgpo.memory import peak_memory
 from dgpo.models import Rows
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan import stand_ins
 from dgpo.plan.rules import WIDE_ON_CUDA, Rules
+from dgpo.utils.peak_memory import peak_memory
 
 
 @dataclass

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import torch
 
-from dgpo.core.devices import described
-from dgpo.geometry import network_evaluations
 from dgpo.plan.checks import Check
 from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB
 from dgpo.plan.gpus import GPU
 from dgpo.plan.speed import BANDWIDTH_SHARE, EFFICIENCY, seconds
-from dgpo.schedule import evaluates, saves
+from dgpo.training.geometry import network_evaluations
+from dgpo.training.schedule import evaluates, saves
+from dgpo.utils.devices import described
 
 
 def lines(found: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str]:

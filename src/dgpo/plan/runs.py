@@ -8,10 +8,10 @@ import torch
 
 from dgpo.config import Config
 from dgpo.core.losses import dsm_loss
-from dgpo.encoding import BATCH
-from dgpo.geometry import Geometry
 from dgpo.models import Rows
+from dgpo.models.text_cache import BATCH
 from dgpo.plan.meta import Count, MetaModel
+from dgpo.training.geometry import Geometry
 
 
 @dataclass(frozen=True)

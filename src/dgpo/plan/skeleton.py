@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from dgpo.config import Config, LoraConfig
-from dgpo.core.devices import DTYPES, precision_of
 from dgpo.errors import UserError
 from dgpo.models import family_of, locate, part_dtypes, quiet
 from dgpo.models.folder import has_vocabulary
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.start import read_start
 from dgpo.plan.stand_ins import LongestText
-from dgpo.schedule import loaded_sets
+from dgpo.training.schedule import loaded_sets
+from dgpo.utils.devices import DTYPES, precision_of
 
 
 def find(model: str) -> Path | None:

@@ -13,11 +13,11 @@ import math
 from typing import NamedTuple
 
 from dgpo.config import Config
-from dgpo.geometry import Geometry
 from dgpo.plan.gpus import GPU
 from dgpo.plan.meta import Count
 from dgpo.plan.runs import Runs
-from dgpo.schedule import guided_rows, trained_images
+from dgpo.training.geometry import Geometry
+from dgpo.training.schedule import guided_rows, trained_images
 
 EFFICIENCY = 0.4
 BANDWIDTH_SHARE = 0.8

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dgpo.evalname import EvalName
 from dgpo.report.log import Log, Point, is_in_domain
 from dgpo.report.words import from_to, number, signed, title
+from dgpo.run.metric_names import EvalName
 
 LOWER_IS_BETTER = frozenset({"drift"})
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from dgpo.errors import UserError
-from dgpo.evalname import EvalName, eval_names
-from dgpo.trackers import read_metrics
+from dgpo.run.metric_names import EvalName, eval_names
+from dgpo.run.trackers import read_metrics
 
 
 class Point(NamedTuple):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo.errors import UserError
-from dgpo.files import whole
 from dgpo.report import sections
 from dgpo.report.grids import read_samples
 from dgpo.report.log import find, read_log, read_mapping
 from dgpo.report.pictures import pictures
 from dgpo.report.templates import template
 from dgpo.report.verdict import noise_scale_sentence, verdict
+from dgpo.utils.files import whole
 
 
 def write_report(run_dir: Path) -> Path:

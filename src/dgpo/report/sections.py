@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from dgpo.evalname import EvalName
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.curves import SERIES, Line, chart
 from dgpo.report.log import Log, find, is_in_domain
 from dgpo.report.words import title
+from dgpo.run.metric_names import EvalName
 
 HEALTH = {
     "clip_fraction": "Images the clip left without gradient",

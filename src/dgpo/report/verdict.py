@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.log import Log, find
 from dgpo.report.words import duration, from_to, number, plural, title
-from dgpo.watch import ALARMS, alarm
+from dgpo.run.changes import ALARMS, alarm
 
 HELD_OUT_TOLERANCE = 0.10
 PEAK_TOLERANCE = 0.05

@@ -8,14 +8,10 @@ into a score.
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import re
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,31 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dgpo.errors import RunFailed, UserError, did_you_mean
+from dgpo.errors import RunFailed, UserError
+from dgpo.rewards.registry import _is_built_in
 
 Scores = Any  # (B,) Tensor, ndarray or list of finite numbers, or a dict of those
-BUILT_IN = {
-    "shapes": "dgpo.rewards.shapes:shapes",
-    "shapes_strict": "dgpo.rewards.shapes:shapes_strict",
-    "crispness": "dgpo.rewards.shapes:crispness",
-    "diversity": "dgpo.rewards.shapes:diversity",
-    "pixel_diversity": "dgpo.rewards.diversity:PixelDiversity",
-    "clip_diversity": "dgpo.rewards.diversity:ClipDiversity",
-    "legibility": "dgpo.rewards.words:legibility",
-    "words_diversity": "dgpo.rewards.words:words_diversity",
-    "geneval": "dgpo.rewards.geneval:GenEval",
-    "ocr": "dgpo.rewards.ocr:OCR",
-    "vlm_judge": "dgpo.rewards.vlm_judge:VLMJudge",
-    "pickscore": "dgpo.rewards.pickscore:PickScore",
-    "clip": "dgpo.rewards.clip:ClipScore",
-    "aesthetic": "dgpo.rewards.aesthetic:Aesthetic",
-    "hpsv2": "dgpo.rewards.hpsv2:HPSv2",
-    "imagereward": "dgpo.rewards.imagereward:ImageReward",
-    "jpeg_compressibility": "dgpo.rewards.simple:jpeg_compressibility",
-    "jpeg_incompressibility": "dgpo.rewards.simple:jpeg_incompressibility",
-    "brightness": "dgpo.rewards.simple:brightness",
-    "redness": "dgpo.rewards.simple:redness",
-}
 
 
 class Reward(Protocol):
@@ -101,33 +76,6 @@ def group_reward(reward: Reward) -> Reward:
 def needs_group(reward: Reward) -> bool:
     """Whether a reward declares, by `group_reward` or an attribute `needs_group`, that it compares whole groups."""
     return bool(getattr(reward, "needs_group", False))
-
-
-def resolve(name: str) -> Reward:
-    """A built-in reward's name, `package.module:name` of a function, an object or a class without arguments, or the
-    address of a server of rewards, `http://host:port`; several, with commas between, are a pool."""
-    if name.startswith(("http://", "https://")):
-        return _module(name, "dgpo.rewards.remote").Remote(name)
-    module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
-    if not (module_name and attribute):
-        raise UserError(
-            f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
-        )
-    module = _module(name, module_name)
-    found = getattr(module, attribute, None)
-    if found is None:
-        where = getattr(module, "__file__", None) or "built into Python"
-        raise UserError(f"reward {name!r}: module {module_name} has no {attribute!r} ({where})")
-    if isinstance(found, type):
-        try:
-            found = found()
-        except TypeError as error:
-            raise UserError(f"reward {name!r} is a class that cannot be made without arguments: {error}") from error
-    if not callable(found):
-        raise UserError(
-            f"reward {name!r} is a {type(found).__name__}; a reward is called with (images, prompts, metadata)"
-        )
-    return found
 
 
 def check_metadata(
@@ -243,11 +191,6 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
     return scores
 
 
-def _is_built_in(reward: Reward) -> bool:
-    """Ours change nothing that they are given, so they share it: the detector then looks at a picture once for all."""
-    return str(getattr(reward, "__module__", "")).startswith("dgpo.")
-
-
 def _numbers(key: str, values: Any, count: int) -> Tensor:
     """A copy: a reward may write its next scores into the buffer that it returned."""
     try:
@@ -316,35 +259,6 @@ def save_failure(name: str, index: int, batch: Batch, folder: Path, cause: BaseE
         text = "".join(traceback.format_exception(type(cause), cause, cause.__traceback__))
         path.with_suffix(".txt").write_text(text, encoding="utf-8")
     return path
-
-
-@contextmanager
-def _working_folder() -> Iterator[None]:
-    """Python looks into the working folder too, as a console script does not, and there last.
-
-    Installed modules win: a `scipy.py` that happens to lie there is not run for the one that another module imports.
-    """
-    folder = os.getcwd()
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module may have changed the path itself
-            place = len(sys.path) - 1 - sys.path[::-1].index(folder)
-            del sys.path[place]
-
-
-def _module(name: str, module_name: str) -> Any:
-    ours = module_name.partition(".")[0] == __name__.partition(".")[0]
-    try:
-        with nullcontext() if ours else _working_folder():
-            return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(f"reward {name!r}: {module_name} needs the module {error.name}; install it") from error
-        raise UserError(
-            f"reward {name!r}: there is no module {module_name} here. Install it, or run from the folder that has it"
-        ) from None
 
 
 def title(reward: Reward) -> str:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from dgpo.config import Config
-from dgpo.data import PromptSet
+from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError, did_you_mean
-from dgpo.rewards.base import Reward, needs_group, resolve
+from dgpo.rewards.base import Reward, needs_group
 from dgpo.rewards.failures import parse_policy
+from dgpo.rewards.registry import resolve
 from dgpo.rewards.rows import check_rows
 from dgpo.rewards.scoring import Scored, Scoring
 

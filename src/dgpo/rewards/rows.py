@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dgpo.data import PromptSet
+from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
 from dgpo.rewards.base import Reward, check_metadata, title
-from dgpo.rewards.weights import MissingFiles
+from dgpo.rewards.builtin.weights import MissingFiles
 
 RowCheck = Callable[[str, Mapping[str, Any]], str | None]
 SHOWN = 3

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgpo.core.devices import on_this_device
 from dgpo.rewards.base import Batch, Reward, needs_group
 from dgpo.rewards.failures import Answer, Policy, answer, joined
+from dgpo.utils.devices import on_this_device
 
 
 class Scored(NamedTuple):

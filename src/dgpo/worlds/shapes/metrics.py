@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dgpo.core import seeds
-from dgpo.worlds.likeness import likeness
+from dgpo.worlds.common.likeness import likeness
 from dgpo.worlds.shapes.detector import Picture, detect
 from dgpo.worlds.shapes.judge import follows
 from dgpo.worlds.shapes.render import render

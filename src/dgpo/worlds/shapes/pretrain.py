@@ -13,9 +13,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from dgpo.worlds.optimise import Pretrain
-from dgpo.worlds.pipeline import DOWNSAMPLING, PATCH, build_pipeline
-from dgpo.worlds.pretraining import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
+from dgpo.worlds.pretraining.optimise import Pretrain
+from dgpo.worlds.pretraining.pipeline import DOWNSAMPLING, PATCH, build_pipeline
+from dgpo.worlds.pretraining.stages import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
 from dgpo.worlds.shapes.captions import WRONG, Captions, build_captions, caption_rows, draw_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import Scenes, draw, requests

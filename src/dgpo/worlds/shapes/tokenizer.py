@@ -11,9 +11,9 @@ from itertools import pairwise
 
 from transformers import CLIPTokenizer
 
+from dgpo.worlds.common.tokenizer import byte_tokenizer
 from dgpo.worlds.shapes.prompts import all_prompts
 from dgpo.worlds.shapes.vocabulary import KINDS
-from dgpo.worlds.tokenizer import byte_tokenizer
 
 
 def build_tokenizer() -> CLIPTokenizer:

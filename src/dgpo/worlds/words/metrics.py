@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgpo.core import seeds
-from dgpo.worlds.likeness import likeness
+from dgpo.worlds.common.likeness import likeness
 from dgpo.worlds.words.reader import read
 from dgpo.worlds.words.render import Pictures, draw, render
 from dgpo.worlds.words.vocabulary import MAX_LENGTH, TINTS

@@ -13,10 +13,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from dgpo.worlds.optimise import Pretrain
-from dgpo.worlds.pipeline import build_pipeline
-from dgpo.worlds.pretraining import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
-from dgpo.worlds.tokenizer import byte_tokenizer
+from dgpo.worlds.common.tokenizer import byte_tokenizer
+from dgpo.worlds.pretraining.optimise import Pretrain
+from dgpo.worlds.pretraining.pipeline import build_pipeline
+from dgpo.worlds.pretraining.stages import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
 from dgpo.worlds.words.captions import WRONG, captions, word_index
 from dgpo.worlds.words.prompts import all_words, prompt, spell
 from dgpo.worlds.words.render import Pictures, draw, render

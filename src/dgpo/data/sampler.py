@@ -1,0 +1,37 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import torch
+
+from dgpo.core.seeds import generator
+from dgpo.errors import UserError
+
+
+class PromptSampler:
+    """Prompt indices for one batch after another. Its whole state is how many indices are behind it."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise UserError(f"a sampler over {size} prompts has nothing to draw; give at least one")
+        self.size, self.seed, self.position = size, seed, 0
+
+    def next(self, num_groups: int) -> list[int]:
+        """`num_groups` indices in [0, size), all distinct wherever num_groups <= size."""
+        if num_groups <= self.size - self.position % self.size or num_groups > self.size:
+            start = self.position
+        else:
+            start = (self.position // self.size + 1) * self.size
+        self.position = start + num_groups
+        epochs = range(start // self.size, (self.position - 1) // self.size + 1)
+        order = {epoch: self._permutation(epoch) for epoch in epochs}
+        return [order[i // self.size][i % self.size] for i in range(start, self.position)]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        return torch.randperm(self.size, generator=generator(self.seed, "prompts", epoch)).tolist()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]

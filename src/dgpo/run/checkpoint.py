@@ -1,0 +1,364 @@
+"""Checkpoints of a run: safetensors and JSON only, whole or not there at all.
+
+    RUN/checkpoints/iteration-000004/
+        policy.safetensors, old.safetensors, ...   one file per named dict of tensors
+        state.json                                 format, dgpo version, iteration and the caller's own counters
+        checksums.json                             sha256 of every file above (and of exports written beside them)
+
+A checkpoint is written to a hidden sibling folder, fsynced, and renamed, so a run killed at any moment leaves only
+whole ones. Nothing that a run has produced is silently replaced: an iteration that is already saved with the same
+tensors is left as it is, one with other tensors is refused, a damaged one is moved to `checkpoints/set-aside/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from dgpo import __version__
+from dgpo.errors import UserError
+from dgpo.utils.files import save_tensors
+
+FORMAT = 1
+_NAME = re.compile(r"iteration-(\d{6,})")
+_PARTIAL = ".partial-"
+
+
+def save(
+    run_dir: str | Path,
+    iteration: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    extra: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write one checkpoint and return its folder. `state` is JSON; `extra(folder)` may add exports of its own."""
+    final = _folder(run_dir) / f"iteration-{iteration:06d}"
+    remove_leftovers(run_dir)
+    require_free_space(final, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(_PARTIAL + final.name)
+    try:
+        partial.mkdir()
+        for name, group in tensors.items():
+            save_tensors({key: _on_cpu(tensor) for key, tensor in group.items()}, partial / f"{name}.safetensors")
+        if extra is not None:
+            extra(partial)
+        header = {"format": FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": list(tensors)}
+        _write_json(partial / "state.json", {**header, "state": dict(state)})
+        _write_json(partial / "checksums.json", {name: _sha256(partial / name) for name in _files(partial)})
+        sync_tree(partial)
+        _put_in_place(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def load(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """({name: {key: tensor}}, state) of one checkpoint, verified first; tensors are on the CPU."""
+    path = Path(path)
+    _require_format(path)
+    problem = damage(path)
+    if problem is not None:
+        raise UserError(f"the checkpoint {path} is damaged: {problem}. {_way_out(path)}")
+    header = _read_json(path / "state.json")
+    return {name: load_file(path / f"{name}.safetensors") for name in header["tensors"]}, header["state"]
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's first damaged file, None where every file is as it was written."""
+    if not path.is_dir():
+        return "there is no such folder"
+    try:
+        checksums = {"state.json": None, **_read_json(path / "checksums.json")}
+    except (OSError, ValueError, TypeError) as error:
+        return f"checksums.json cannot be read ({error})"
+    for name, checksum in checksums.items():
+        try:
+            if _sha256(path / name) != checksum:
+                return f"{name} is not what was written (its checksum differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def list_checkpoints(run_dir: str | Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first, damaged ones included."""
+    found = [path for path in _folder(run_dir).glob("iteration-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=iteration_of)
+
+
+def iteration_of(path: Path) -> int:
+    """4 for .../iteration-000004."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise UserError(f"{str(path)!r} is not a checkpoint; its folder would be called like iteration-000004")
+    return int(match[1])
+
+
+def holds_any(run_dir: str | Path) -> bool:
+    """Whether a run has anything in checkpoints/ but the leftovers of an interrupted save."""
+    folder = _folder(run_dir)
+    return folder.is_dir() and any(not path.name.startswith(_PARTIAL) for path in folder.iterdir())
+
+
+def latest(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint, intact or not: `load` says so where it is damaged. None where there is none."""
+    return next(reversed(list_checkpoints(run_dir)), None)
+
+
+def latest_good(run_dir: str | Path) -> Path | None:
+    """The newest checkpoint that is intact and whose tensors are finite."""
+    return next((path for path in reversed(list_checkpoints(run_dir)) if _is_good(path)), None)
+
+
+def require_finite(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse to continue from a checkpoint whose tensors, as loaded, hold NaN or infinity."""
+    bad = not_finite(tensors)
+    if bad:
+        raise UserError(f"the checkpoint {path} cannot be continued: {', '.join(bad)} not finite. {_way_out(path)}")
+
+
+def not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """The names of the dicts of tensors that hold NaN or infinity.
+
+    Either spoils a sum, which takes no memory: this is asked after running out of it.
+    """
+    return [name for name, group in tensors.items() if not all(map(_is_finite, group.values()))]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum(dtype=torch.float32).item())
+
+
+def prune(run_dir: str | Path, keep_last: int, keep: Collection[int] = ()) -> None:
+    """Delete all checkpoints but the newest `keep_last` and those of the iterations in `keep`."""
+    if keep_last < 1:
+        raise UserError(f"keep_last={keep_last} would delete the newest checkpoint; keep at least 1")
+    for path in list_checkpoints(run_dir)[:-keep_last]:
+        if iteration_of(path) not in keep:
+            path.rename(path.with_name(_PARTIAL + path.name))
+    remove_leftovers(run_dir)
+
+
+def rewind(run_dir: str | Path, iteration: int) -> None:
+    """Move checkpoints later than `iteration` to `set-aside/`, for a run that continues from an earlier one."""
+    for path in list_checkpoints(run_dir):
+        if iteration_of(path) > iteration:
+            _set_aside(path)
+
+
+def remove_leftovers(run_dir: str | Path) -> None:
+    """Delete what an interrupted save or prune left half done. `save` and `prune` do so themselves."""
+    for path in _folder(run_dir).glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path)
+
+
+def require_free_space(path: str | Path, needed: int) -> None:
+    """Raise a UserError unless the disk that holds `path` (existing or to be made) has `needed` bytes free."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"{path} needs {needed / 1e9:.3f} GB, and its disk has {free / 1e9:.3f} GB free; make room, choose "
+            "another folder, or keep fewer checkpoints"
+        )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """{"exp_avg.NAME": tensor, "exp_avg_sq.NAME": ..., "step.NAME": ...}; empty before the first step.
+
+    `names` are the parameters' names in the optimizer's own order. Learning rates and betas are not in it: those
+    belong to the config. A quantized moment is kept as its parts, "exp_avg:codes.NAME", "exp_avg:scale.NAME"...
+    """
+    _check_names(optimizer, names)
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{key}{part}.{names[i]}": tensor
+        for i, state in states.items()
+        for key, value in state.items()
+        for part, tensor in _parts(value).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give back to the optimizer what `optimizer_tensors` took from it, bit for bit."""
+    _check_names(optimizer, names)
+    numbers = {name: number for number, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(":" in name.partition(".")[0] for name in tensors):
+        _make_states(optimizer, parameters)
+    states: dict[int, dict[str, Tensor]] = {}
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition(".")
+        key, _, part = key.partition(":")
+        if name not in numbers:
+            raise UserError(f"the optimizer state has {name!r}, which is not among the trained parameters")
+        number = numbers[name]
+        if part:
+            moment = optimizer.state[parameters[number]][key]
+            _require_shape(name, value, getattr(moment, part))
+            getattr(moment, part).copy_(value)
+            states.setdefault(number, {})[key] = moment
+            continue
+        if value.dim():
+            _require_shape(name, value, parameters[number])
+        states.setdefault(number, {})[key] = value.clone()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def _parts(value: Tensor) -> dict[str, Tensor]:
+    """{"": value}, or of a quantized tensor {":codes": ..., ":scale": ...}."""
+    if not is_traceable_wrapper_subclass(value):
+        return {"": value}
+    inner, _ = value.__tensor_flatten__()
+    return {f":{name}": getattr(value, name) for name in inner}
+
+
+def _make_states(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Let the optimizer make its own kind of moments, by a step that changes no weight."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate
+
+
+def _require_shape(name: str, value: Tensor, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise UserError(
+            f"the optimizer state of {name!r} has shape {tuple(value.shape)}, the parameter "
+            f"{tuple(like.shape)}; it belongs to another model or LoRA rank"
+        )
+
+
+def _check_names(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    if len(set(names)) != count or len(names) != count:
+        raise UserError(f"the optimizer holds {count} parameters and got {len(set(names))} distinct names")
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    if final.exists() and damage(final) is None:
+        if _tensor_checksums(partial) != _tensor_checksums(final):
+            raise UserError(
+                f"{final} already holds other tensors and is not replaced; choose another run folder, or move the "
+                "checkpoints later than the one you continue from out of the way"
+            )
+        return
+    if final.exists():
+        _set_aside(final)
+    partial.rename(final)
+    _sync_folder(final.parent)
+
+
+def _tensor_checksums(path: Path) -> dict[str, str]:
+    checksums = _read_json(path / "checksums.json")
+    return {name: checksums[f"{name}.safetensors"] for name in _read_json(path / "state.json")["tensors"]}
+
+
+def _set_aside(path: Path) -> None:
+    shelf = path.parent / "set-aside"
+    shelf.mkdir(exist_ok=True)
+    number = sum(1 for _ in shelf.iterdir())
+    path.rename(shelf / f"{number:03d}-{path.name}")
+
+
+def _way_out(path: Path) -> str:
+    """How to go on from a damaged checkpoint: with the newest intact one before it."""
+    earlier = list_checkpoints(path.parent.parent) if _NAME.fullmatch(path.name) else []
+    for candidate in reversed(earlier):
+        if iteration_of(candidate) < iteration_of(path) and _is_good(candidate):
+            return f"Move {path} to another place to continue from the newest intact one before it, {candidate}"
+    return "There is no intact checkpoint before it"
+
+
+def _is_good(path: Path) -> bool:
+    if damage(path) is not None:
+        return False
+    names = _read_json(path / "state.json")["tensors"]
+    return all(not not_finite({name: load_file(path / f"{name}.safetensors")}) for name in names)
+
+
+def _require_format(path: Path) -> None:
+    """Before the checksums, since another format may have other ones. A damaged header is left to `damage`."""
+    try:
+        header = _read_json(path / "state.json")
+        found, writer = header["format"], header["dgpo"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if found != FORMAT:
+        raise UserError(
+            f"the checkpoint {path} has format {found}, written by dgpo {writer}; this is dgpo {__version__}, which "
+            f"reads format {FORMAT}. Continue the run with the version that wrote it"
+        )
+
+
+def _folder(run_dir: str | Path) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A contiguous copy that shares memory with nothing, as safetensors needs it."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all files below `folder`, relative to it, sorted."""
+    return (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file below `folder`, and the folders themselves, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Force a folder's entries to the disk, where the file system lets one."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

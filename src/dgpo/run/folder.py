@@ -1,0 +1,210 @@
+"""The folder of a run: config.yaml, environment.json, metrics.jsonl, first_evaluation.safetensors (scores of each
+prompt, which later ones are compared with), samples/, checkpoints/, failures/, final/, report.html, lock.
+
+config.yaml is written last: a folder that has it is a run. The same run may begin anew in it while it holds no work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import metadata
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgpo import __version__
+from dgpo.config import MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
+from dgpo.errors import UserError
+from dgpo.run import checkpoint, lock
+from dgpo.run.trackers import read_metrics
+
+CONFIG = "config.yaml"
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
+
+
+@contextmanager
+def created(config: Config) -> Iterator[tuple[Path, Config]]:
+    """A new run folder, locked, that says what the run is. An existing run is never touched."""
+    run = _place(config)
+    config = replace(config, out=str(run))
+    with lock.held(run):
+        _require_unused(run, config)  # another process may have been quicker
+        try:
+            (run / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+            save_yaml(config, run / CONFIG)
+        except OSError as error:
+            raise _unwritable(run, error) from error
+        yield run, config
+
+
+@contextmanager
+def reopened(run: str | Path, config: Config | None = None) -> Iterator[tuple[Path, Config]]:
+    """An existing run, locked, and its config with the fields in MAY_CHANGE taken over from `config`.
+
+    Its config.yaml stays as it is until `write_config`: the run may still be refused.
+    """
+    run = Path(run)
+    stored_config(run)  # refuses what is no run before a lock is put there
+    with lock.held(run):
+        config = replace(config or stored_config(run), out=str(run))
+        require_same_run(run, config)
+        yield run, config
+
+
+def write_config(run: Path, config: Config) -> None:
+    """Keep the config that a resumed run goes on with."""
+    save_yaml(config, run / CONFIG)
+
+
+def require_same_run(run: Path, config: Config) -> None:
+    """Refuse a config that cannot continue the run: other values than those it has trained with, or too few iterations.
+
+    What it has trained with is in its newest checkpoint; one made before checkpoints kept their config has none, and
+    the run's config.yaml stands in.
+    """
+    newest = checkpoint.latest(run)
+    kept = None if newest is None else newest / CONFIG
+    before = load_yaml(kept) if kept is not None and kept.is_file() else stored_config(run)
+    illegal = [name for name in changed_fields(before, config) if name not in MAY_CHANGE]
+    if illegal:
+        edited = set(illegal) & set(changed_fields(before, stored_config(run)))
+        raise UserError(
+            f"{run} was started with other values of {', '.join(illegal)}; a resumed run may change only "
+            f"{', '.join(name for name in MAY_CHANGE if name != 'out')}. Start a new run for the rest"
+            + (f", or put back into {run / CONFIG} what {kept} says of {', '.join(sorted(edited))}" if edited else "")
+        )
+    if newest is None:
+        if _rows(run):
+            raise UserError(f"{run} holds no checkpoint to resume from; start it again with another --out")
+        return  # killed before its first checkpoint: it begins at the beginning
+    if config.iterations < checkpoint.iteration_of(newest):
+        raise UserError(
+            f"iterations={config.iterations} is less than {run} has finished ({newest.name}); give the number at "
+            "which the run shall end"
+        )
+
+
+def with_stored_lora(config: Config) -> Config:
+    """With the ranks and alphas that the run in `config.out` took from the LoRA it began with, where not given."""
+    return replace(config, lora=config.lora.filled(stored_config(config.out or "").lora))
+
+
+def stored_config(run: str | Path) -> Config:
+    """The config of an existing run, which this version can continue."""
+    run = Path(run)
+    if not (run / CONFIG).is_file():
+        raise UserError(
+            f"{run} is no run folder: it has no {CONFIG}. Give the folder that dgpo train --out wrote; if that was "
+            "ended at its start, start it again"
+        )
+    _require_same_version(run)
+    return load_yaml(run / CONFIG)
+
+
+def record(run: Path) -> dict[str, Any]:
+    """What a finished run has to tell in a benchmark's results: config, environment and metrics, without places."""
+    told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "config": to_dict(replace(stored_config(run), out=None)),
+        "environment": {key: value for key, value in told.items() if key != "command"},
+        "metrics": read_metrics(run / "metrics.jsonl"),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a run says of itself: `conditions`, and the command with its places."""
+    return {**conditions(), "command": sys.argv}
+
+
+def conditions() -> dict[str, Any]:
+    """Versions, git state and machine: what a published result says of itself."""
+    return {
+        "dgpo": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "git": _git(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _require_same_version(run: Path) -> None:
+    try:
+        version = json.loads((run / "environment.json").read_text(encoding="utf-8"))["dgpo"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run}/environment.json does not say which dgpo wrote the run: {error!r}") from error
+    if str(version).split(".")[:2] != __version__.split(".")[:2]:
+        raise UserError(
+            f"{run} was written by dgpo {version}, this is {__version__}: its iterations would not be the same. "
+            f"Resume it with dgpo {version}, or start a new run"
+        )
+
+
+def _place(config: Config) -> Path:
+    """The folder of a new run, made: `config.out`, or the first of runs/NAME, runs/NAME-2... that does not exist."""
+    path = Path(config.out) if config.out else Path("runs") / config.name
+    if config.out:
+        _require_unused(path, replace(config, out=str(path)))
+    later = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    for place in chain([path], () if config.out else later):
+        try:
+            place.mkdir(parents=True, exist_ok=bool(config.out))
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(place, error) from error
+        return place
+    raise AssertionError("numbers do not end")
+
+
+def _require_unused(run: Path, config: Config) -> None:
+    if run.exists() and not (run.is_dir() and _unused(run, config)):
+        raise UserError(f"{run} already holds something. Choose another --out, or continue it with --resume {run}")
+
+
+def _unused(run: Path, config: Config) -> bool:
+    """Whether a folder holds at most what this very run, ended at its start, has left there."""
+    files = {path.name for path in run.iterdir()}
+    ours = {lock.NAME, "environment.json"}
+    if "environment.json" in files:  # a config.yaml without it may be anybody's
+        ours |= {CONFIG, f"{CONFIG}.part", "checkpoints", "metrics.jsonl"}
+    if not files <= ours or checkpoint.holds_any(run) or _rows(run):
+        return False
+    return CONFIG not in files or load_yaml(run / CONFIG) == config
+
+
+def _rows(run: Path) -> bool:
+    """Whether anything was logged."""
+    path = run / "metrics.jsonl"
+    return path.is_file() and bool(read_metrics(path))
+
+
+def _unwritable(run: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the run folder {run}: {error}. Choose another --out")
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and whether files differ from it, where this code is a checkout."""
+    commit = _run(["git", "rev-parse", "HEAD"])
+    return {"commit": commit, "changed": bool(_run(["git", "status", "--porcelain", "-uno"]))} if commit else None
+
+
+def _run(command: Sequence[str]) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

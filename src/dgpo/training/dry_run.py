@@ -1,0 +1,147 @@
+"""`dgpo train --dry-run`: one iteration of a config at the smallest size that still goes through every part of it.
+
+The model, the rewards, the algorithm, the precision and the memory savings are the config's own; prompts, images,
+solver steps and evaluations are as few as they can be. It runs in a folder of its own that is removed afterwards, tells
+no tracker and uploads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dgpo.config import Config
+from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.errors import RunFailed, UserError
+from dgpo.rewards.combine import check_run
+from dgpo.run import checkpoint
+from dgpo.run.metric_names import eval_names
+from dgpo.run.trackers import read_metrics
+from dgpo.training import schedule
+from dgpo.training.apply import load_trained
+from dgpo.training.geometry import geometry
+from dgpo.training.loop import train
+from dgpo.training.setup import reward_sets
+
+GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a group of each tag
+
+
+def dry_run(config: Config) -> list[str]:
+    """Run it in one process and return what was checked, a line each. Raises as `train` would."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise UserError(f"WORLD_SIZE={processes}: a dry run is too small for several; start it without torchrun")
+    reward, eval_reward = reward_sets(config, {})
+    sets = {name: load_prompts(source) for name, source in config.eval_prompts.items() if config.eval_every}
+    prompts = None if config.offline is not None else load_prompts(config.prompts)
+    doubts = check_run(config, reward, eval_reward, prompts, sets)
+    with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
+        small = smallest(config, Path(folder), prompts, sets)
+        try:
+            run = train(small).run
+        except RunFailed as error:  # what was saved goes with the folder
+            if error.plain is None and error.__cause__:
+                raise error.__cause__ from None
+            error.args = (error.plain or str(error),)
+            raise
+        return [*_found(config, small, run, prompts, sets), *(f"but {doubt}" for doubt in doubts)]
+
+
+def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]) -> Config:
+    """The config with as little to do as its own checks allow."""
+    size = max(2, config.train_images or 0, config.updates_per_rollout if config.split_updates else 0)
+    groups, chosen = GROUPS, prompts
+    if prompts is not None and config.reward_tags:
+        chosen = _one_of_each_tag(prompts)
+        groups = max(GROUPS, len(chosen))
+    few = {}
+    for name, some in sets.items():
+        shown = _one_of_each_tag(some) if config.reward_tags else some.subset(range(min(EVALUATED, len(some))))
+        few[name] = _write(folder / f"eval-{name}.jsonl", shown, len(shown))
+    small = replace(
+        config,
+        out=str(folder / "run"),
+        iterations=1,
+        max_minutes=None,
+        num_groups=min(config.num_groups, groups),
+        group_size=min(config.group_size, size) if config.offline is None else config.group_size,
+        prompts=config.prompts if chosen is None else _write(folder / "prompts.jsonl", chosen, max(PROMPTS, groups)),
+        eval_prompts=few,
+        eval_every=1 if few else 0,
+        eval_images_per_prompt=2,
+        num_samples=2,
+        checkpoint_every=1,
+        noise_scale_every=min(config.noise_scale_every, 1),
+        trackers=(),
+        push_to_hub=None,
+    )
+    return _with_fewest_steps(replace(small, micro_batch_size=_micro_batch(config, small)))
+
+
+def _micro_batch(config: Config, small: Config) -> int | None:
+    """One that cuts the few images as the run cuts its own: not at all, into whole groups, or into parts of a group."""
+    g = geometry(config, 1)
+    if g.micro_batches == 1:
+        return None
+    return 1 if g.micro_batch % g.group else schedule.trained_images(small)
+
+
+def _with_fewest_steps(config: Config) -> Config:
+    """As few solver steps as the algorithm's settings take."""
+    for steps in range(2, config.sampling.num_inference_steps):
+        sampling = replace(config.sampling, num_inference_steps=steps, eval_num_inference_steps=None)
+        try:
+            return replace(config, sampling=sampling)
+        except UserError:
+            continue
+    return replace(config, sampling=replace(config.sampling, eval_num_inference_steps=None))
+
+
+def _one_of_each_tag(prompts: PromptSet) -> PromptSet:
+    """So that every reward is for one of them, at least."""
+    tags = [str(row.get("tag")) for row in prompts.metadata]
+    return prompts.subset(tags.index(tag) for tag in dict.fromkeys(tags))
+
+
+def _write(path: Path, prompts: PromptSet, number: int) -> str:
+    first = prompts.subset(range(min(number, len(prompts))))
+    rows = [{**metadata, "prompt": prompt} for prompt, metadata in zip(first.prompts, first.metadata)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def _found(
+    config: Config, small: Config, run: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]
+) -> Iterator[str]:
+    metrics = {key: value for row in read_metrics(run / "metrics.jsonl") for key, value in row.items()}
+    read = f"all {len(prompts)} prompts" if prompts is not None else f"the dataset {config.offline}"
+    yield f"{read} read{''.join(f', {len(some)} of {name}' for name, some in sets.items())}, with what the rewards need"
+    images = small.num_groups * small.group_size
+    steps = small.sampling.num_inference_steps
+    if prompts is not None:
+        yield f"{images} images sampled in {steps} steps and scored: reward {metrics['train/reward_mean']:.3f}"
+    name = type(config.algorithm).__name__
+    if "train/grad_norm" in metrics:
+        yield f"{small.updates_per_rollout} update(s) by {name}: loss and gradient finite"
+    else:
+        yield f"no update by {name} was tried: the few images of each prompt earned the same, and then none trains"
+    if sets:
+        scores = [f"{n.eval_set}/{n.score} {metrics[n.key]:.3f}" for n in eval_names(metrics) if not n.tag]
+        yield f"evaluated: {', '.join(scores)}"
+    path = checkpoint.latest(run)
+    assert path is not None
+    checkpoint.load(path)
+    load_trained(str(run), small)
+    yield f"checkpoint written, verified and loaded ({_size(path) / 2**20:.1f} MiB); weights exported to final/"
+    if torch.cuda.is_available():
+        yield f"peak GPU memory at this size: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

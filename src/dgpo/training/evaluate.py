@@ -1,0 +1,142 @@
+"""Evaluation: fixed prompts and fixed noise, so that two evaluations of a run differ by the weights alone.
+
+For each set of prompts: the mean of every score with its standard error over different prompts, the same for each kind
+of prompt (the metadata's `tag`), and `drift`, the frozen reference's DSM loss on the images: how far they are from what
+the pretrained model would draw. Each rank draws and scores its share of the prompts, all images of a prompt together,
+for scores that need them so (diversity). No image is drawn twice to fill a batch or a rank. An image that a reward
+dropped is left out of that score's mean, and of the reward's, and counted as `missing`; calls repeated are `retries`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgpo import distributed
+from dgpo.config import Config
+from dgpo.core import seeds
+from dgpo.core.clusters import numbered, standard_error
+from dgpo.core.flow import interpolate, velocity_target
+from dgpo.core.losses import dsm_loss
+from dgpo.data.prompts import PromptSet
+from dgpo.models import Cond, VelocityModel
+from dgpo.models.text_cache import CondCache
+from dgpo.rewards.base import RewardError
+from dgpo.rewards.combine import RewardSet
+from dgpo.training.draw import chunks, decode, for_evaluation, grid, sample
+
+DRIFT_T = (0.3, 0.6, 0.9)
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation found."""
+
+    metrics: dict[str, float]  # eval/SET/SCORE and, below it, TAG, stderr, missing, retries
+    scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images, NaN where it has none
+    images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
+    prompts: list[str]  # k
+    distinct: dict[str, Tensor]  # SET -> (prompts,) int64, the same number for the same prompt
+
+
+def evaluate(
+    model: VelocityModel,
+    encode: CondCache,
+    sets: Mapping[str, PromptSet],
+    reward: RewardSet,
+    config: Config,
+    weights: str = "ema",
+) -> Evaluation:
+    """Score `weights` on every set; at least one."""
+    metrics: dict[str, float] = {}
+    means: dict[str, Tensor] = {}
+    shown: list[Tensor] | None = None
+    copies = config.eval_images_per_prompt
+    for name, prompts in sets.items():
+        metadata = [row for row in prompts.metadata for _ in range(copies)]
+        mine = range(len(prompts))[distributed.shard(len(prompts))]
+        images, scores, failures = distributed.together(
+            partial(_score, model, encode, prompts, mine, reward, config, weights)
+        )
+        parts = [part for part in distributed.gather_objects([scores]) if part]
+        for score in dict.fromkeys(score for part in parts for score in part):
+            values = torch.cat([part.get(score, torch.full_like(part["reward"], torch.nan)) for part in parts])
+            means[f"{name}/{score}"] = values.view(len(prompts), copies).nanmean(1)
+            missing = int(reward.missing(score, values, metadata).sum())
+            metrics |= _summary(f"eval/{name}/{score}", means[f"{name}/{score}"], missing, prompts)
+        retries = _retries(distributed.gather_objects([failures]))
+        metrics |= {f"eval/{name}/{score}/retries": float(times) for score, times in retries.items()}
+        if shown is None:
+            shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
+    prompts = next(iter(sets.values())).prompts
+    distinct = {name: numbered(some.prompts) for name, some in sets.items()}
+    images = torch.stack(shown) if shown else torch.empty(0)
+    return Evaluation(metrics, means, images, prompts[: len(shown or [])], distinct)
+
+
+def _score(
+    model: VelocityModel,
+    encode: CondCache,
+    prompts: PromptSet,
+    mine: range,
+    reward: RewardSet,
+    config: Config,
+    weights: str,
+) -> tuple[Tensor, dict[str, Tensor], Counter[str]]:
+    """Images of the prompts `mine` (n, 3, H, W), scores {name: (n,)}, failures; nothing where `mine` is empty."""
+    if not mine:
+        return torch.empty(0), {}, Counter()
+    keys = [(prompt, copy) for prompt in mine for copy in range(config.eval_images_per_prompt)]
+    rows = prompts.subset(prompt for prompt, _ in keys)
+    streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
+    cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
+    x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, weights)
+    images = decode(model, x0, sampling.batch_size, weights)
+    group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
+    found = reward.scored(images, rows.prompts, rows.metadata, group_index)
+    scores = {**found.scores, "reward": reward.weighted(found.scores, rows.metadata)}
+    if "ref" in model.weights.names:
+        scores["drift"] = _drift(model, x0, cond, streams, sampling.batch_size).cpu()
+    return images, scores, found.failures
+
+
+def _retries(failures: Iterable[Counter[str]]) -> dict[str, int]:
+    """Name -> calls repeated, over all ranks, of the rewards that needed any."""
+    total = sum(failures, Counter())
+    return {key.removeprefix("retries/"): times for key, times in total.items() if key.startswith("retries/")}
+
+
+@torch.no_grad()
+def _drift(model: VelocityModel, x0: Tensor, cond: Cond, streams: Sequence[torch.Generator], batch: int) -> Tensor:
+    """The reference's DSM loss on x0 (n, *latent), mean over DRIFT_T, with each image's own noise; returns (n,)."""
+    total = torch.zeros(len(x0), device=x0.device)
+    for rows in chunks(len(x0), batch):
+        noise = seeds.randn_rows(streams[rows], x0.shape[1:]).to(x0)
+        target = velocity_target(x0[rows], noise)
+        for level in DRIFT_T:
+            t = torch.full((len(noise),), level, device=x0.device)
+            v = model.velocity(interpolate(x0[rows], noise, t), t, cond[rows], weights="ref")
+            total[rows] += dsm_loss(v, target) / len(DRIFT_T)
+    return total
+
+
+def _summary(key: str, means: Tensor, missing: int, prompts: PromptSet) -> dict[str, float]:
+    """means: (prompts,). Their mean and standard error, the mean of each kind, the number of images without a score."""
+    here = ~means.isnan()
+    if key.endswith("/reward") and not here.any():
+        raise distributed.shared(
+            RewardError(f"no image of {key} got a reward: the rewards failed, and their policy drops what fails")
+        )
+    out = {f"{key}/missing": float(missing)} if missing else {}
+    tags = [row.get("tag") for row in prompts.metadata]
+    kinds = {f"/{tag}": [t == tag for t in tags] for tag in sorted({t for t in tags if isinstance(t, str)})}
+    for kind, rows in {"": [True] * len(tags), **kinds}.items():
+        those = means[here & torch.tensor(rows)]
+        if len(those):
+            out[f"{key}{kind}"] = those.mean().item()
+    error = standard_error(means[here], numbered(prompts.prompts)[here]) if here.any() else None
+    return out if error is None else {**out, f"{key}/stderr": error}

@@ -1,0 +1,78 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from dgpo import distributed
+from dgpo.config import Config
+from dgpo.core.advantages import frac_reward_zero_std
+from dgpo.run.changes import ALARMS, Alarm, alarm, compare
+from dgpo.training.compare import compared
+from dgpo.training.evaluate import Evaluation
+from dgpo.training.state import State
+from dgpo.types import Rollout
+
+
+def describe(rollout: Rollout, config: Config) -> dict[str, float]:
+    """What a rollout earned, over all ranks, and how much of it trains. Means are over the images with a score."""
+    rewards = distributed.all_gather_rows(rollout.rewards)
+    earned = rewards[~rewards.isnan()]
+    comparable = compared(rollout, config)
+    groups, own = comparable.group_index.unique(return_inverse=True)
+    names = dict.fromkeys(distributed.gather_objects([*rollout.scores]))
+    scores = {name: distributed.all_gather_rows(rollout.score(name)) for name in names}
+    return {
+        "train/reward_mean": earned.mean().item(),
+        "train/reward_std": earned.std().item(),
+        "train/frac_reward_zero_std": frac_reward_zero_std(comparable.rewards, own, len(groups)).item(),
+        **{f"train/score/{name}": score.nanmean().item() for name, score in scores.items() if not score.isnan().all()},
+        **({"train/frac_trained": rollout.group_sizes.sum().item() / len(rewards)} if chooses(config) else {}),
+        **failures(rollout, config),
+    }
+
+
+def failures(rollout: Rollout, config: Config) -> dict[str, float]:
+    """Calls repeated and images dropped, over all ranks, of each trained reward that has a policy for failures."""
+    total = sum(distributed.gather_objects([rollout.failures or Counter()]), Counter())
+    names = [name for name in config.rewards if name in config.reward_failures]
+    return {f"train/reward_{what}/{name}": total[f"{what}/{name}"] for name in names for what in ("retries", "dropped")}
+
+
+def chooses(config: Config) -> bool:
+    """Whether some images of a rollout may not train."""
+    drops = any("drop" in policy for policy in config.reward_failures.values())
+    return drops or config.drop_equal_groups or config.train_images is not None or config.algorithm.skips_zero
+
+
+def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
+    """The metrics of an evaluation with their changes since the run's first one, and the alarm; alike on every rank."""
+
+    first = run / "first_evaluation.safetensors"
+
+    def compared() -> list[dict[str, float]]:
+        return [compare(first, iteration, found.scores, found.distinct)] if distributed.is_main() else []
+
+    metrics = {**found.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
+    told = alarm(metrics, config.rewards, config.eval_rewards)
+    return {**metrics, ALARMS: len(told.fell) if told else 0}, told
+
+
+def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
+    """The best evaluation has the highest trained reward, mean over the evaluation sets, of those without an alarm.
+
+    Where all that rose above the first evaluation alarm, it is the highest of these: a run that gained reward does not
+    end with the weights it began with because a watched score gave way. Of equal ones the first.
+    """
+    rewards = [value for name, value in metrics.items() if name.split("/")[2:] == ["reward"]]
+    score, alarmed = sum(rewards) / len(rewards), bool(metrics.get(ALARMS))
+    first = state.first_score = score if state.first_score is None else state.first_score
+
+    def rank(score: float, alarmed: bool) -> tuple[bool, bool, float]:
+        return score > first, not alarmed, score
+
+    if state.best_score is None or rank(score, alarmed) > rank(state.best_score, state.best_alarmed):
+        state.best_score, state.best_alarmed, state.best_iteration = score, alarmed, state.iteration
+    state.evaluated = state.iteration

@@ -1,0 +1,43 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dgpo.config import Config, Optimizer
+from dgpo.errors import UserError
+from dgpo.models import VelocityModel
+
+
+def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimizer:
+    """AdamW over the policy's parameters."""
+    o, parameters = config.optimizer, model.weights.parameters()
+    if o.name == "adamw8bit":
+        try:
+            from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError(f"optimizer.name='adamw8bit' needs torchao ({error}): pip install 'dgpo[8bit]'") from error
+        return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, step: int, config: Config) -> float:
+    """Set and return the rate of this step, counted from 0."""
+    rate = learning_rate(step, config.optimizer)
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao compiles the step with it
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    return rate
+
+
+def learning_rate(step: int, o: Optimizer) -> float:
+    """Linear warm-up, then half a cosine down to a tenth, or constant."""
+    if step < o.warmup_steps:
+        return o.lr * (step + 1) / o.warmup_steps
+    passed = min(1.0, (step - o.warmup_steps) / o.decay_steps) if o.decay_steps else 0.0
+    return o.lr * (1 - 0.9 * (1 - math.cos(math.pi * passed)) / 2)

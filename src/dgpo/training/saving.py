@@ -1,0 +1,90 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dgpo import distributed
+from dgpo.config import Config, save_yaml
+from dgpo.errors import NonFiniteError, UserError
+from dgpo.models import VelocityModel
+from dgpo.report import write_card, write_report
+from dgpo.run import checkpoint
+from dgpo.run import folder as runfolder
+from dgpo.run.hub import push
+from dgpo.training.meter import NoiseAverage
+from dgpo.training.state import State, done
+
+
+def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config) -> None:
+    """Write a checkpoint; refuse, on all ranks, one whose weights are not finite."""
+
+    def saved() -> None:
+        if not distributed.is_main():
+            return
+        bad = not_finite(model, optimizer)
+        if bad:
+            raise NonFiniteError(f"the policy has exploded: {', '.join(bad)} not finite after step {state.step}")
+        write_checkpoint(run, model, optimizer, state, config)
+
+    distributed.together(saved)
+
+
+def write_checkpoint(
+    run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
+) -> None:
+    """Everything that a resumed run needs, its config, and the averaged LoRA as stock diffusers reads it."""
+
+    def extra(folder: Path) -> None:
+        save_yaml(config, folder / runfolder.CONFIG)
+        if config.finetune == "lora":
+            model.weights.export(folder / "lora", "ema")
+
+    checkpoint.save(run, state.iteration, saved_tensors(model, optimizer), asdict(state), extra)
+    checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
+
+
+def not_finite(model: VelocityModel, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The weight sets, or `optimizer`, that hold NaN or infinity."""
+    return checkpoint.not_finite(saved_tensors(model, optimizer))
+
+
+def saved_tensors(model: VelocityModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds: every weight set but the frozen one, and the optimizer's moments."""
+    names = [name for name, _ in model.weights.named_parameters()]
+    sets = {name: model.weights.tensors(name) for name in model.weights.names if name != "ref"}
+    return {**sets, "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
+
+
+def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -> State:
+    """Take over the newest checkpoint of a run."""
+    path = checkpoint.latest(run)
+    assert path is not None
+    tensors, values = checkpoint.load(path)
+    checkpoint.require_finite(path, tensors)
+    names = [name for name, _ in model.weights.named_parameters()]
+    checkpoint.load_optimizer_tensors(optimizer, names, tensors.pop("optimizer"))
+    missing = {*model.weights.names} - {"ref", *tensors}
+    if missing:
+        raise UserError(f"{path} holds no weights {', '.join(missing)}; resume with the model that the run began with")
+    for name, part in tensors.items():
+        model.weights.load(name, part)
+    return replace(State(**values), noise=NoiseAverage(**values["noise"]))
+
+
+def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
+    """The report, and of a run that is done the averaged weights as stock diffusers reads them, with a model card."""
+    write_report(run)
+    if done(state, config) and config.checkpoint_every:
+        model.weights.export(run / "final", "ema")
+        write_card(run, run / "final")
+
+
+def upload(run: Path, state: State, config: Config) -> None:
+    """The final weights to the hub, if the config says so."""
+    if done(state, config) and config.checkpoint_every and config.push_to_hub:
+        print(f"Uploaded: {push(run / 'final', config.push_to_hub, config.hub_private)}")

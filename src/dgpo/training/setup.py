@@ -1,0 +1,98 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dgpo import distributed
+from dgpo.config import Config, to_dict
+from dgpo.data.groups import GroupDataset
+from dgpo.errors import UserError, did_you_mean
+from dgpo.models import VelocityModel
+from dgpo.models.configured import load_configured
+from dgpo.rewards.base import Reward
+from dgpo.rewards.combine import RewardSet
+from dgpo.run import checkpoint
+from dgpo.run import folder as runfolder
+from dgpo.run.trackers import NullTracker, TrackerGroup, make_trackers
+from dgpo.training import schedule
+from dgpo.training.state import State
+
+
+def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:
+    """The rewards that train, and the same (not made twice) with those that are only watched at evaluations."""
+    names = (*config.rewards, *config.eval_rewards)
+    for name in functions:
+        if name not in names:
+            raise UserError(
+                f"reward_functions gives {name!r}, which neither rewards nor eval_rewards names: it would not be used. "
+                f"{did_you_mean(name, names)} A new one is trained by rewards={{{name!r}: 1.0}}"
+            )
+    reward = RewardSet.of(config, functions)
+    return reward, RewardSet.of(config, {**functions, **reward.rewards}, watched=config.eval_rewards)
+
+
+def load(config: Config, device: torch.device) -> VelocityModel:
+    """The config's model."""
+    return load_configured(config, schedule.loaded_sets(config), str(device))
+
+
+def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None:
+    """Refuse what would fail later: too many processes, a model without the weights a run uses, a disk too small."""
+    schedule.require_processes(config, distributed.world_size())
+    missing = schedule.weight_sets(config) - set(model.weights.names)
+    if missing:
+        raise UserError(
+            f"the run uses the weight sets {', '.join(sorted(missing))}, and the given model has only "
+            f"{', '.join(model.weights.names)}; load it with sets=('ref', 'old', 'ema')"
+        )
+    if config.checkpoint_every and not resume:
+        weights = sum(p.nbytes for p in model.weights.parameters())
+        needed = checkpoint_space(config, weights, sum(name != "ref" for name in model.weights.names))
+        checkpoint.require_free_space(config.out or "runs", needed)
+
+
+def checkpoint_space(config: Config, weights: int, sets: int) -> int:
+    """Bytes of all checkpoints that a run keeps at once. weights: bytes of a weight set; sets: how many are saved."""
+    tensors = weights * (sets + 2)  # and Adam's two moments
+    return tensors * (config.keep_checkpoints + 2)  # the best, and the one that is being written
+
+
+def resolved(config: Config, dataset: GroupDataset) -> Config:
+    """The group_size of the dataset's largest group; the noise scale is measured on groups of one size only."""
+    same = len(set(dataset.sizes)) == 1
+    return replace(config, group_size=max(dataset.sizes), noise_scale_every=config.noise_scale_every if same else 0)
+
+
+def require_trainable(dataset: GroupDataset, model: VelocityModel, config: Config) -> None:
+    """Refuse a dataset of another model, or of too few images for these processes."""
+    distributed.together(lambda: dataset.require_fits(model))
+    schedule.require_processes(config, distributed.world_size(), min(dataset.sizes))
+
+
+def open_folder(config: Config, resume: bool, held: ExitStack) -> tuple[Path, Config, bool]:
+    """The run folder, made or reopened by the first process, and whether it has a checkpoint; alike on all.
+
+    held: keeps the folder locked
+    """
+
+    def opened() -> list[tuple[Path, Config, bool]]:
+        if not distributed.is_main():
+            return []
+        folder = runfolder.reopened(config.out or "", config) if resume else runfolder.created(config)
+        run, own = held.enter_context(folder)
+        return [(run, own, checkpoint.latest(run) is not None)]
+
+    return distributed.gather_objects(distributed.together(opened))[0]
+
+
+def open_trackers(config: Config, run: Path, state: State, resume: bool) -> TrackerGroup:
+    """The main process's trackers; a resumed run takes back rows that its checkpoint does not know."""
+    if not distributed.is_main():
+        return TrackerGroup([NullTracker()])
+    return make_trackers(config.trackers, run, to_dict(config), state.iteration if resume else None, state.evaluated)

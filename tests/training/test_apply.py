@@ -1,0 +1,181 @@
+"""`dgpo eval` and `dgpo sample` on a model and on a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dgpo import FlowGRPO
+from dgpo.commands.cli import main
+from dgpo.config import load_yaml, save_yaml
+from dgpo.run import checkpoint
+from dgpo.run.changes import ALARMS
+from dgpo.training import apply as tools
+from dgpo.training import evaluate
+from dgpo.training.apply import evaluate_source, load_trained
+
+Command = Callable[..., str]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command in a folder of its own and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        out, err = capsys.readouterr()
+        return err if code else out
+
+    return call
+
+
+def test_eval_of_a_run_repeats_the_evaluation_of_its_best_weights(finished_run: Path) -> None:
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [row for row in rows if "eval/seen/reward" in row]
+    assert [row["iteration"] for row in evaluations] == [0, 1, 2]
+    state = json.loads((finished_run / "checkpoints/iteration-000002/state.json").read_text())["state"]
+    taken = evaluations[state["best_iteration"] or 2]  # weights from before the first iteration are not kept
+    found = evaluate_source(str(finished_run), load_yaml(finished_run / "config.yaml"))
+    compared = {key for key in taken if key == ALARMS or key.endswith("/change")}
+    assert found == {key: value for key, value in taken.items() if key.startswith("eval/") and key not in compared}
+
+
+def test_the_table_is_readable(finished_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = command("eval", finished_run, "--eval-images-per-prompt", "2").splitlines()
+    assert "iteration-00000" in lines[0]
+    (header,) = (line.replace("┃", " ").split() for line in lines if "score" in line)
+    assert header == ["score", "seen", "unseen"]
+    rows = [line.replace("│", " ").split() for line in lines if "±" in line]
+    table = {name: cells for name, *cells in rows}
+    assert table.keys() == {"runs:colour", "reward", "drift"}
+    assert table["reward"] == table["runs:colour"]
+    assert table["reward"][1] == "±"
+    float(table["reward"][0])
+
+
+def test_the_table_counts_repeated_calls_and_missing_scores(
+    finished_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def troubled(*arguments):
+        found = evaluate.evaluate(*arguments)
+        return found._replace(
+            metrics=found.metrics | {"eval/seen/reward/retries": 2.0, "eval/seen/reward/missing": 1.0}
+        )
+
+    monkeypatch.setattr(tools, "evaluate", troubled)
+    lines = command("eval", finished_run, "--eval-images-per-prompt", "2").splitlines()
+    rows = [line.replace("│", " ").split() for line in lines]
+    assert ["reward/retries", "2"] in rows
+    assert ["reward/missing", "1"] in rows
+
+
+def test_eval_of_a_model_needs_no_run(tiny_folder: Path, command: Command) -> None:
+    words = "--rewards runs:colour=1 --eval-rewards --eval-prompts mine=mine.txt --sampling.num-inference-steps 2"
+    Path("mine.txt").write_text("a cat\na dog\n")
+    out = command("eval", tiny_folder, *words.split(), "--finetune", "lora")
+    assert "as pretrained" in " ".join(out.split())
+    assert "±" in out
+
+
+def test_a_run_whose_updates_split_groups_is_scored_like_any(
+    finished_run: Path, tmp_path: Path, command: Command
+) -> None:
+    stored = load_yaml(finished_run / "config.yaml")
+    split = replace(stored, algorithm=FlowGRPO(), updates_per_rollout=2, split_updates=True)
+    shutil.copytree(finished_run, tmp_path / "split")
+    (tmp_path / "split" / "config.yaml").unlink()
+    save_yaml(split, tmp_path / "split" / "config.yaml")
+    assert command("eval", tmp_path / "split") == command("eval", finished_run).replace(
+        str(finished_run), str(tmp_path / "split")
+    )
+
+
+def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path, command: Command) -> None:
+    assert "eval_prompts is empty" in command("eval", finished_run, "--eval-prompts", code=2)
+    Path("mine.txt").write_text("a cat\n")
+    assert "include" in command("eval", tiny_folder, "--eval-prompts", "mine=mine.txt", code=2)
+    assert "there is no folder" in command("eval", "no/such/run", code=2)
+
+
+@pytest.mark.parametrize(("best", "taken"), [(1, 1), (2, 2), (0, 2), (-1, 2)])
+def test_a_runs_best_weights_are_taken_or_else_its_newest(
+    best: int, taken: int, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda path: (load(path)[0], {"best_iteration": best}))
+    model, name = load_trained(str(finished_run), load_yaml(finished_run / "config.yaml"))
+    assert f"iteration-00000{taken} ({'best' if best == taken else 'newest'})" in name
+    expected = load_file(finished_run / "checkpoints" / f"iteration-00000{taken}" / "ema.safetensors")
+    found = model.weights.tensors("ema")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_best_weights_that_alarmed_say_so(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = checkpoint.load
+    told = {"best_iteration": 2, "best_alarmed": True}
+    monkeypatch.setattr(checkpoint, "load", lambda path: (load(path)[0], told))
+    _, name = load_trained(str(finished_run), load_yaml(finished_run / "config.yaml"))
+    assert name.endswith("iteration-000002 (best, but held-out scores fell: see the report)")
+
+
+def test_sample_draws_a_row_for_each_prompt_and_replaces_nothing(finished_run: Path, command: Command) -> None:
+    words = ("sample", finished_run, "--prompt", "a cat", "two dogs", "--images", "3", "--out", "new/cats.png")
+    assert command(*words).split() == ["new/cats.png"]
+    picture = Image.open("new/cats.png")
+    assert picture.size[0] / picture.size[1] == pytest.approx(3 / 2, abs=0.01)
+    before = Path("new/cats.png").read_bytes()
+    assert "new/cats.png exists and is not replaced" in command(*words, code=2)
+    assert Path("new/cats.png").read_bytes() == before
+
+
+def test_sampling_depends_on_its_arguments_alone(finished_run: Path, command: Command) -> None:
+    pictures = {}
+    for name, words in (
+        ("first", ""),
+        ("again", ""),
+        ("seed", "--seed 7"),
+        ("guidance", "--guidance-scale 1"),
+        ("steps", "--num-inference-steps 2"),
+    ):
+        command("sample", finished_run, "--prompt", "cat", "--images", "1", "--out", f"{name}.png", *words.split())
+        pictures[name] = Path(f"{name}.png").read_bytes()
+    assert pictures["first"] == pictures["again"]
+    assert len(set(pictures.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "there is nothing to draw"),
+        ("--prompt cat --images 0", "there is nothing to draw"),
+        ("--prompt cat --out cat.jpeg", "cat.jpeg would be no PNG"),
+        ("--prompt cat --out file/cat.png", "cannot make the folder of file/cat.png"),
+        ("--prompt cat --num-inference-steps 0", "num_inference_steps=0 cannot work"),
+        ("--prompt cat --guidance-scale nan", "guidance_scale=nan cannot work: it must be finite"),
+        ("--prompt cat --guidance-scale 0", "guidance_scale=0.0 cannot work"),
+        ("--prompt cat --prompt dog", "--prompt is given twice; give it once, with all its values behind it"),
+        ("--prompt cat --sed 3", "Did you mean 'seed'?"),
+    ],
+)
+def test_sample_refuses(words: str, message: str, tiny_folder: Path, command: Command) -> None:
+    Path("file").touch()
+    assert message in command("sample", tiny_folder, *words.split(), code=2)
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+def test_a_run_without_checkpoints_has_nothing_to_show(finished_run: Path, command: Command) -> None:
+    young = shutil.copytree(finished_run, "young", ignore=shutil.ignore_patterns("checkpoints"))
+    for words in (("eval", young), ("sample", young, "--prompt", "cat")):
+        assert "young holds no checkpoint yet" in command(*words, code=2)
+    assert not Path("samples.png").exists()

@@ -1,0 +1,85 @@
+"""Files are written whole or not at all, and what cannot be read is one message."""
+
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from dgpo.errors import UserError
+from dgpo.utils.files import image_size, json_object, read_image, save_tensors, share, whole
+
+
+def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path) -> None:
+    path = tmp_path / "page.html"
+    with whole(path) as unfinished:
+        unfinished.write_text("first")
+        assert not path.exists()
+    with suppress(KeyboardInterrupt), whole(path) as unfinished:
+        unfinished.write_text("sec")
+        raise KeyboardInterrupt
+    assert path.read_text() == "first"
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "line 3 is not JSON"), ("[1]", r"line 3 is '\[1\]'; it must be")])
+def test_what_is_no_object_is_refused(text, message) -> None:
+    with pytest.raises(UserError, match=message):
+        json_object(text, "line 3")
+    assert json_object('{"a": 1}', "line 3") == {"a": 1}
+
+
+def test_pictures_are_read_in_the_formats_that_are_allowed(tmp_path) -> None:
+    path = tmp_path / "red.png"
+    Image.new("RGBA", (3, 2), (255, 0, 51, 255)).save(path)
+    assert image_size(path, ("PNG",), "cannot read") == (3, 2)
+    expected = torch.tensor([1, 0, 0.2]).view(3, 1, 1).expand(3, 2, 3)
+    torch.testing.assert_close(read_image(path, ("PNG",), "cannot read"), expected)
+    for formats, content in ((("JPEG",), path.read_bytes()), (("PNG",), path.read_bytes()[:40])):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"cannot read '.*red\.png'"):
+            read_image(path, formats, "cannot read")
+
+
+METADATA = {"z": "1", "format": "pt", "a": 'é\u2028\x01"', "m": "{}", "": "no name"}
+SAVE = """
+import sys, torch
+from pathlib import Path
+from dgpo.files import save_tensors
+save_tensors({"b": torch.arange(3.0), "a": torch.ones(2, 2).half()}, Path(sys.argv[1]), eval(sys.argv[2]))
+"""
+
+
+def test_tensors_are_written_with_the_same_bytes_by_every_process(tmp_path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    for file in files:
+        subprocess.run([sys.executable, "-c", SAVE, file, repr(METADATA)], check=True, umask=0o027)
+        assert file.stat().st_mode & 0o777 == 0o640
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as opened:
+        assert opened.metadata() == METADATA
+        assert torch.equal(opened.get_tensor("b"), torch.arange(3.0))
+        assert torch.equal(opened.get_tensor("a"), torch.ones(2, 2).half())
+
+
+def test_a_folder_is_shared_with_all_below_and_nothing_is_left_in_it(tmp_path) -> None:
+    (tmp_path / "deep").mkdir()
+    closed = [tmp_path / "one", tmp_path / "deep" / "two"]
+    for path in closed:
+        path.touch(0o600)
+    (tmp_path / "deep" / "any").touch()
+    share(tmp_path)
+    assert {path.stat().st_mode for path in closed} == {(tmp_path / "deep" / "any").stat().st_mode}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "one"]
+    save_tensors({"a": torch.ones(1)}, tmp_path / "one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "one"]
+
+
+def test_tensors_are_written_by_the_one_helper() -> None:
+    source = Path(__file__).parents[1] / "src"
+    files = {path for path in source.rglob("*.py") if re.search(r"import .*\bsave_file\b", path.read_text())}
+    assert files == {source / "dgpo" / "files.py"}
