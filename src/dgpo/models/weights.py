@@ -50,6 +50,8 @@ class WeightSets:
         self._bind = bind
         self._save = save
         self._active = "policy"
+        self.old_is_policy = True
+        """Whether `old` holds the policy's very values: the policy's forward then stands in for one of `old`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,6 +85,12 @@ class WeightSets:
         if name not in ("old", "ema"):
             raise UserError(f"weight set {name!r} is no moving average of the policy; 'old' and 'ema' are")
         ema_update(self._set(name).values(), self._set("policy").values(), decay)
+        if name == "old":
+            self.old_is_policy = decay == 0
+
+    def stepped(self) -> None:
+        """Note that an optimizer step has changed the policy."""
+        self.old_is_policy = False
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The set's own tensors (no copies, no gradient) under keys that are the same for every set."""

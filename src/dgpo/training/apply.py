@@ -26,7 +26,7 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
 from dgpo.run.console import warn
 from dgpo.run.folder import environment
-from dgpo.training.draw import chunks, decode, for_evaluation, grid, sample
+from dgpo.training.draw import Drawn, chunks, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate
 
 
@@ -90,13 +90,11 @@ def sample_source(source: str, config: Config, prompts: Sequence[str], images: i
     _require_new_png(out)
     model, _ = load_trained(source, config)
     streams = [seeds.generator(config.seed, "sample", p, i) for p in range(len(prompts)) for i in range(images)]
-    cond = model.encode(list(prompts)).repeat(images)
+    cond = CondCache(model, config.prompt_cache)(list(prompts)).repeat(images)
     if config.free_text_encoders:
         model.free_encoders()
-    sampling = for_evaluation(config.sampling)
-    x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, "ema")
-    with torch.no_grad():
-        sample_grid(decode(model, x0, sampling.batch_size, "ema"), images).save(out)
+    drawn = Drawn.cat([*draw(model, cond, streams, for_evaluation(config.sampling), "ema")])
+    sample_grid(drawn.images, images).save(out)
     return out
 
 
@@ -147,9 +145,8 @@ def scored_groups(
     for groups in chunks(number, max(1, sampling.batch_size // size)):
         batch = prompts.subset(i for i in index[groups] for _ in range(size))
         streams = [seeds.generator(config.seed, "collect", g, i) for g in range(number)[groups] for i in range(size)]
-        cond, sigmas = encode(batch.prompts), grid(model, sampling)
-        x0 = sample(model, cond, streams, sigmas, sampling, sampling.guidance_scale, "ema")
-        images, own = decode(model, x0, sampling.batch_size, "ema"), torch.arange(len(batch)) // size
+        x0, images, _ = Drawn.cat([*draw(model, encode(batch.prompts), streams, sampling, "ema")])
+        own = torch.arange(len(batch)) // size
         scores, rewards = reward(images, batch.prompts, batch.metadata, own)
         for place in range(len(batch) // size):
             rows = ((own == place) & ~rewards.isnan()).nonzero().flatten()

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dgpo import distributed
-from dgpo.algorithms import Algorithm
 from dgpo.config import Config
 from dgpo.core.advantages import most_informative, normalized_sum, unequal_groups
 from dgpo.rewards.base import RewardError
@@ -45,8 +44,9 @@ def compared(rollout: Rollout, config: Config) -> Compared:
     return Compared(rewards, index[stay], images[stay])
 
 
-def with_advantages(algorithm: Algorithm, rollout: Rollout, config: Config) -> Rollout:
-    """The rollout with its advantages, and the choice of the images that train."""
+def with_advantages(rollout: Rollout, config: Config) -> Rollout:
+    """Give the rollout its advantages, and choose the images that train."""
+    algorithm = config.algorithm
     rewards, index, images = compared(rollout, config)
     if not len(rewards):
         raise distributed.shared(

@@ -1,87 +1,80 @@
-"""TODO."""
+"""The one recipe for drawing: noise -> solver -> latents -> images, one batch after the other.
+
+Rollouts, evaluations, `dgpo sample` and `dgpo collect` all draw with `draw`. An image depends on its row of the
+conditioning and on its own noise generator only; another batch size merely rounds the network's sums otherwise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dgpo.config import Sampling
-from dgpo.core.solvers import VelocityFn, sde_solve, solve
+from dgpo.core.solvers import sde_solve, solve
 from dgpo.errors import NonFiniteError
 from dgpo.models import Cond, VelocityModel
 from dgpo.types import Sde, Trajectory
 
 
-def for_evaluation(sampling: Sampling) -> Sampling:
-    """The same with the guidance and the steps of evaluations and samples in the place of those of rollouts."""
-    scale, steps = sampling.eval_guidance_scale, sampling.eval_num_inference_steps
-    return replace(
-        sampling,
-        guidance_scale=sampling.guidance_scale if scale is None else scale,
-        num_inference_steps=sampling.num_inference_steps if steps is None else steps,
-    )
+class Drawn(NamedTuple):
+    """One batch of images."""
 
+    x0: Tensor  # (n, *latent_shape) fp32, on the model's device
+    images: Tensor  # (n, 3, H, W) fp32 in [0, 1], on the CPU, where rewards take them
+    trajectory: Trajectory | None  # of a stochastic sampler
 
-def grid(model: VelocityModel, sampling: Sampling) -> Tensor:
-    """(num_inference_steps + 1,) the noise levels that the solver visits."""
-    return model.sigmas(sampling.num_inference_steps)
+    @staticmethod
+    def cat(batches: Sequence[Drawn]) -> Drawn:
+        """The batches as one. At least one."""
+        x0, images, paths = zip(*batches)
+        return Drawn(torch.cat(x0), torch.cat(images), paths[0] and paths[0].cat(*paths[1:]))
 
 
 @torch.no_grad()
-def sample(
+def draw(
     model: VelocityModel,
     cond: Cond,
-    streams: list[torch.Generator],
-    sigmas: Tensor,
+    streams: Sequence[torch.Generator],
     sampling: Sampling,
-    guidance_scale: float,
     weights: str,
-) -> Tensor:
-    """One image per row of `cond` and stream: x0 (n, *latent_shape)."""
-    parts = []
-    for rows in chunks(len(cond), sampling.batch_size):
-        velocity = _velocity_fn(model, cond[rows], guidance_scale, weights)
-        parts.append(solve(velocity, model.init_noise(streams[rows]), sigmas, sampling.solver))
-    return torch.cat(parts)
+    sde: Sde | None = None,
+) -> Iterator[Drawn]:
+    """Draw one image for each row of `cond` and its stream, `sampling.batch_size` at a time.
 
-
-@torch.no_grad()
-def sample_path(
-    model: VelocityModel,
-    cond: Cond,
-    streams: list[torch.Generator],
-    sigmas: Tensor,
-    sde: Sde,
-    guidance_scale: float,
-    weights: str,
-) -> Trajectory:
-    """The stochastic sampler's path for each row of `cond` and stream, at once; the last latents are x0."""
-    velocity = _velocity_fn(model, cond, guidance_scale, weights)
-    _, path, densities = sde_solve(
-        velocity, model.init_noise(streams), sigmas, streams, sde.noise_level, sde.window, sde.constant
-    )
-    return Trajectory(path, densities, sde)
-
-
-def _velocity_fn(model: VelocityModel, cond: Cond, guidance_scale: float, weights: str) -> VelocityFn:
-    cond = cond.to(model.device)
-    return lambda x, t: model.velocity(x, t, cond, guidance_scale, weights)
-
-
-def decode(model: VelocityModel, x0: Tensor, batch_size: int, weights: str) -> Tensor:
-    """(n, *latent_shape) -> (n, 3, H, W) in [0, 1], on the CPU, where rewards take them.
-
-    weights: that drew x0. Raises NonFiniteError rather than let a reward see what is no picture.
+    cond: n rows; streams: n CPU generators, one per image
+    weights: the weight set that draws
+    sde: how a stochastic sampler draws; None: the deterministic solver of `sampling`
     """
+    sigmas, scale = grid(model, sampling), sampling.guidance_scale
+    for rows in chunks(len(streams), sampling.batch_size):
+        own, noise = cond[rows].to(model.device), model.init_noise([*streams[rows]])
+
+        def velocity(x: Tensor, t: Tensor, own: Cond = own) -> Tensor:
+            return model.velocity(x, t, own, scale, weights)
+
+        trajectory = None
+        if sde is None:
+            x0 = solve(velocity, noise, sigmas, sampling.solver)
+        else:
+            _, path, log_probs = sde_solve(
+                velocity, noise, sigmas, [*streams[rows]], sde.noise_level, sde.window, sde.constant
+            )
+            x0, trajectory = path[:, -1], Trajectory(path, log_probs, sde)
+        yield Drawn(x0, _decode(model, x0, weights), trajectory)
+
+
+def _decode(model: VelocityModel, x0: Tensor, weights: str) -> Tensor:
+    """(n, *latent_shape) -> (n, 3, H, W). Raises NonFiniteError rather than let a reward see what is no picture."""
     if not x0.isfinite().all():
         raise NonFiniteError(
             f"the network with the weights {weights!r} draws latents that are not finite: the policy has exploded, or "
             "its dtype is too narrow (take fp32)"
         )
-    images = torch.cat([model.decode(x0[rows]).cpu() for rows in chunks(len(x0), batch_size)])
+    images = model.decode(x0).cpu()
     if not images.isfinite().all():
         raise NonFiniteError(
             f"the VAE decodes latents of the weights {weights!r}, which are finite (up to {x0.abs().max():.3g}), to "
@@ -90,6 +83,21 @@ def decode(model: VelocityModel, x0: Tensor, batch_size: int, weights: str) -> T
     return images
 
 
+def grid(model: VelocityModel, sampling: Sampling) -> Tensor:
+    """The noise levels that the solver visits, (num_inference_steps + 1,) fp32, descending to 0."""
+    return model.sigmas(sampling.num_inference_steps)
+
+
+def for_evaluation(sampling: Sampling) -> Sampling:
+    """Put the guidance and the steps of evaluations in the place of those of rollouts."""
+    scale, steps = sampling.eval_guidance_scale, sampling.eval_num_inference_steps
+    return replace(
+        sampling,
+        guidance_scale=sampling.guidance_scale if scale is None else scale,
+        num_inference_steps=sampling.num_inference_steps if steps is None else steps,
+    )
+
+
 def chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` rows that cover range(total)."""
+    """Cut range(total) into slices of at most `size` rows."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))

@@ -28,7 +28,7 @@ from dgpo.models import Cond, VelocityModel
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.training.draw import chunks, decode, for_evaluation, grid, sample
+from dgpo.training.draw import Drawn, chunks, draw, for_evaluation
 
 DRIFT_T = (0.3, 0.6, 0.9)
 
@@ -94,8 +94,7 @@ def _score(
     rows = prompts.subset(prompt for prompt, _ in keys)
     streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
     cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
-    x0 = sample(model, cond, streams, grid(model, sampling), sampling, sampling.guidance_scale, weights)
-    images = decode(model, x0, sampling.batch_size, weights)
+    x0, images, _ = Drawn.cat([*draw(model, cond, streams, sampling, weights)])
     group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
     found = reward.scored(images, rows.prompts, rows.metadata, group_index)
     scores = {**found.scores, "reward": reward.weighted(found.scores, rows.metadata)}

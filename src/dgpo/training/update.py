@@ -1,4 +1,8 @@
-"""TODO."""
+"""All optimizer steps of one rollout. Every network forward of an update is a line of `learn` or `fixed_velocities`.
+
+The update depends neither on the micro-batch size nor on the number of processes: a loss that couples a group gets the
+group's total from a pass without gradient wherever a group is split.
+"""
 
 from __future__ import annotations
 
@@ -26,35 +30,33 @@ from dgpo.types import Rollout, TrainPoint, Velocities
 
 def improve(
     model: VelocityModel,
-    algorithm: Algorithm,
     optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     state: State,
     config: Config,
 ) -> dict[str, float]:
-    """All updates of one rollout; none where no image of it trains. Metrics are those of the last that had them."""
-    metrics: dict[str, float] = {}
+    """Take all optimizer steps of one rollout; none where no image of it trains. Returns the last step's metrics."""
+    algorithm, metrics = config.algorithm, {}
     for update in range(config.updates_per_rollout if rollout.group_sizes.any() else 0):
         part = share_of_update(rollout, update, config)
         generator = seeds.generator(config.seed, "points", rollout.iteration, update)
         points = list(algorithm.points(part, generator))
-        metrics |= learn(model, algorithm, optimizer, part, points, state, config)
+        metrics |= learn(model, optimizer, part, points, state, config)
         if schedule.old_follows(config, update):
-            follow(model, algorithm, state)
+            follow(model, algorithm.old_decay(state.step - 1))
     return metrics
 
 
 def learn(
     model: VelocityModel,
-    algorithm: Algorithm,
     optimizer: torch.optim.Optimizer,
     rollout: Rollout,
     points: Sequence[TrainPoint],
     state: State,
     config: Config,
 ) -> dict[str, float]:
-    """One optimizer step on one rollout: the mean of the loss over groups, their trained images and points."""
-    parameters = model.weights.parameters()
+    """Take one optimizer step: its loss is the mean over groups, their trained images and points."""
+    algorithm, parameters = config.algorithm, model.weights.parameters()
     measures = schedule.measures_noise(config, state.step, distributed.world_size()) and of_one_size(rollout)
     meter = GradientMeter(parameters) if measures else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
@@ -66,7 +68,7 @@ def learn(
 
     optimizer.zero_grad(set_to_none=True)
     fixed = distributed.together(
-        lambda: [fixed_velocities(model, algorithm, point, rollout, micro, state, split) for point in points]
+        lambda: [fixed_velocities(model, point, rollout, micro, split, algorithm) for point in points]
     )
     reducers = [group_totals(algorithm, *at, rollout, micro) if split else identity for at in zip(points, fixed)]
 
@@ -77,7 +79,7 @@ def learn(
             for point, given, reduce in zip(points, fixed, reducers):
                 at, given = point.rows(rows), given.rows(rows)
                 v = model.velocity(at.x_t, at.t, part.cond, guidance)
-                old = v.detach() if state.old_is_policy else given.old
+                old = v.detach() if model.weights.old_is_policy else given.old
                 loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
                 (loss * (len(part.prompts) / images / len(points))).backward()
                 for name, value in metrics.items():
@@ -97,8 +99,8 @@ def learn(
     taken = state.step
     state.step += 1  # before the weights change: what fails from here on leaves no whole iteration
     optimizer.step()
+    model.weights.stepped()
     model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + taken) / (10 + taken)))
-    state.old_is_policy = False
     if group_sq_norms is not None:
         sq_norms = distributed.all_gather_rows(group_sq_norms)
         dropped = sq_norms.new_zeros(config.num_groups - len(sq_norms))
@@ -107,16 +109,14 @@ def learn(
     return metrics
 
 
-def follow(model: VelocityModel, algorithm: Algorithm, state: State) -> None:
-    """`old` follows the policy after an optimizer step."""
+def follow(model: VelocityModel, decay: float) -> None:
+    """Let `old` follow the policy after an optimizer step."""
     if "old" in model.weights.names:
-        decay = algorithm.old_decay(state.step - 1)
         model.weights.ema_update("old", decay)
-        state.old_is_policy = decay == 0
 
 
 def to_train(rollout: Rollout, encode: CondCache, config: Config) -> Rollout:
-    """The images that train, some of them with the empty prompt: whole groups, if the loss couples their images."""
+    """Choose the images that train, some of them with the empty prompt: whole groups, if the loss couples their images."""
     rollout = rollout.rows(rollout.trained)
     if not config.text_dropout or not rollout.prompts:
         return rollout
@@ -141,12 +141,11 @@ def share_of_update(rollout: Rollout, update: int, config: Config) -> Rollout:
 @torch.no_grad()
 def fixed_velocities(
     model: VelocityModel,
-    algorithm: Algorithm,
     point: TrainPoint,
     rollout: Rollout,
     micro: Sequence[slice],
-    state: State,
     split: bool,
+    algorithm: Algorithm,
 ) -> Velocities:
     """What does not train at this point: `ref` and `old` where the algorithm needs them, the policy of split groups.
 
@@ -160,9 +159,9 @@ def fixed_velocities(
         ref = torch.cat([model.velocity(p.x_t, p.t, c, ref_scale, "ref") for p, c in at])
     if split and at:
         policy = torch.cat([model.velocity(p.x_t, p.t, c, policy_scale) for p, c in at])
-    if "old" in algorithm.needs and not state.old_is_policy and at:
+    if "old" in algorithm.needs and not model.weights.old_is_policy and at:
         old = torch.cat([model.velocity(p.x_t, p.t, c, policy_scale, "old") for p, c in at])
-    return Velocities(policy, ref, policy if state.old_is_policy else old)
+    return Velocities(policy, ref, policy if model.weights.old_is_policy else old)
 
 
 def group_totals(

@@ -1,0 +1,80 @@
+"""What a run tells while it goes on. The console, the trackers, the report and the alarm's stop are callbacks too.
+
+Derive from `Callback`, override what you want to hear, and give an instance to `train(config, callbacks=[...])`. In a
+run of several processes every process calls its own callbacks alike, with the same metrics.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from dgpo.config import Config
+from dgpo.types import Rollout
+
+
+class Evaluated(NamedTuple):
+    """One evaluation, compared with the run's first."""
+
+    metrics: dict[str, float]  # eval/SET/SCORE and, below it, change, stderr, ...; seconds
+    images: Tensor  # (k, 3, H, W) in [0, 1], the first image of the first prompts
+    prompts: list[str]  # k
+    picture: Path | None  # the PNG of these images, in the run folder; None without images
+    alarm: str | None  # which held-out scores fell while a trained one rose
+    last: bool  # whether the run ends with this evaluation
+
+
+class Progress(Protocol):
+    """The run, as a callback sees it."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        ...
+
+    @property
+    def iteration(self) -> int:
+        """Finished iterations."""
+        ...
+
+    def stop(self) -> None:
+        """Save and end the run before its next iteration, as Ctrl-C does. Must be called on every process alike."""
+        ...
+
+
+class Callback:
+    """Hears of a run's events. Every method does nothing unless it is overridden."""
+
+    def on_start(self, run: Progress) -> None:
+        """The run begins, or goes on after a resume. Nothing has been drawn yet."""
+
+    def on_rollout(self, run: Progress, rollout: Rollout) -> None:
+        """A rollout is scored, on this process its own share; the update follows."""
+
+    def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
+        """A rollout and its updates are done."""
+
+    def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+        """The averaged weights were evaluated."""
+
+    def on_checkpoint(self, run: Progress, folder: Path) -> None:
+        """A checkpoint was written."""
+
+    def on_end(self, run: Progress) -> None:
+        """The run ends, with all its iterations or before. Not called after a failure."""
+
+    def close(self) -> None:
+        """The last call, after a failure too."""
+
+
+class StopOnAlarm(Callback):
+    """Ends the run where an evaluation alarms."""
+
+    def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+        if evaluated.alarm and not evaluated.last:
+            run.stop()
