@@ -213,6 +213,8 @@ class Config:
     """owner/name of a Hugging Face repository to which the final weights are uploaded; None: nothing is."""
     hub_private: bool = True
     """Whether a repository that is made for that is private."""
+    report: bool = True
+    """Write report.html, the page with curves and pictures."""
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb or trackio, beside metrics.jsonl, which is always written."""
 
@@ -397,6 +399,7 @@ MAY_CHANGE = (
     "stop_on_alarm",
     "checkpoint_every",
     "keep_checkpoints",
+    "report",
     "trackers",
     "num_samples",
     "compile",

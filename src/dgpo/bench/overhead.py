@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from dgpo.config import Config, to_dict
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.data.prompts import PromptSet, load_prompts
-from dgpo.data.sampler import PromptSampler
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import folder as runfolder
@@ -30,7 +29,7 @@ from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.draw import chunks, grid
 from dgpo.training.optim import make_optimizer
 from dgpo.training.setup import load
-from dgpo.training.sources import collect
+from dgpo.training.sources import Sampled
 from dgpo.training.state import State
 from dgpo.training.update import improve, to_train
 from dgpo.utils.devices import device_of, precision_of
@@ -76,22 +75,17 @@ class _Loop:
     """The training loop's own pieces, one iteration at a time; an iteration without a noise-scale measurement."""
 
     def __init__(self, config: Config, model: Any, prompts: PromptSet) -> None:
-        self.config, self.model, self.prompts = config, model, prompts
-        self.reward, self.encode = RewardSet.of(config), CondCache(model)
-        self.optimizer, self.sampler = make_optimizer(model, config), PromptSampler(len(prompts), 0)
-        self.state, self.clock, self.number = State(step=1, old_is_policy=False), Stopwatch(model.device), 0
-
-    def _draw(self, number: int) -> PromptSet:
-        return self.prompts.subset(self.sampler.next(number))
+        self.config, self.model, self.encode = replace(config, noise_scale_every=0), model, CondCache(model)
+        self.optimizer, self.clock = make_optimizer(model, config), Stopwatch(model.device)
+        self.source = Sampled(model, RewardSet.of(config), prompts, self.encode, self.config, self.clock)
+        self.state, self.number = State(), 0
+        model.weights.stepped()  # so that `old` costs its forwards from the first iteration on
 
     def iteration(self) -> dict[str, float]:
         """Run the next one; seconds by phase."""
-        config, algorithm = self.config, self.config.algorithm
-        rollout = collect(self.model, algorithm, self.reward, self.encode, self._draw, config, self.number, self.clock)
+        rollout = self.source.next(self.number)
         with self.clock.phase("update"):
-            rollout = to_train(rollout, self.encode, config)
-            improve(self.model, algorithm, self.optimizer, rollout, self.state, config)
-        self.state.step += self.state.step % max(1, config.noise_scale_every) == 0
+            improve(self.model, self.optimizer, to_train(rollout, self.encode, self.config), self.state, self.config)
         self.number += 1
         return self.clock.read()
 

@@ -15,6 +15,7 @@ from dgpo.report.log import find, read_log, read_mapping
 from dgpo.report.pictures import pictures
 from dgpo.report.templates import template
 from dgpo.report.verdict import noise_scale_sentence, verdict
+from dgpo.run.callbacks import Callback, Progress
 from dgpo.utils.files import whole
 
 
@@ -25,6 +26,13 @@ def write_report(run_dir: Path) -> Path:
     with whole(page) as unfinished:
         unfinished.write_text(render(run_dir), encoding="utf-8")
     return page
+
+
+class ReportWriter(Callback):
+    """Writes the page when a run ends."""
+
+    def on_end(self, run: Progress) -> None:
+        write_report(run.folder)
 
 
 def render(run_dir: Path) -> str:

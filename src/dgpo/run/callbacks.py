@@ -6,6 +6,8 @@ run of several processes every process calls its own callbacks alike, with the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -53,6 +55,9 @@ class Callback:
     def on_start(self, run: Progress) -> None:
         """The run begins, or goes on after a resume. Nothing has been drawn yet."""
 
+    def on_encoding(self, run: Progress, left: int) -> None:
+        """So many prompts are still to be encoded before the first iteration. Only with `free_text_encoders`."""
+
     def on_rollout(self, run: Progress, rollout: Rollout) -> None:
         """A rollout is scored, on this process its own share; the update follows."""
 
@@ -70,6 +75,55 @@ class Callback:
 
     def close(self) -> None:
         """The last call, after a failure too."""
+
+
+class Callbacks(Callback, list[Callback]):
+    """Several callbacks as one, each told in turn."""
+
+    def on_start(self, run: Progress) -> None:
+        for callback in self:
+            callback.on_start(run)
+
+    def on_encoding(self, run: Progress, left: int) -> None:
+        for callback in self:
+            callback.on_encoding(run, left)
+
+    def on_rollout(self, run: Progress, rollout: Rollout) -> None:
+        for callback in self:
+            callback.on_rollout(run, rollout)
+
+    def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
+        for callback in self:
+            callback.on_iteration(run, metrics)
+
+    def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+        for callback in self:
+            callback.on_evaluation(run, evaluated)
+
+    def on_checkpoint(self, run: Progress, folder: Path) -> None:
+        for callback in self:
+            callback.on_checkpoint(run, folder)
+
+    def on_end(self, run: Progress) -> None:
+        for callback in self:
+            callback.on_end(run)
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Close all after the block. If that fails after the block has failed, the block's error is the one to tell."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.close()
+            raise
+        self.close()
+
+    def close(self) -> None:
+        """Close each, whatever another one of them raises."""
+        with ExitStack() as stack:
+            for callback in self:
+                stack.callback(callback.close)
 
 
 class StopOnAlarm(Callback):

@@ -37,6 +37,11 @@ _NAME = re.compile(r"iteration-(\d{6,})")
 _PARTIAL = ".partial-"
 
 
+def folder_of(run_dir: str | Path, iteration: int) -> Path:
+    """The folder of this iteration's checkpoint."""
+    return _folder(run_dir) / f"iteration-{iteration:06d}"
+
+
 def save(
     run_dir: str | Path,
     iteration: int,
@@ -45,7 +50,7 @@ def save(
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write one checkpoint and return its folder. `state` is JSON; `extra(folder)` may add exports of its own."""
-    final = _folder(run_dir) / f"iteration-{iteration:06d}"
+    final = folder_of(run_dir, iteration)
     remove_leftovers(run_dir)
     require_free_space(final, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
     final.parent.mkdir(parents=True, exist_ok=True)

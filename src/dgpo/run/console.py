@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rich import progress
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dgpo import distributed
-from dgpo.algorithms import Algorithm
 from dgpo.config import Config
 from dgpo.models import VelocityModel
+from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.run.metric_names import eval_names
 from dgpo.training.geometry import network_evaluations
 from dgpo.utils.devices import described
 
 
-class Console:
+class Console(Callback):
     """A live line in a terminal, plain lines elsewhere, silence on ranks other than the first."""
 
-    def __init__(self, config: Config, model: VelocityModel, algorithm: Algorithm, num_prompts: int) -> None:
-        self._config, self._model, self._algorithm, self._num_prompts = config, model, algorithm, num_prompts
+    def __init__(self, config: Config, model: VelocityModel, num_prompts: int, doubts: Sequence[str] = ()) -> None:
+        """doubts: what the run goes on in spite of"""
+        self._config, self._model, self._num_prompts, self._doubts = config, model, num_prompts, doubts
         # ":train:" would be an emoji, and a path in brackets a style
         self._out = RichConsole(
             quiet=not distributed.is_main(), highlight=False, soft_wrap=True, markup=False, emoji=False
         )
-        self._bar = Progress(
-            TextColumn("iteration"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False),
+        self._bar = progress.Progress(
+            progress.TextColumn("iteration"),
+            progress.MofNCompleteColumn(),
+            progress.BarColumn(bar_width=20),
+            progress.TextColumn("{task.description}", markup=False),
             console=self._out,
             disable=not self._out.is_terminal,
         )
@@ -40,13 +41,13 @@ class Console:
         self._told_encoding = False
         self._constant: set[str] = set()
 
-    def __enter__(self) -> Console:
+    def on_start(self, run: Progress) -> None:
         for line in self.plan():
             self._out.print(line)
+        self.warn(self._doubts)
         self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.stop()
 
     def plan(self) -> list[str]:
@@ -61,7 +62,7 @@ class Console:
         limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
         trainable = sum(p.numel() for p in self._model.weights.parameters())
         return [
-            f"{c.name}: {type(self._algorithm).__name__} on {c.model}, {_kinds(c)}",
+            f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), "
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
@@ -71,7 +72,7 @@ class Console:
         ]
 
     def warn(self, texts: Iterable[str]) -> None:
-        """What the run goes on in spite of."""
+        """Print warnings."""
         for text in texts:
             self._out.print(f"warning: {text}", style="yellow")
 
@@ -85,16 +86,16 @@ class Console:
         )
         self._constant |= {*scores}
 
-    def encoding(self, left: int) -> None:
-        """So many prompts are still to be encoded, before the first iteration."""
+    def on_encoding(self, run: Progress, left: int) -> None:
         text = f"  encoding prompts: {left} left"
         self._bar.update(self._task, description=text)
         if not self._told_encoding and not self._out.is_terminal:
             self._out.print(text)
         self._told_encoding = True
 
-    def evaluated(self, iteration: int, metrics: dict[str, float]) -> None:
-        """The scores of one evaluation, with their change since the run's first."""
+    def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+        """Print the scores with their change since the run's first evaluation, and the alarm."""
+        metrics, iteration = evaluated.metrics, run.iteration
         whole = [name for name in eval_names(metrics) if not name.tag]
         for name in self._config.eval_prompts:
             scores = [score for score in whole if score.eval_set == name]
@@ -102,15 +103,13 @@ class Console:
             self._out.print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
         self._watched = next((f"{k[5:]} {metrics[k]:.3f}  " for k in self._headlines() if k in metrics), "")
 
-    def alarmed(self, iteration: int, told: str, stops: bool) -> None:
-        """An evaluation alarmed, and whether the run stops for it."""
-        self._out.print(f"alarm after iteration {iteration}: {told}", style="bold red")
-        if stops:
-            self._out.print("  stop_on_alarm is on: the run is saved and stops here", style="bold red")
+        if evaluated.alarm:
+            self._out.print(f"alarm after iteration {iteration}: {evaluated.alarm}", style="bold red")
+            if self._config.stop_on_alarm and not evaluated.last:
+                self._out.print("  stop_on_alarm is on: the run is saved and stops here", style="bold red")
 
-    def iterated(self, iteration: int, metrics: dict[str, float]) -> None:
-        """One iteration is done."""
-        images = self._config.num_groups * self._config.group_size
+    def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
+        iteration, images = run.iteration, self._config.num_groups * self._config.group_size
         seconds = metrics["time/iteration"]
         left = (self._config.iterations - iteration) * seconds
         if self._config.max_minutes is not None:

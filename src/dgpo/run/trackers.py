@@ -13,12 +13,13 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 from dgpo.errors import UserError, did_you_mean
+from dgpo.run.callbacks import Callback, Evaluated, Progress
 
 
 class Tracker(Protocol):
@@ -75,18 +76,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         if row is None:
             raise UserError(f"line {number} of {str(path)!r} is not a row of metrics: {lines[number - 1][:80]!r}")
     return [row for row in rows if row is not None]
-
-
-@contextmanager
-def closed(tracker: Tracker) -> Iterator[None]:
-    """Close it after the block. If that fails after the block has failed, the block's error is the one to tell."""
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):
-            tracker.close()
-        raise
-    tracker.close()
 
 
 class NullTracker:
@@ -272,3 +261,21 @@ def _row(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and "iteration" in row else None
+
+
+class Tracking(Callback):
+    """Tells trackers of a run's numbers and pictures."""
+
+    def __init__(self, trackers: TrackerGroup) -> None:
+        self._trackers = trackers
+
+    def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
+        self._trackers.log(run.iteration, metrics)
+
+    def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+        self._trackers.log(run.iteration, evaluated.metrics)
+        if evaluated.picture is not None:
+            self._trackers.images(run.iteration, "samples", evaluated.picture)
+
+    def close(self) -> None:
+        self._trackers.close()

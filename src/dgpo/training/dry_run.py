@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 
 from dgpo.config import Config
-from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.prompts import PromptSet
 from dgpo.errors import RunFailed, UserError
-from dgpo.rewards.combine import check_run
 from dgpo.run import checkpoint
 from dgpo.run.metric_names import eval_names
 from dgpo.run.trackers import read_metrics
@@ -27,7 +26,7 @@ from dgpo.training import schedule
 from dgpo.training.apply import load_trained
 from dgpo.training.geometry import geometry
 from dgpo.training.loop import train
-from dgpo.training.setup import reward_sets
+from dgpo.training.setup import read_inputs
 
 GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a group of each tag
 
@@ -37,10 +36,8 @@ def dry_run(config: Config) -> list[str]:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise UserError(f"WORLD_SIZE={processes}: a dry run is too small for several; start it without torchrun")
-    reward, eval_reward = reward_sets(config, {})
-    sets = {name: load_prompts(source) for name, source in config.eval_prompts.items() if config.eval_every}
-    prompts = None if config.offline is not None else load_prompts(config.prompts)
-    doubts = check_run(config, reward, eval_reward, prompts, sets)
+    inputs = read_inputs(config)
+    prompts, sets = inputs.prompts if inputs.dataset is None else None, inputs.eval_sets
     with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
         small = smallest(config, Path(folder), prompts, sets)
         try:
@@ -50,7 +47,7 @@ def dry_run(config: Config) -> list[str]:
                 raise error.__cause__ from None
             error.args = (error.plain or str(error),)
             raise
-        return [*_found(config, small, run, prompts, sets), *(f"but {doubt}" for doubt in doubts)]
+        return [*_found(config, small, run, prompts, sets), *(f"but {doubt}" for doubt in inputs.doubts)]
 
 
 def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]) -> Config:

@@ -1,16 +1,17 @@
-"""TODO."""
+"""The numbers of an iteration and of an evaluation, alike on every process."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dgpo import distributed
 from dgpo.config import Config
 from dgpo.core.advantages import frac_reward_zero_std
+from dgpo.run.callbacks import Callback, Progress
 from dgpo.run.changes import ALARMS, Alarm, alarm, compare
-from dgpo.training.compare import compared
+from dgpo.training.compare import compared, constant_scores
 from dgpo.training.evaluate import Evaluation
 from dgpo.training.state import State
 from dgpo.types import Rollout
@@ -32,6 +33,17 @@ def describe(rollout: Rollout, config: Config) -> dict[str, float]:
         **({"train/frac_trained": rollout.group_sizes.sum().item() / len(rewards)} if chooses(config) else {}),
         **failures(rollout, config),
     }
+
+
+class ConstantRewards(Callback):
+    """Warns of rewards that told no two images of a rollout apart."""
+
+    def __init__(self, warn: Callable[[int, Mapping[str, float]], None]) -> None:
+        """warn: takes the iteration, counted from 1, and {reward: its one score}"""
+        self._warn = warn
+
+    def on_rollout(self, run: Progress, rollout: Rollout) -> None:
+        self._warn(run.iteration + 1, constant_scores(rollout, run.config))
 
 
 def failures(rollout: Rollout, config: Config) -> dict[str, float]:

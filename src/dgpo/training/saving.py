@@ -1,7 +1,8 @@
-"""TODO."""
+"""Checkpoints of a run, and what a finished one leaves: the averaged weights, their model card, the upload."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dgpo import distributed
 from dgpo.config import Config, save_yaml
 from dgpo.errors import NonFiniteError, UserError
 from dgpo.models import VelocityModel
-from dgpo.report import write_card, write_report
+from dgpo.report import write_card
 from dgpo.run import checkpoint
 from dgpo.run import folder as runfolder
 from dgpo.run.hub import push
@@ -20,8 +21,8 @@ from dgpo.training.meter import NoiseAverage
 from dgpo.training.state import State, done
 
 
-def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config) -> None:
-    """Write a checkpoint; refuse, on all ranks, one whose weights are not finite."""
+def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config) -> Path:
+    """Write a checkpoint, and return its folder; refuse, on all ranks, one whose weights are not finite."""
 
     def saved() -> None:
         if not distributed.is_main():
@@ -32,6 +33,21 @@ def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, stat
         write_checkpoint(run, model, optimizer, state, config)
 
     distributed.together(saved)
+    return checkpoint.folder_of(run, state.iteration)
+
+
+def rescuers(
+    model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
+) -> tuple[Callable[[], list[str]], Callable[[Path], None]]:
+    """What `rescue` calls: which weight sets are not finite, and how to write a checkpoint below a folder."""
+
+    def broken() -> list[str]:
+        return not_finite(model, optimizer)
+
+    def write(folder: Path) -> None:
+        write_checkpoint(folder, model, optimizer, state, config)
+
+    return broken, write
 
 
 def write_checkpoint(
@@ -44,7 +60,13 @@ def write_checkpoint(
         if config.finetune == "lora":
             model.weights.export(folder / "lora", "ema")
 
-    checkpoint.save(run, state.iteration, saved_tensors(model, optimizer), asdict(state), extra)
+    checkpoint.save(
+        run,
+        state.iteration,
+        saved_tensors(model, optimizer),
+        {**asdict(state), "old_is_policy": model.weights.old_is_policy},
+        extra,
+    )
     checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
 
 
@@ -73,18 +95,18 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
         raise UserError(f"{path} holds no weights {', '.join(missing)}; resume with the model that the run began with")
     for name, part in tensors.items():
         model.weights.load(name, part)
+    model.weights.old_is_policy = values.pop("old_is_policy")
     return replace(State(**values), noise=NoiseAverage(**values["noise"]))
 
 
 def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
-    """The report, and of a run that is done the averaged weights as stock diffusers reads them, with a model card."""
-    write_report(run)
+    """Export the averaged weights of a run that is done as stock diffusers reads them, with a model card."""
     if done(state, config) and config.checkpoint_every:
         model.weights.export(run / "final", "ema")
         write_card(run, run / "final")
 
 
 def upload(run: Path, state: State, config: Config) -> None:
-    """The final weights to the hub, if the config says so."""
+    """Upload the final weights to the hub, if the config says so."""
     if done(state, config) and config.checkpoint_every and config.push_to_hub:
         print(f"Uploaded: {push(run / 'final', config.push_to_hub, config.hub_private)}")

@@ -1,10 +1,13 @@
-"""TODO."""
+"""What a run needs, checked before anything is written: (config, given model, given rewards, processes) -> `Setup`.
+
+`dgpo plan` and `--dry-run` call the same functions; the rules of the loop that are pure numbers stand in schedule.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,16 +15,74 @@ import torch
 from dgpo import distributed
 from dgpo.config import Config, to_dict
 from dgpo.data.groups import GroupDataset
+from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
 from dgpo.models.configured import load_configured
 from dgpo.rewards.base import Reward
-from dgpo.rewards.combine import RewardSet
+from dgpo.rewards.combine import RewardSet, check_run
 from dgpo.run import checkpoint
 from dgpo.run import folder as runfolder
-from dgpo.run.trackers import NullTracker, TrackerGroup, make_trackers
+from dgpo.run.hub import require_login
+from dgpo.run.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.training import schedule
+from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
+from dgpo.utils.devices import device_of, precision_of
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads beside its model: prompts and rewards, checked against each other."""
+
+    dataset: GroupDataset | None  # groups to learn from; None where rollouts are sampled
+    prompts: PromptSet  # that train
+    eval_sets: dict[str, PromptSet]
+    reward: RewardSet  # those that train
+    eval_reward: RewardSet  # and those that are only watched
+    doubts: list[str]  # what may be scored otherwise than meant
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run needs. Nothing has been written yet."""
+
+    config: Config  # resolved
+    model: VelocityModel
+    optimizer: torch.optim.Optimizer
+    inputs: Inputs
+    resume: bool
+
+
+def prepare(config: Config, model: VelocityModel | None, reward_functions: Mapping[str, Reward], resume: bool) -> Setup:
+    """Read, load and check everything; UserError for what cannot work."""
+    device = distributed.init(device_of(config.device))
+    config = runfolder.with_stored_lora(config) if resume else config
+    config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
+    inputs = read_inputs(config, reward_functions)
+    if inputs.dataset is not None:
+        config = resolved(config, inputs.dataset)
+    require_trackers(config.trackers)
+    if config.push_to_hub:
+        require_login(config.push_to_hub)
+    if model is None:
+        model = load(config, device)
+        config = replace(config, lora=getattr(model, "lora", config.lora))  # what a LoRA to continue told
+    require_feasible(model, config, resume)
+    if inputs.dataset is not None:
+        require_trainable(inputs.dataset, model, config)
+    return Setup(config, model, make_optimizer(model, config), inputs, resume)
+
+
+def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = None) -> Inputs:
+    """Read the prompts, or the dataset, make the rewards, and show them every prompt."""
+    dataset = None if config.offline is None else GroupDataset(config.offline)
+    prompts = load_prompts(config.prompts) if dataset is None else dataset.prompts
+    sources = config.eval_prompts if config.eval_every else {}
+    eval_sets = {name: load_prompts(source) for name, source in sources.items()}
+    reward, eval_reward = reward_sets(config, reward_functions or {})
+    doubts = check_run(config, reward, eval_reward, prompts if dataset is None else None, eval_sets)
+    return Inputs(dataset, prompts, eval_sets, reward, eval_reward, doubts)
 
 
 def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:

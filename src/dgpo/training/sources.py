@@ -1,7 +1,7 @@
 """Where rollouts come from: sampled by the model and scored by rewards, or replayed from a dataset.
 
-Sampled: prompts -> conditioning -> noise -> solver -> x0 -> images -> rewards -> advantages. An image is a pure function
-of (seed, iteration, group, member): it has its own noise generator, and each prompt is encoded alone. Neither the
+Sampled: prompts -> conditioning -> noise -> solver -> x0 -> images -> rewards -> advantages. An image is a function of
+(seed, iteration, group, member): it has its own noise generator, and each prompt is encoded alone. Neither the
 sampling batch nor the spread over ranks nor a resume changes it. Only x0 is kept, since most losses train at noise
 levels of their own; a policy gradient also gets the stochastic sampler's path. Rewards score each batch of images while
 the next is sampled.

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What changes during a run beside weights and optimizer, and what follows from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class State:
     first_step: int = 0  # of the iteration that has not finished
     position: int = 0  # of the prompt sampler
     elapsed: float = 0.0  # seconds
-    old_is_policy: bool = True  # whether `old` holds the policy's very values
     evaluated: int = -1  # the iteration after which the last evaluation was
     first_score: float | None = None  # of the first evaluation
     best_score: float | None = None  # of the evaluations so far

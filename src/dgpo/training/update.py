@@ -116,7 +116,7 @@ def follow(model: VelocityModel, decay: float) -> None:
 
 
 def to_train(rollout: Rollout, encode: CondCache, config: Config) -> Rollout:
-    """Choose the images that train, some of them with the empty prompt: whole groups, if the loss couples their images."""
+    """Choose the images that train; some get the empty prompt, whole groups of them if the loss couples a group."""
     rollout = rollout.rows(rollout.trained)
     if not config.text_dropout or not rollout.prompts:
         return rollout

@@ -1,0 +1,173 @@
+"""A run in progress: its state, and what happens between two iterations: evaluate, save, tell, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dgpo import distributed
+from dgpo.models.text_cache import CondCache
+from dgpo.report import ReportWriter
+from dgpo.report.grids import write_samples
+from dgpo.run import folder as runfolder
+from dgpo.run.callbacks import Callback, Callbacks, Evaluated, StopOnAlarm
+from dgpo.run.console import Console
+from dgpo.run.interrupt import Interrupt
+from dgpo.run.stopwatch import Stopwatch
+from dgpo.run.trackers import Tracking
+from dgpo.training import saving, schedule
+from dgpo.training.evaluate import evaluate
+from dgpo.training.metrics import ConstantRewards, note_evaluation, watched
+from dgpo.training.rescue import rescue
+from dgpo.training.setup import Setup, open_folder, open_trackers
+from dgpo.training.sources import Replayed, Sampled, Source
+from dgpo.training.state import State, checkpoint_due, done
+from dgpo.training.update import improve, to_train
+from dgpo.types import Rollout
+
+
+class Result(NamedTuple):
+    """What a finished or interrupted run leaves."""
+
+    run: Path  # the run folder
+    iterations: int  # finished
+    metrics: dict[str, float]  # of the last evaluation
+    interrupted: bool
+
+
+class Running:
+    """What `train` moves from one iteration to the next."""
+
+    def __init__(
+        self, setup: Setup, folder: Path, state: State, callbacks: Callbacks, interrupt: Interrupt, resumed: bool
+    ) -> None:
+        self.config, self.model, self.optimizer = setup.config, setup.model, setup.optimizer
+        self.folder, self.state, self.callbacks = folder, state, callbacks
+        self.encode = CondCache(self.model, self.config.prompt_cache)
+        self.clock = Stopwatch(self.model.device)
+        self.source = source_of(setup, self.encode, self.clock)
+        self.source.sampler.position = state.position
+        self._inputs, self._interrupt = setup.inputs, interrupt
+        self._saved = state.iteration if self.config.checkpoint_every or resumed else -1
+        self._stop, self._started = False, 0.0
+        self._latest: dict[str, float] = {}
+
+    @property
+    def iteration(self) -> int:
+        """Finished iterations."""
+        return self.state.iteration
+
+    def stop(self) -> None:
+        """Save and end the run before its next iteration. Must be called on every process alike."""
+        self._stop = True
+
+    def finished(self) -> bool:
+        """Evaluate and save where that is due, and return whether the run ends here."""
+        last = done(self.state, self.config)
+        if self.state.evaluated < self.iteration and schedule.evaluates(self.config, self.iteration, last):
+            self._evaluate(last)
+        self._stop = self._interrupt.requested() or self._stop
+        if self._saved < self.iteration and (self._stop or checkpoint_due(self.state, self.config)):
+            path = saving.save(self.folder, self.model, self.optimizer, self.state, self.config)
+            self._saved = self.iteration
+            self.callbacks.on_checkpoint(self, path)
+        self._started = time.perf_counter()
+        return last or self._stop
+
+    def improve(self, rollout: Rollout) -> dict[str, float]:
+        """Take all optimizer steps of a rollout, and return their metrics."""
+        with self.clock.phase("update"):
+            images = to_train(rollout, self.encode, self.config)
+            return improve(self.model, self.optimizer, images, self.state, self.config)
+
+    def advance(self, metrics: dict[str, float]) -> None:
+        """Count the iteration as done, and tell its metrics."""
+        state = self.state
+        state.iteration, state.position, state.first_step = (
+            state.iteration + 1,
+            self.source.sampler.position,
+            state.step,
+        )
+        # the main process's, on all alike: whether the time is up must not differ between them
+        seconds = distributed.gather_objects([time.perf_counter() - self._started])[0]
+        state.elapsed += seconds
+        times = {**self.clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
+        self.callbacks.on_iteration(self, metrics | times)
+
+    def result(self) -> Result:
+        """Say where the run stands."""
+        return Result(self.folder, self.iteration, self._latest, not done(self.state, self.config))
+
+    def encode_all(self) -> None:
+        """Encode every prompt that the run can need, and let the encoders go."""
+        texts = [*self._inputs.prompts.prompts, *(t for some in self._inputs.eval_sets.values() for t in some.prompts)]
+        self.encode.know_all(texts, lambda left: self.callbacks.on_encoding(self, left))
+
+    def _evaluate(self, last: bool) -> None:
+        """Score the averaged weights, and compare them with the run's first evaluation."""
+        with self.clock.phase("eval"):
+            found = evaluate(self.model, self.encode, self._inputs.eval_sets, self._inputs.eval_reward, self.config)
+        self._latest, alarm = watched(self.folder, self.iteration, found, self.config)
+        picture = None
+        if distributed.is_main() and found.prompts:
+            picture = write_samples(self.folder, self.iteration, found.images, found.prompts)
+        metrics = {**self._latest, **self.clock.read(), "time/elapsed": self.state.elapsed}
+        alarmed = str(alarm) if alarm else None
+        self.callbacks.on_evaluation(self, Evaluated(metrics, found.images, found.prompts, picture, alarmed, last))
+        note_evaluation(self.state, self._latest)
+
+
+@contextmanager
+def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> Iterator[Running]:
+    """Open the run folder, take over its newest checkpoint, and keep what is whole when the block fails.
+
+    After the block the weights are exported and, where the config says so, uploaded.
+    """
+    with ExitStack() as held:
+        folder, config, resumed = open_folder(setup.config, setup.resume, held)
+        setup = replace(setup, config=config)
+        model, optimizer, inputs = setup.model, setup.optimizer, setup.inputs
+        inputs.reward.save_failures_to = inputs.eval_reward.save_failures_to = folder / "failures"
+        state = saving.restore(folder, model, optimizer) if resumed else State()
+        told = Callbacks([*built_in(setup), *callbacks])
+        run = Running(setup, folder, state, told, interrupt, resumed)
+        if config.checkpoint_every and not resumed:  # so that a run killed in its first evaluation can be resumed
+            saving.save(folder, model, optimizer, state, config)
+        told.insert(0, Tracking(open_trackers(config, folder, state, resumed)))
+        if distributed.is_main():
+            runfolder.write_config(folder, config)  # now that nothing refuses it
+        interrupt.defer()
+        with rescue(folder, state, *saving.rescuers(model, optimizer, state, config)), told.closed():
+            told.on_start(run)
+            if config.free_text_encoders:
+                run.encode_all()
+            yield run
+            if distributed.is_main():
+                saving.finish(folder, model, state, config)
+            told.on_end(run)
+        if distributed.is_main():
+            saving.upload(folder, state, config)
+
+
+def built_in(setup: Setup) -> list[Callback]:
+    """The callbacks that every run has, beside its trackers."""
+    config, inputs = setup.config, setup.inputs
+    console = Console(config, setup.model, len(inputs.prompts), inputs.doubts)
+    told: list[Callback] = [console, ConstantRewards(console.constant)]
+    if config.stop_on_alarm:
+        told.append(StopOnAlarm())
+    if config.report and distributed.is_main():
+        told.append(ReportWriter())
+    return told
+
+
+def source_of(setup: Setup, encode: CondCache, clock: Stopwatch) -> Source:
+    """Where the run's rollouts come from."""
+    model, inputs, config = setup.model, setup.inputs, setup.config
+    if inputs.dataset is not None:
+        return Replayed(model, inputs.dataset, encode, config, clock)
+    return Sampled(model, inputs.reward, inputs.prompts, encode, config, clock)
