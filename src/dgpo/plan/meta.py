@@ -1,8 +1,8 @@
 """The network's own code on the meta device, where tensors have shapes and no data.
 
-Counted is what eager PyTorch would do: bytes of tensors alive at once (`dgpo.utils.peak_memory`), floating-point operations
-of matrix products, convolutions and attention (torch's formulas), bytes that operators read and write. `rules.py` says how
-autocast and attention are treated. The workspace that a kernel takes for itself is not seen.
+Counted is what eager PyTorch would do: bytes of tensors alive at once (`dgpo.utils.peak_memory`), floating-point
+operations of matrix products, convolutions and attention (torch's formulas), bytes that operators read and write.
+`rules.py` says how autocast and attention are treated. The workspace that a kernel takes for itself is not seen.
 """
 
 from __future__ import annotations
