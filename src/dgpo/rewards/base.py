@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo.errors import RunFailed, UserError
-from dgpo.rewards.registry import _is_built_in
 
 Scores = Any  # (B,) Tensor, ndarray or list of finite numbers, or a dict of those
 
@@ -189,6 +188,11 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
             index = int(wrong[0])
             raise Failed(f"returned {values[index].item()} for {key}; scores must be finite", index, scores)
     return scores
+
+
+def _is_built_in(reward: Reward) -> bool:
+    """Ours change nothing that they are given, so they share it: the detector then looks at a picture once for all."""
+    return str(getattr(reward, "__module__", "")).startswith("dgpo.")
 
 
 def _numbers(key: str, values: Any, count: int) -> Tensor:
