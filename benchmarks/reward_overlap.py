@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from dgpo.config import Config
-from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.prompts import load_prompts
 from dgpo.models.text_cache import CondCache
 from dgpo.recipes import recipe
 from dgpo.rewards.base import Reward
@@ -30,7 +30,7 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.run import folder as runfolder
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.setup import load
-from dgpo.training.sources import collect
+from dgpo.training.sources import Sampled
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS, ROUNDS = 0.05, 4
@@ -66,9 +66,9 @@ def main() -> None:
 
     def rollout(kind: str, iteration: int) -> dict[str, float]:
         clock, rewards = Stopwatch(model.device), RewardSet(config.rewards, {"reward": REWARDS[kind]})
-        draw: Callable[[int], PromptSet] = lambda number: prompts
+        source = Sampled(model, rewards, prompts, encode, config, clock)
         wall, cpu = time.perf_counter(), time.process_time()
-        collect(model, config.algorithm, rewards, encode, draw, config, iteration, clock)
+        source.next(iteration)
         return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, **clock.read()}
 
     rollout("free", 0)  # warm up

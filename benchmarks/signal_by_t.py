@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from dgpo.data.sampler import PromptSampler
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import folder as runfolder
-from dgpo.training.draw import decode, grid, sample
+from dgpo.training.draw import Drawn, draw
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,8 +52,7 @@ def main() -> None:
     group_index = torch.arange(given.groups).repeat_interleave(size)
     cond = model.encode(prompts.prompts).repeat(size)
     streams = [seeds.generator(given.seed, "signal", row) for row in range(len(rows))]
-    x0 = sample(model, cond, streams, grid(model, config.sampling), config.sampling, 1.0, "policy")
-    images = decode(model, x0, config.sampling.batch_size)
+    x0, images, _ = Drawn.cat([*draw(model, cond, streams, replace(config.sampling, guidance_scale=1.0), "policy")])
     scores, rewards = RewardSet(config.rewards)(images, rows.prompts, rows.metadata)
     advantages = group_advantages(rewards, group_index, given.groups, config.algorithm.std)
 
@@ -71,8 +71,8 @@ def main() -> None:
         total, one, two, means = torch.zeros(()), 0.0, 0.0, 0.0
         for group in range(given.groups):
             pair = []
-            for draw in range(2):
-                rng = seeds.generator(given.seed, "draw", place, group, draw)
+            for number in range(2):
+                rng = seeds.generator(given.seed, "draw", place, group, number)
                 t = low + (high - low) * torch.rand((), generator=rng).item()
                 pair.append(gradient(group, t, torch.randn(x0.shape[1:], generator=rng)))
             mean = (pair[0] + pair[1]) / 2

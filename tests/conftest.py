@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from diffusers.utils import logging
 from transformers.utils import logging as transformers_logging
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "models")]
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 

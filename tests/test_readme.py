@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,7 +49,7 @@ def test_train_commands_are_understood(line: str, tmp_path: Path, monkeypatch: p
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["dgpo.train"], "train", record)
+    monkeypatch.setattr("dgpo.training.loop.train", record)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_run.yaml").write_text("iterations: 3\n")
     assert cli.main(shlex.split(line)[1:]) == 130

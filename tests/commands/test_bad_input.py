@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shutil
@@ -11,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from bad_input_table import CONFIGS, OCR, OTHERS, PROMPTS, write_files
 from runs import small
 
-from bad_input_table import CONFIGS, OCR, OTHERS, PROMPTS, write_files
 from dgpo.commands.cli import main
 from dgpo.config import load_yaml, save_yaml
 
@@ -196,7 +195,6 @@ def test_resuming_a_run_without_checkpoints(run: Path, capsys: pytest.CaptureFix
 def test_after_a_damaged_checkpoint_the_advice_leads_on(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("dgpo.train"), "write_report", lambda run: None)
     weights = run / "checkpoints" / "iteration-000002" / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"oops")
     before = contents(run)
@@ -227,7 +225,6 @@ def test_doubts_are_told_by_the_plan_and_at_the_start_of_a_run_which_goes_on(
     """And so is a reward that scores all images alike."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(importlib.import_module("dgpo.train"), "write_report", lambda run: None)
     (tmp_path / "doubting.py").write_text(
         "def short(images, prompts, metadata):\n    return [1.0] * len(prompts)\n"
         "short.check_row = lambda prompt, metadata: 'says little' if len(prompt) < 8 else None\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import shlex
@@ -19,9 +18,9 @@ from dgpo import __version__
 from dgpo.algorithms import FlowGRPO
 from dgpo.commands.cli import main
 from dgpo.config import Config, load_yaml, save_yaml
+from dgpo.errors import NonFiniteError
 from dgpo.recipes import recipe
 from dgpo.rewards.base import RewardError
-from dgpo.train import NonFiniteError
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, bool]]:
         seen.append((config, resume))
         return SimpleNamespace(run=Path("runs/x"), iterations=3, interrupted=config.iterations == 7)
 
-    monkeypatch.setattr(importlib.import_module("dgpo.train"), "train", record)
+    monkeypatch.setattr("dgpo.training.loop.train", record)
     return seen
 
 
@@ -59,7 +58,7 @@ def test_a_run_that_fails_is_one_message_and_code_1(
     def fail(config: Config, resume: bool) -> None:
         raise error
 
-    monkeypatch.setattr(importlib.import_module("dgpo.train"), "train", fail)
+    monkeypatch.setattr("dgpo.training.loop.train", fail)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == f"dgpo: {error}\n"
 

@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import distributed_worker
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,7 +91,7 @@ def test_groups_of_24_on_four_ranks():
 
 
 def test_two_processes_under_torchrun(tmp_path):
-    worker = Path(__file__).with_name("distributed_worker.py")
+    worker = distributed_worker.__file__
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from runs import REWARDS, colour, run, small
 from dgpo import AWM, Config, DiffusionDPO, DiffusionNFT, FlowGRPO, Sampling, distributed
 from dgpo.models.pipeline import PipelineModel
 from dgpo.rewards.base import Reward
+from dgpo.training import running, sources, update
 from dgpo.training.meter import GradientMeter
 from dgpo.types import Rollout
 
@@ -125,28 +125,27 @@ class Counts:
 def counted(config: Config, functions: dict[str, Reward] = REWARDS) -> Counts:
     """Run, and count the iteration COUNTED."""
     counts, now = Counts(), {"iteration": -1, "sampling": False}
-    loop = importlib.import_module("dgpo.train")
-    originals = {name: getattr(loop, name) for name in ("collect", "learn", "to_train")}
+    own_next, own_learn, own_to_train = sources.Sampled.next, update.learn, running.to_train
 
     def here() -> bool:
         return now["iteration"] == COUNTED
 
-    def collect(*args: Any) -> Rollout:
+    def next_rollout(self: sources.Sampled, iteration: int) -> Rollout:
         now.update(iteration=now["iteration"] + 1, sampling=True)
-        rollout = originals["collect"](*args)
+        rollout = own_next(self, iteration)
         now["sampling"] = False
         counts.images = len(rollout.prompts)
         return rollout
 
     def to_train(*args: Any) -> Rollout:
-        rollout = originals["to_train"](*args)
+        rollout = own_to_train(*args)
         counts.trained = len(rollout.prompts)
         return rollout
 
     def learn(*args: Any) -> dict[str, float]:
         if here():
             counts.updates.append([])
-        return originals["learn"](*args)
+        return own_learn(*args)
 
     class Meter(GradientMeter):
         def __init__(self, *args: Any) -> None:
@@ -170,8 +169,10 @@ def counted(config: Config, functions: dict[str, Reward] = REWARDS) -> Counts:
         return decode(self, x0)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, own in {"collect": collect, "learn": learn, "to_train": to_train, "GradientMeter": Meter}.items():
-            patch.setattr(loop, name, own)
+        patch.setattr(sources.Sampled, "next", next_rollout)
+        patch.setattr(running, "to_train", to_train)
+        patch.setattr(update, "learn", learn)
+        patch.setattr(update, "GradientMeter", Meter)
         patch.setattr(PipelineModel, "_forward", counted_forward)
         patch.setattr(PipelineModel, "decode", counted_decode)
         run(config, reward_functions=functions)

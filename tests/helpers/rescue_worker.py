@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -13,8 +12,7 @@ from runs import colour, run, small
 
 from dgpo import distributed
 from dgpo.errors import RunFailed
-
-loop = importlib.import_module("dgpo.train")
+from dgpo.training import loop, update
 
 
 class Unpicklable(Exception):
@@ -40,17 +38,17 @@ def failing(function: Any, call: int, error: BaseException) -> Any:
 def main(model: Path, out: Path) -> None:
     distributed.init("cpu")
     torch.set_num_threads(1)
-    whole, alone = loop.fixed_velocities, loop.describe
+    whole, alone = update.fixed_velocities, loop.describe
     for name, error in {
         "memory": torch.OutOfMemoryError("no room on the second rank"),
         "unpicklable": Unpicklable("one word", "another"),
     }.items():
-        loop.fixed_velocities = failing(whole, 3, error)  # an iteration has two points
+        update.fixed_velocities = failing(whole, 3, error)  # an iteration has two points
         try:
             run(small(model, out / name, checkpoint_every=10))
         except RunFailed as failure:
             (out / f"{name}-{distributed.rank()}.json").write_text(json.dumps(str(failure)))
-    loop.fixed_velocities = whole
+    update.fixed_velocities = whole
     loop.describe = failing(alone, 2, KeyError("on the second rank only"))
     run(small(model, out / "alone", checkpoint_every=10), reward_functions={"colour": colour})
 

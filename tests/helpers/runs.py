@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_sd3  # pyright: ignore[reportMissingImports] (tests/models)
@@ -62,6 +60,7 @@ def small(model: Path, out: Path, mode: str = "cfg", **changes: Any) -> Config:
         eval_every=0,
         noise_scale_every=0,
         checkpoint_every=1,
+        report=False,
         algorithm=algorithm,
         sampling=Sampling(num_inference_steps=3, guidance_scale=guidance_scale),
         optimizer=Optimizer(lr=2e-3),
@@ -73,9 +72,7 @@ def small(model: Path, out: Path, mode: str = "cfg", **changes: Any) -> Config:
 def run(config: Config, resume: bool = False, **options: Any) -> dgpo.Result:
     """`dgpo.train` with the colour reward, on one thread and without the report, whose figures take seconds."""
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("dgpo.train"), "write_report", lambda run: None)
-        return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})
+    return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})
 
 
 def write_pictures(folder: Path) -> Path:

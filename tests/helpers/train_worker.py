@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from runs import PROMPTS, REWARDS, colour, run, small, write_pictures
+from updates import source_of
 
 from dgpo import Config, Sampling, distributed, load_model, load_prompts
-from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError, group_reward
 from dgpo.rewards.combine import RewardSet
-from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.metrics import describe
-from dgpo.training.sources import collect
 
 
 def straddling(model: Path, out: Path) -> Config:
@@ -60,11 +58,7 @@ def rollout_of(folder: Path) -> dict[str, torch.Tensor]:
     """What a straddling rollout draws, with one image in each pass of the network; on every rank, over all ranks."""
     model = load_model(folder, device="cpu")
     config = small(folder, folder, num_groups=3, group_size=5, sampling=Sampling(num_inference_steps=3, batch_size=1))
-    rewards, clock = RewardSet({"colour": 1.0}, REWARDS), Stopwatch(model.device)
-    prompts = load_prompts(PROMPTS)
-    rollout = collect(
-        model, config.algorithm, rewards, CondCache(model), lambda n: prompts.subset(range(n)), config, 0, clock
-    )
+    rollout = source_of(model, config, RewardSet({"colour": 1.0}, REWARDS), load_prompts(PROMPTS)).next(0)
     fields = ("x0", "images", "rewards", "advantages", "group_index", "image_index")
     return {name: distributed.all_gather_rows(getattr(rollout, name)) for name in fields}
 
@@ -86,7 +80,7 @@ def apart(images, prompts, metadata, group_index):
 
 def composed(folder: Path) -> dict[str, Any]:
     """A straddling rollout with dropped images and a reward for whole groups of some tags; over all ranks."""
-    model, clock = load_model(folder, device="cpu"), Stopwatch(torch.device("cpu"))
+    model = load_model(folder, device="cpu")
     rewards, functions = {"red": 1.0, "apart": 0.5}, {"red": sometimes_red, "apart": apart}
     prompts = load_prompts([(prompt, {"tag": tag}) for prompt, tag in zip(PROMPTS, ("one", "two", "three"))])
     config = small(
@@ -94,8 +88,7 @@ def composed(folder: Path) -> dict[str, Any]:
         rewards=rewards, reward_normalization="group", reward_failures={"red": "drop"},
         reward_tags={"apart": ("two", "three")},
     )  # fmt: skip
-    reward, encode = RewardSet.of(config, functions), CondCache(model)
-    rollout = collect(model, config.algorithm, reward, encode, lambda n: prompts.subset(range(n)), config, 0, clock)
+    rollout = source_of(model, config, RewardSet.of(config, functions), prompts).next(0)
     rows = {**{name: rollout.score(name) for name in ("red", "apart", "apart/mean")}, **rollout._asdict()}
     names = ("red", "apart", "apart/mean", "rewards", "advantages", "trained")
     found = {name: distributed.all_gather_rows(rows[name]) for name in names}

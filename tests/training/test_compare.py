@@ -20,6 +20,7 @@ NAN = float("nan")
 CONFIG = Config(
     num_groups=3, group_size=4, algorithm=AWM(), sampling=Sampling(), rewards={"one": 1.0, "two": 2.0}, eval_every=0
 )
+AWM_CONFIG = replace(CONFIG, algorithm=AWM())
 INDEX = torch.arange(12) // 4
 
 
@@ -52,7 +53,7 @@ DROPPED = [NAN, 1, 2, 6, 0, 0, 0, 1, NAN, NAN, NAN, 5]
 @pytest.mark.parametrize("algorithm", [DGPO(), AWM(), DiffusionDPO()])
 def test_a_dropped_image_leaves_its_group_and_the_rest_sum_to_zero(algorithm):
     config = replace(CONFIG, algorithm=algorithm)
-    found = with_advantages(algorithm, rollout(DROPPED), config)
+    found = with_advantages(rollout(DROPPED), config)
     assert found.advantages.view(3, 4).sum(1).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert found.advantages[torch.tensor(DROPPED).isnan()].eq(0).all()
     assert not found.trained[torch.tensor(DROPPED).isnan()].any()
@@ -64,25 +65,25 @@ def test_a_dropped_image_leaves_its_group_and_the_rest_sum_to_zero(algorithm):
 
 
 def test_with_the_extremes_of_each_group_or_without_equal_groups():
-    few = with_advantages(AWM(), rollout(DROPPED), replace(CONFIG, train_images=2))
+    few = with_advantages(rollout(DROPPED), replace(AWM_CONFIG, train_images=2))
     assert few.group_sizes.tolist() == [2, 2, 0]
     equal = [NAN, 1, 1, 1, *DROPPED[4:]]
-    found = with_advantages(AWM(), rollout(equal), replace(CONFIG, drop_equal_groups=True))
+    found = with_advantages(rollout(equal), replace(AWM_CONFIG, drop_equal_groups=True))
     assert found.group_sizes.tolist() == [0, 4, 0]
     assert of_one_size(found)
-    assert not of_one_size(with_advantages(AWM(), rollout(DROPPED), CONFIG)), "the noise scale is not measured then"
+    assert not of_one_size(with_advantages(rollout(DROPPED), AWM_CONFIG)), "the noise scale is not measured then"
 
 
 def test_without_any_two_images_of_a_prompt_the_run_stops():
     with pytest.raises(RewardError, match="no two images of a prompt got a reward in iteration 5"):
-        with_advantages(AWM(), rollout([1, NAN, NAN, NAN] * 3), CONFIG)
+        with_advantages(rollout([1, NAN, NAN, NAN] * 3), AWM_CONFIG)
 
 
 def test_means_are_over_the_images_that_were_scored():
-    config = replace(CONFIG, reward_failures={"one": "retry(1, 0)+drop"})
+    config = replace(AWM_CONFIG, reward_failures={"one": "retry(1, 0)+drop"})
     of_tag = [NAN] * 8 + [1, 2, 3, 4]
     given = rollout([NAN, 1, 2, 3] + [1] * 8, one=[NAN, 1, 2, 3] + [0] * 8, two=of_tag, three=[NAN] * 12)
-    metrics = describe(with_advantages(AWM(), given, config), config)
+    metrics = describe(with_advantages(given, config), config)
     assert metrics["train/reward_mean"] == pytest.approx(14 / 11)
     assert metrics["train/score/one"] == pytest.approx(6 / 11)
     assert metrics["train/score/two"] == 2.5
@@ -101,7 +102,9 @@ def test_normalised_rewards_weigh_what_their_weights_say():
     given = rollout([0] * 12, one=one, two=two)
     expected = [1, -3, -1, 3, -1, 1, -1, 1, -1, -1, 1, 1]  # weights 1 and 2
     assert compared(given, config).rewards.tolist() == pytest.approx(expected, abs=1e-3)
-    batch = with_advantages(AWM(std="batch"), given, config).advantages  # GDPO's last step: over the batch's deviation
+    batch = with_advantages(
+        given, replace(config, algorithm=AWM(std="batch"))
+    ).advantages  # GDPO's last step: over the batch's deviation
     deviation = (sum(value**2 for value in expected) / 12) ** 0.5
     assert batch.tolist() == pytest.approx([value / deviation for value in expected], abs=1e-3)
     scaled = rollout([0] * 12, one=one, two=[1000 * value for value in two])

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from dgpo import Optimizer, Sampling, load_model
 from dgpo.core import seeds
-from dgpo.training.draw import decode, sample
+from dgpo.training.draw import draw
 
 STEPS, GUIDANCE = 3, 3.0
 
@@ -51,7 +51,7 @@ def stock_pipeline(folder, run_folder, finetune) -> Any:
     return pipeline
 
 
-def test_stock_diffusers_draws_the_same(tiny_folder, trained):
+def test_stock_diffusers_draws_the_same(tiny_folder, trained, monkeypatch):
     run_folder, config, model = trained
     stock = stock_pipeline(tiny_folder, run_folder, config.finetune)
     prompts = list(PROMPTS[:2])
@@ -70,8 +70,9 @@ def test_stock_diffusers_draws_the_same(tiny_folder, trained):
     assert torch.equal(v, own), "velocities are equal bit for bit"
     assert (own - before).abs().max() > 1e-3, "training has changed them"
 
-    sampling = Sampling(solver="euler", num_inference_steps=STEPS)
-    x0 = sample(model, cond, streams(), model.scheduler_sigmas(STEPS), sampling, GUIDANCE, "ema")
+    sampling = Sampling(solver="euler", num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+    monkeypatch.setattr(model, "sigmas", model.scheduler_sigmas)
+    (drawn,) = draw(model, cond, streams(), sampling, "ema")
     expected = stock(
         prompt=prompts,
         latents=noise,
@@ -81,7 +82,7 @@ def test_stock_diffusers_draws_the_same(tiny_folder, trained):
         output_type="pt",
     ).images
     assert expected.std() > 0.01
-    torch.testing.assert_close(decode(model, x0, 2, "ema"), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(drawn.images, expected, rtol=0, atol=1e-5)
 
 
 def test_every_lora_checkpoint_holds_one_for_stock_diffusers(tiny_folder, tmp_path):

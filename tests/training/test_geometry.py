@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import geometry_worker
 import pytest
 import torch
 from counting import CASES, COUNTED, SEVERAL, Counts, case, counted
@@ -22,7 +22,7 @@ from dgpo.plan.meta import Count
 from dgpo.plan.page import lines
 from dgpo.plan.runs import Runs
 from dgpo.plan.speed import work
-from dgpo.training import schedule
+from dgpo.training import saving, schedule
 from dgpo.training.geometry import geometry, held_images, network_evaluations
 from dgpo.training.schedule import guided_rows
 
@@ -102,7 +102,7 @@ def frozen_sets(config: Config) -> set[str]:
 def several(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Counts]]:
     """The counts of SEVERAL on each of two processes."""
     out = tmp_path_factory.mktemp("counts")
-    worker = Path(__file__).with_name("geometry_worker.py")
+    worker = geometry_worker.__file__
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     path = os.pathsep.join([str(worker.parent), str(worker.parent / "models"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -176,9 +176,9 @@ def test_evaluations_and_checkpoints_are_made_where_they_are_due(
         eval_images_per_prompt=1,
         num_samples=0,
     )
-    loop, saved = importlib.import_module("dgpo.train"), []
-    monkeypatch.setattr(loop, "save", lambda run, model, optimizer, state, config: saved.append(state.iteration))
-    monkeypatch.setattr(loop, "finish", lambda *_: None)
+    saved = []
+    monkeypatch.setattr(saving, "save", lambda run, model, optimizer, state, config: saved.append(state.iteration))
+    monkeypatch.setattr(saving, "finish", lambda *_: None)
     run(config)
     evaluated = [row["iteration"] for row in rows(tmp_path / "run") if "eval/seen/reward" in row]
     for due, made in ((schedule.evaluates, evaluated), (schedule.saves, saved)):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from runs import PROMPTS, REWARDS, assert_same_run, picture, rows, run, small, write_pictures
 from safetensors.torch import load_file, save_file
+from updates import source_of
 
 from dgpo import UserError, distributed, load_model, load_prompts
-from dgpo import rollout as rollout_module
 from dgpo.algorithms import ALGORITHMS
 from dgpo.algorithms.dgpo import DGPO
 from dgpo.commands.cli import COMMANDS, main
@@ -30,13 +30,13 @@ from dgpo.rollout import CondCache
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.apply import scored_groups
 from dgpo.training.geometry import network_evaluations
-from dgpo.training.sources import collect, replay
+from dgpo.training.sources import Replayed
 from dgpo.types import Rollout
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import draw, requests
 
-DOCS = (Path(__file__).parents[1] / "docs" / "offline.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "offline.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +167,7 @@ def test_renders_survive_a_round_trip_through_the_embedded_model() -> None:
 def rollout_of(model: Any, config: Config) -> Rollout:
     """What the first iteration of an online run samples."""
     sampler, prompts = PromptSampler(len(PROMPTS), config.seed), load_prompts(PROMPTS)
-    reward, clock = RewardSet({"colour": 1.0}, REWARDS), Stopwatch(model.device)
-
-    def next_prompts(number: int):
-        return prompts.subset(sampler.next(number))
-
-    return collect(model, config.algorithm, reward, CondCache(model), next_prompts, config, 0, clock)
+    return source_of(model, config, RewardSet({"colour": 1.0}, REWARDS), prompts, sampler).next(0)
 
 
 @pytest.mark.parametrize("name", ["dgpo", "diffusion_dpo", "awm"])
@@ -237,12 +232,14 @@ def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pi
 def test_each_rank_takes_its_share(
     model: Any, tiny_folder: Path, latents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout_module, "with_advantages", lambda algorithm, rollout, config: rollout)
+    monkeypatch.setattr("dgpo.training.sources.with_advantages", lambda rollout, config: rollout)
     config, dataset, clock = small(tiny_folder, latents), GroupDataset(latents), Stopwatch(model.device)
 
     def of(rank: int, world_size: int) -> Rollout:
         monkeypatch.setattr(distributed, "shard", lambda total: distributed.shard_of(total, rank, world_size))
-        return replay(model, config.algorithm, dataset, [1, 0], CondCache(model), config, 0, clock)
+        source = Replayed(model, dataset, CondCache(model), config, clock)
+        source.sampler = SimpleNamespace(next=lambda number: [1, 0])
+        return source.next(0)
 
     whole, first, second = of(0, 1), of(0, 2), of(1, 2)
     assert (len(first.prompts), len(second.prompts)) == (2, 3)
@@ -415,7 +412,6 @@ def test_collect_writes_a_dataset_that_train_learns_from(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importlib.import_module("dgpo.train"), "write_report", lambda run: None)
     words = ["collect", str(finished_run), "--groups", "3", "--group-size", "2"]
     assert main(words) == 0
     assert "groups: 3 groups of 2 images, mean reward" in capsys.readouterr().out

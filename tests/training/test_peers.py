@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import test_train
 from runs import assert_same_run, distance, rows, run, small, tensors
-from test_train import in_float64, rollout_of, updates
+from updates import in_float64, rollout_of, updates
 
 from dgpo import DGPO, Sampling
 from dgpo.algorithms import ALGORITHMS, AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
@@ -17,7 +16,6 @@ from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
 from dgpo.training.update import improve, to_train
 
-fresh = test_train.fresh
 TINY = {
     "dgpo": DGPO(beta=3.0, num_points=2, trunc_steps=2),
     "flow_grpo": FlowGRPO(),
@@ -59,7 +57,7 @@ def test_flow_grpo_begins_at_the_very_density_that_it_sampled_from(fresh, tiny_f
     )
     model = fresh(config, apart=True)
     rollout = rollout_of(model, config)
-    first, second = (metrics for _, metrics in updates(model, rollout, config, State(old_is_policy=False), count=2))
+    first, second = (metrics for _, metrics in updates(model, rollout, config, State(), count=2))
     assert first["train/approx_kl"] == 0
     assert first["train/ratio"] == pytest.approx(1, abs=1e-6)
     assert first["train/kl"] > 0
@@ -77,7 +75,7 @@ def test_flow_grpo_begins_near_it_where_the_batches_differ(fresh, tiny_folder, t
     )
     model = fresh(config, apart=True)
     rollout = rollout_of(model, config)
-    ((_, metrics),) = updates(model, rollout, config, State(old_is_policy=False))
+    ((_, metrics),) = updates(model, rollout, config, State())
     furthest = (2 * metrics["train/approx_kl"] * 6 * 3) ** 0.5  # the mean of (ratio - 1)^2 / 2 over images and steps
     assert furthest < 5e-6  # of a clip of 1e-4
 
@@ -105,7 +103,7 @@ def test_the_update_does_not_depend_on_the_micro_batch(fresh, tiny_folder, tmp_p
     def updated(size):
         model = in_float64(fresh(config, apart=True))
         given = replace(config, micro_batch_size=size)
-        ((gradients, _),) = updates(model, rollout, given, State(old_is_policy=False, step=5))
+        ((gradients, _),) = updates(model, rollout, given, State(step=5))
         return gradients
 
     whole = updated(None)
@@ -119,7 +117,7 @@ def test_old_waits_for_the_end_of_the_rollout_if_the_algorithm_says_so(fresh, ti
     algorithm = AWM(num_points=1)
     config = small(tiny_folder, tmp_path, algorithm=algorithm, updates_per_rollout=2)
     model, state = fresh(config), State()
-    metrics = improve(model, algorithm, make_optimizer(model, config), rollout_of(model, config), state, config)
+    metrics = improve(model, make_optimizer(model, config), rollout_of(model, config), state, config)
     assert state.step == 2
     assert metrics["train/ratio"] != 1
-    assert state.old_is_policy, "its decay is 0: the next rollout's `old` is the policy that draws it"
+    assert model.weights.old_is_policy, "its decay is 0: the next rollout's `old` is the policy that draws it"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,22 @@ from dgpo.rewards.base import RewardError
 from dgpo.run import checkpoint
 from dgpo.training.schedule import loaded_sets
 
-loop = importlib.import_module("dgpo.train")
+PLACES = {
+    "next": "dgpo.training.sources.Sampled",
+    "fixed_velocities": "dgpo.training.update",
+    "follow": "dgpo.training.update",
+    "watched": "dgpo.training.running",
+    "open_trackers": "dgpo.training.running",
+    "make_optimizer": "dgpo.training.setup",
+    "write_checkpoint": "dgpo.training.saving",
+    "save_yaml": "dgpo.run.folder",
+}
+"""Name of a function -> the module, or class, in which the loop looks it up."""
+
+
+def place_of(name: str) -> Any:
+    """That module or class."""
+    return resolve_name(PLACES[name])
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +90,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["collect", "fixed_velocities"])
+@pytest.mark.parametrize("place", ["next", "fixed_velocities"])
 def test_any_exception_before_the_step_leaves_a_checkpoint(
     tiny_folder: Path, tmp_path: Path, unhurt: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, place: str
 ) -> None:
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10)
     # an iteration has two points
-    monkeypatch.setattr(loop, place, failing_at(2 if place == "collect" else 3, error, getattr(loop, place)))
+    where = place_of(place)
+    monkeypatch.setattr(where, place, failing_at(2 if place == "next" else 3, error, getattr(where, place)))
     with pytest.raises(RunFailed, match=f"dgpo train --resume {tmp_path}/run") as caught:
         run(config)
     monkeypatch.undo()
@@ -111,7 +128,8 @@ def test_what_fails_between_iterations_is_done_again(
     )  # fmt: skip
     full = OSError(errno.ENOSPC, "No space left on device")
     if name == "watched":
-        monkeypatch.setattr(loop, name, failing_at(2, full, loop.watched))
+        where = place_of(name)
+        monkeypatch.setattr(where, name, failing_at(2, full, where.watched))
     else:
         log = importlib.import_module("dgpo.run.trackers").JsonlTracker.log
         monkeypatch.setattr(
@@ -133,14 +151,15 @@ def test_a_step_that_fails_halfway_is_no_whole_iteration(
 ) -> None:
     """Out of memory in the optimizer: some weights may have been changed and others not."""
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10)
-    made = loop.make_optimizer
+    setup = place_of("make_optimizer")
+    made = setup.make_optimizer
 
     def optimizer(*arguments: Any) -> Any:
         inner = made(*arguments)
         inner.step = failing_at(2, torch.OutOfMemoryError("no room"), inner.step)
         return inner
 
-    monkeypatch.setattr(loop, "make_optimizer", optimizer)
+    monkeypatch.setattr(setup, "make_optimizer", optimizer)
     with pytest.raises(RunFailed, match=r"Iteration 2 had already taken a step.*what came after iteration 0 is lost"):
         run(config)
     monkeypatch.undo()
@@ -243,16 +262,17 @@ def test_a_failure_of_one_rank_hangs_no_other_and_loses_nothing(tiny_folder: Pat
 
 def explode(monkeypatch: pytest.MonkeyPatch, after: int, names: tuple[str, ...]) -> None:
     """Ruin the weights at the end of an iteration."""
-    follow, calls = loop.follow, []
+    update, calls = place_of("follow"), []
+    follow = update.follow
 
-    def wrapped(model: Any, algorithm: Any, state: Any) -> None:
-        follow(model, algorithm, state)
+    def wrapped(model: Any, decay: float) -> None:
+        follow(model, decay)
         calls.append(1)
         if len(calls) == after:
             for name in names:
                 next(iter(model.weights.tensors(name).values())).fill_(math.nan)
 
-    monkeypatch.setattr(loop, "follow", wrapped)
+    monkeypatch.setattr(update, "follow", wrapped)
 
 
 @pytest.mark.parametrize("every", [1, 10])
@@ -368,7 +388,7 @@ def test_a_run_killed_at_its_start_can_begin_again(
     tiny_folder: Path, tmp_path: Path, unhurt: Path, monkeypatch: pytest.MonkeyPatch, place: str, resume: bool
 ) -> None:
     config = small(tiny_folder, tmp_path / "run")
-    where = importlib.import_module("dgpo.run.folder") if place == "save_yaml" else loop
+    where = place_of(place)
     monkeypatch.setattr(where, place, failing_at(1, KeyboardInterrupt(), getattr(where, place)))
     with pytest.raises(KeyboardInterrupt):
         run(config)

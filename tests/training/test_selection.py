@@ -8,10 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-import test_train
 import torch
 from runs import PROMPTS, assert_same_run, colour, distance, newest, rows, run, small, tensors
-from test_train import updates
+from updates import source_of, updates
 
 from dgpo import DGPO, Config, UserError, load_prompts
 from dgpo.algorithms import AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
@@ -20,13 +19,10 @@ from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
-from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.optim import make_optimizer
-from dgpo.training.sources import collect
 from dgpo.training.state import State
 from dgpo.training.update import improve, share_of_update, to_train
 
-fresh = test_train.fresh
 POINTS = 2
 FREE_OF_KL = DGPO(beta=3.0, kl_coef=0.0, clip_range=None, num_points=POINTS, trunc_steps=2)
 
@@ -44,9 +40,7 @@ def rollout_of(model, config, reward=colour, sampler=None):
     """The first rollout of a run."""
     prompts = load_prompts(config.prompts)
     sampler = sampler or PromptSampler(len(prompts), config.seed)
-    rewards, clock = RewardSet({"colour": 1.0}, {"colour": reward}), Stopwatch(model.device)
-    draw = lambda number: prompts.subset(sampler.next(number))
-    return collect(model, config.algorithm, rewards, CondCache(model), draw, config, 0, clock)
+    return source_of(model, config, RewardSet({"colour": 1.0}, {"colour": reward}), prompts, sampler).next(0)
 
 
 def order(config) -> list[str]:
@@ -156,13 +150,11 @@ def test_updates_may_have_their_own_part_of_the_images(fresh, tiny_folder, tmp_p
     assert [part.image_index.tolist() for part in parts] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert [part.group_sizes.tolist() for part in parts] == [[2, 2], [2, 2]]
     model.images = Counter()
-    improve(model, config.algorithm, make_optimizer(model, config), rollout, state, config)
+    improve(model, make_optimizer(model, config), rollout, state, config)
     assert state.step == 2
     assert model.images["policy", 1.0, True] == 8 * POINTS
     model.images = Counter()
-    improve(
-        model, config.algorithm, make_optimizer(model, config), rollout, state, replace(config, split_updates=False)
-    )
+    improve(model, make_optimizer(model, config), rollout, state, replace(config, split_updates=False))
     assert model.images["policy", 1.0, True] == 16 * POINTS
 
 
@@ -181,7 +173,7 @@ def test_an_update_whose_part_holds_no_image_changes_no_weight(fresh, tiny_folde
     assert not gradients
     assert metrics["train/grad_norm"] == 0
     assert distance(model.weights.tensors("policy"), before) == 0
-    metrics = improve(model, algorithm, make_optimizer(model, config), odd, State(), config)
+    metrics = improve(model, make_optimizer(model, config), odd, State(), config)
     assert metrics["train/grad_norm"] > 0
     assert distance(model.weights.tensors("policy"), before) > 0
 

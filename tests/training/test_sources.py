@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from runs import PROMPTS, colour, small
+from updates import source_of
 
 from dgpo import distributed, load_model, load_prompts
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.draw import chunks
-from dgpo.training.sources import collect
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +32,7 @@ def draw(model, tiny_folder, tmp_path):
         config = small(tiny_folder, tmp_path, **{"num_groups": len(given), **changes})
         config = replace(config, sampling=replace(config.sampling, batch_size=batch_size))
         rewards = RewardSet({"colour": 1.0}, {"colour": reward})
-        clock = Stopwatch(model.device)
-        rest = iter(range(len(given)))
-
-        def next_prompts(number):
-            return given.subset(itertools.islice(rest, number))
-
-        return collect(model, config.algorithm, rewards, CondCache(model), next_prompts, config, iteration, clock)
+        return source_of(model, config, rewards, given).next(iteration)
 
     return collected
 

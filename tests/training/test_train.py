@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,105 +14,24 @@ from typing import Any
 import pytest
 import torch
 import train_worker
-from runs import MODES, PROMPTS, REWARDS, assert_same_run, colour, distance, newest, rows, run, small, tensors
+from runs import MODES, REWARDS, assert_same_run, colour, distance, newest, rows, run, small, tensors
+from updates import in_float64, rollout_of, updates
 
 import dgpo
-from dgpo import DGPO, Sampling, UserError, load_model, load_prompts
+from dgpo import DGPO, Sampling, UserError, load_model
 from dgpo.config import Optimizer, load_yaml
 from dgpo.core import seeds
-from dgpo.models.text_cache import CondCache
+from dgpo.errors import NonFiniteError
 from dgpo.rewards.base import RewardError
-from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
-from dgpo.run.stopwatch import Stopwatch
-from dgpo.train import NonFiniteError
 from dgpo.training.metrics import note_evaluation
-from dgpo.training.optim import learning_rate, make_optimizer
+from dgpo.training.optim import learning_rate
 from dgpo.training.schedule import measures_noise, weight_sets
-from dgpo.training.sources import collect
 from dgpo.training.state import State
-from dgpo.training.update import follow, learn, micro_batches
+from dgpo.training.update import micro_batches
 from dgpo.types import TrainPoint, Velocities
 
-loop = importlib.import_module("dgpo.train")  # `dgpo.train` is the function
-
-
-class Spy:
-    """A model that counts its images by (weight set, guidance, with gradient), and may spoil them."""
-
-    def __init__(self, model, spoil=lambda call, v: v):
-        self._model, self._spoil = model, spoil
-        self.images = Counter()
-        self.trained = 0
-
-    def __getattr__(self, name):
-        return getattr(self._model, name)
-
-    def velocity(self, x_t, t, cond, guidance_scale=1.0, weights="policy"):
-        v = self._model.velocity(x_t, t, cond, guidance_scale, weights)
-        self.images[weights, guidance_scale, v.requires_grad] += len(x_t)
-        if v.requires_grad:
-            self.trained += 1
-            v = self._spoil(self.trained, v)
-        return v
-
-
-@pytest.fixture
-def fresh(tiny_folder):
-    """A new model, wrapped; its sets apart from each other if asked for."""
-
-    def made(config, apart=False, spoil=lambda call, v: v):
-        model = load_model(tiny_folder, device="cpu", finetune=config.finetune, lora=config.lora, seed=config.seed)
-        if apart:
-            for name in ("policy", "old", "ema"):
-                for place, tensor in enumerate(model.weights.tensors(name).values()):
-                    for scale, key in ((0.05, "from ref"), (0.005, name)):
-                        stream = seeds.generator(0, key, place)
-                        tensor.add_(torch.randn(tensor.shape, generator=stream), alpha=scale)
-        return Spy(model, spoil)
-
-    return made
-
-
-def rollout_of(model, config):
-    rewards = RewardSet({"colour": 1.0}, REWARDS)
-    prompts = load_prompts(PROMPTS)
-    clock = Stopwatch(model.device)
-
-    def first(number):
-        return prompts.subset(range(number))
-
-    return collect(model, config.algorithm, rewards, CondCache(model), first, config, 0, clock)
-
-
-def updates(model, rollout, config, state, count=1):
-    """Gradient and metrics of each of `count` updates on one rollout."""
-    optimizer, found = make_optimizer(model, config), []
-    for update in range(count):
-        points = list(config.algorithm.points(rollout, seeds.generator(0, "points", update)))
-        metrics = learn(model, config.algorithm, optimizer, rollout, points, state, config)
-        follow(model, config.algorithm, state)
-        gradients = {k: p.grad.clone() for k, p in model.weights.named_parameters() if p.grad is not None}
-        found.append((gradients, metrics))
-    return found
-
-
 # --- the update
-
-
-def in_float64(model):
-    """Let the network, every weight set of it, compute and answer in float64."""
-    for name in model.weights.names:
-        with model.weights.use(name):
-            model.network.double()
-    model._model._forward = lambda x_t, t, cond: model.network(
-        hidden_states=x_t.double(),
-        timestep=t * 1000,
-        encoder_hidden_states=cond.tensors["prompt_embeds"].double(),
-        pooled_projections=cond.tensors["pooled"].double(),
-        return_dict=False,
-    )[0]
-    return model
 
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
@@ -126,7 +43,7 @@ def test_the_update_does_not_depend_on_the_micro_batch(fresh, tiny_folder, tmp_p
     rollout = rollout._replace(x0=rollout.x0.double(), advantages=rollout.advantages.double())
 
     def updated(micro_batch_size):
-        model, state = in_float64(fresh(config, apart=True)), State(old_is_policy=False, step=1)
+        model, state = in_float64(fresh(config, apart=True)), State(step=1)
         found = updates(model, rollout, replace(config, micro_batch_size=micro_batch_size), state, count=2)
         return found, dict(model.weights.tensors("policy"))
 
@@ -158,7 +75,7 @@ def test_the_update_is_the_gradient_of_the_mean_loss(fresh, tiny_folder, tmp_pat
     parameters = dict(model.weights.named_parameters())
     loss = torch.stack(losses).mean()
     expected = torch.autograd.grad(loss, list(parameters.values()))
-    ((gradients, metrics),) = updates(model, rollout, config, State(old_is_policy=False, step=1))
+    ((gradients, metrics),) = updates(model, rollout, config, State(step=1))
     assert distance(gradients, dict(zip(parameters, expected))) < 1e-6
     assert metrics["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert metrics["train/clip_fraction"] > 0, "without a clip `old` would not matter"
@@ -173,7 +90,7 @@ def test_in_fp32_the_micro_batch_changes_rounding_only(fresh, tiny_folder, tmp_p
     def updated(micro_batch_size):
         model = fresh(config, apart=True)
         given = replace(config, micro_batch_size=micro_batch_size)
-        ((gradients, _),) = updates(model, rollout, given, State(old_is_policy=False, step=1))
+        ((gradients, _),) = updates(model, rollout, given, State(step=1))
         return gradients, dict(model.weights.tensors("policy"))
 
     gradients, weights = updated(None)
@@ -186,10 +103,10 @@ def test_in_fp32_the_micro_batch_changes_rounding_only(fresh, tiny_folder, tmp_p
 def test_a_split_group_needs_its_statistics(fresh, tiny_folder, tmp_path, monkeypatch):
     """The test above can fail: without the statistics pass the gradient is another one."""
     config = small(tiny_folder, tmp_path)
-    rollout, state = rollout_of(fresh(config), config), State(old_is_policy=False)
+    rollout, state = rollout_of(fresh(config), config), State()
     ((whole, _),) = updates(fresh(config, apart=True), rollout, config, state)
-    monkeypatch.setattr(loop, "splits_group", lambda *_: False)
-    state = State(old_is_policy=False)
+    monkeypatch.setattr("dgpo.training.update.splits_group", lambda *_: False)
+    state = State()
     ((wrong, _),) = updates(fresh(config, apart=True), rollout, replace(config, micro_batch_size=1), state)
     assert distance(wrong, whole) > 1e-3
 
@@ -300,6 +217,8 @@ def test_nothing_is_evaluated_that_is_not_needed(fresh, tiny_folder, tmp_path):
         given = {name: changes.pop(name) for name in ("micro_batch_size",) if name in changes}
         config = replace(base, algorithm=replace(base.algorithm, **changes), **given)
         model = fresh(config)
+        if state.step:
+            model.weights.stepped()
         updates(model, rollout, config, state)
         return dict(model.images)
 
@@ -307,7 +226,7 @@ def test_nothing_is_evaluated_that_is_not_needed(fresh, tiny_folder, tmp_path):
     ref, old = {("ref", 1.0, False): 12}, {("old", 1.0, False): 12}
     guided = {("ref", 3.0, False): 12}
     is_policy = lambda: State()
-    moved = lambda: State(old_is_policy=False, step=5)
+    moved = lambda: State(step=5)
     assert counted(is_policy()) == trained | ref, "old is the policy: its forward is the policy's own"
     assert counted(moved()) == trained | ref | old
     assert counted(moved(), ref_guidance_scale=3.0) == trained | guided | old
@@ -325,10 +244,10 @@ def test_old_equals_the_policy_as_long_as_its_decay_is_zero(fresh, tiny_folder, 
     model, state = fresh(config), State()
     rollout = rollout_of(model, config)
     updates(model, rollout, config, state, count=1)
-    assert state.old_is_policy
+    assert model.weights.old_is_policy
     assert distance(model.weights.tensors("old"), model.weights.tensors("policy")) == 0
     updates(model, rollout, config, state, count=1)
-    assert not state.old_is_policy
+    assert not model.weights.old_is_policy
     assert distance(model.weights.tensors("old"), model.weights.tensors("policy")) > 0
 
 
@@ -336,8 +255,6 @@ def test_old_equals_the_policy_as_long_as_its_decay_is_zero(fresh, tiny_folder, 
 
 
 def test_ten_lines_of_python(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "write_report", lambda run: None)
-
     class Greenness:
         def __init__(self):
             self.seen = set()
@@ -650,8 +567,7 @@ def test_a_run_keeps_the_precision_that_auto_chose(tiny_folder, tmp_path, monkey
     run(config)
     stored = load_yaml(tmp_path / "run" / "config.yaml")
     assert stored.dtype == "fp32"
-    train = importlib.import_module("dgpo.train")
-    monkeypatch.setattr(train, "precision_of", lambda dtype, device: "bf16" if dtype == "auto" else dtype)
+    monkeypatch.setattr("dgpo.training.setup.precision_of", lambda dtype, device: "bf16" if dtype == "auto" else dtype)
     with pytest.raises(UserError, match="started with other values of dtype"):
         run(replace(config, iterations=2), resume=True)
     assert run(replace(stored, iterations=2), resume=True).iterations == 2

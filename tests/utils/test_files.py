@@ -80,6 +80,6 @@ def test_a_folder_is_shared_with_all_below_and_nothing_is_left_in_it(tmp_path) -
 
 
 def test_tensors_are_written_by_the_one_helper() -> None:
-    source = Path(__file__).parents[1] / "src"
+    source = Path(__file__).parents[2] / "src"
     files = {path for path in source.rglob("*.py") if re.search(r"import .*\bsave_file\b", path.read_text())}
     assert files == {source / "dgpo" / "files.py"}

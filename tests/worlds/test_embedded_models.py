@@ -13,7 +13,6 @@ from dgpo.core.solvers import solve
 from dgpo.data.prompts import load_prompts
 from dgpo.models import EMBEDDED, load_model, locate
 from dgpo.rewards.combine import RewardSet
-from dgpo.training.draw import decode
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
 from dgpo.worlds.shapes.render import render as render_shapes
 from dgpo.worlds.shapes.scenes import draw as draw_shapes
@@ -62,7 +61,7 @@ def test_stock_diffusers_draws_the_same(name, load) -> None:
     cond = model.encode(prompts)
     with torch.no_grad():
         x0 = solve(lambda x, t: model.velocity(x, t, cond), noise, model.scheduler_sigmas(4), "euler")
-    torch.testing.assert_close(decode(model, x0, 2), stock, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.decode(x0), stock, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -94,7 +93,9 @@ def drawn_scores(model, source: str, guidance_scale: float, reward: str, picture
     cond = model.encode(prompts.prompts)
     noise = model.init_noise([seeds.generator(0, "base", i) for i in range(len(prompts))])
     x0 = solve(lambda x, t: model.velocity(x, t, cond, guidance_scale), noise, model.sigmas(10))
-    return RewardSet({reward: 1.0})(decode(model, x0, 64), prompts.prompts, prompts.metadata)[0]
+    return RewardSet({reward: 1.0})(
+        torch.cat([model.decode(part) for part in x0.split(64)]), prompts.prompts, prompts.metadata
+    )[0]
 
 
 def test_tiny_sd3_follows_prompts_now_and_then(load) -> None:

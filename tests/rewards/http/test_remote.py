@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import threading
@@ -87,7 +86,7 @@ def test_an_address_is_a_name_wherever_rewards_are_named(tmp_path, monkeypatch):
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("dgpo.train"), "train", record)
+    monkeypatch.setattr("dgpo.training.loop.train", record)
     with serving(mine) as one, serving(mine) as two, serving(mine, "other") as three:
         pool = f"{one},{two}"
         assert cli.main(["train", "--rewards", f"{pool}=0.5", "redness=2", "--eval-rewards", three]) == 130

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults" / "server_requests.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "faults" / "server_requests.py"
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [
-    path for path in (str(TESTS), str(TESTS / "models"), str(Path(__file__).parent)) if path not in sys.path
-]
+sys.path[:0] = [path for path in (str(TESTS / "helpers"), str(TESTS / "faults")) if path not in sys.path]
 
 
 def context() -> Any:
