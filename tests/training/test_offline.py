@@ -25,8 +25,8 @@ from dgpo.config import Config, load_yaml
 from dgpo.core import seeds
 from dgpo.data.groups import Group, GroupDataset, write_groups
 from dgpo.data.sampler import PromptSampler
+from dgpo.models.text_cache import CondCache
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.apply import scored_groups
 from dgpo.training.geometry import network_evaluations
