@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dgpo.commands import cli
+from dgpo.commands import main as cli
 from dgpo.config import Config
 from dgpo.rewards.registry import BUILT_IN
 

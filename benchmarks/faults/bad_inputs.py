@@ -29,7 +29,7 @@ sys.path.append(str(HERE.parents[1] / "tests" / "helpers"))
 
 from bad_input_table import cases, write_files  # noqa: E402
 
-from dgpo.commands.cli import main as dgpo_main  # noqa: E402
+from dgpo.commands.main import main as dgpo_main  # noqa: E402
 
 RESULT = HERE.parent / "results/faults/bad_inputs.json"
 

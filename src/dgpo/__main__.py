@@ -2,6 +2,6 @@
 
 import sys
 
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 
 sys.exit(main())

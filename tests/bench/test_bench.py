@@ -10,7 +10,7 @@ import torch
 
 from dgpo.bench import CONTENDERS, Plan, bench, plan, run, write_page
 from dgpo.bench.page import Curve, noise_over_signal, read_rows, speed_up, time_to
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.config import from_dict, to_dict
 from dgpo.errors import UserError
 from dgpo.report.grids import write_samples

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dgpo import __version__
 from dgpo.algorithms import FlowGRPO
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.config import Config, load_yaml, save_yaml
 from dgpo.errors import NonFiniteError
 from dgpo.recipes import recipe

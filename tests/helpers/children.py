@@ -18,7 +18,7 @@ def context() -> Any:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["runs", "dgpo.commands.cli"])
+    made.set_forkserver_preload(["runs", "dgpo.commands.main"])
     return made
 
 
@@ -34,7 +34,7 @@ def _command(words: list[str], log: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     import torch
 
-    from dgpo.commands.cli import main
+    from dgpo.commands.main import main
 
     torch.set_num_threads(1)
     sys.exit(main(words))

@@ -12,7 +12,7 @@ import pytest
 from medium import short  # pyright: ignore[reportMissingImports] (beside this file)
 
 import dgpo.plan.checks as checks_module
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.config import Config, LoraConfig, save_yaml
 from dgpo.errors import UserError
 from dgpo.plan import plan

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.data.image_folder import load_images, read_folder
 
 GREYS = (0, 51, 102, 153, 204, 255)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dgpo import FlowGRPO
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.config import load_yaml, save_yaml
 from dgpo.run import checkpoint
 from dgpo.run.changes import ALARMS

@@ -12,7 +12,7 @@ import pytest
 from runs import small, write_pictures
 
 from dgpo import AWM, DGPO, FlowGRPO, Sampling, UserError
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.config import Config, save_yaml
 from dgpo.data.prompts import load_prompts
 from dgpo.training.dry_run import dry_run, smallest

@@ -20,7 +20,7 @@ from updates import source_of
 from dgpo import UserError, distributed, load_model, load_prompts
 from dgpo.algorithms import ALGORITHMS
 from dgpo.algorithms.dgpo import DGPO
-from dgpo.commands.cli import COMMANDS, main
+from dgpo.commands.main import COMMANDS, main
 from dgpo.config import Config, load_yaml
 from dgpo.core import seeds
 from dgpo.data.groups import Group, GroupDataset, write_groups

@@ -22,7 +22,7 @@ import torch
 from runs import assert_same_run, colour, newest, rows, run, small, tensors
 
 from dgpo import UserError, load_model
-from dgpo.commands.cli import main
+from dgpo.commands.main import main
 from dgpo.config import load_yaml, save_yaml
 from dgpo.errors import NonFiniteError, RunFailed
 from dgpo.rewards.base import RewardError

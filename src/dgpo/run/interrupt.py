@@ -1,7 +1,8 @@
 """A signal as a request: the loop finishes the iteration, saves and stops. A second Ctrl-C stops at once.
 
 SIGTERM (a scheduler, `kill`), SIGHUP (the terminal is gone) and SIGUSR1 (a scheduler's warning) ask as Ctrl-C does.
-Before the loop there is nothing to save, and a signal stops at once, with a word.
+Before the loop there is nothing to save, and a signal stops at once, with a word. The command line listens from its
+first moment, so this file imports torch only where the loop asks.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import threading
 from types import FrameType
 from typing import Any
 
-import torch
-
-from dgpo import distributed
-
 NOTICE = b"\nStopping after this iteration; its state will be saved. Ctrl-C stops at once.\n"
+BEFORE_THE_LOOP = (
+    " before the first iteration; nothing is lost. Start again, with --resume if the run folder already holds a "
+    "checkpoint"
+)
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has the first two
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came before the first iteration."""
+    """A signal came while there was nothing to finish first."""
 
 
 class Interrupt:
@@ -31,7 +32,9 @@ class Interrupt:
     In the main thread only. A signal that is ignored, as SIGHUP is under nohup, stays so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str = BEFORE_THE_LOOP) -> None:
+        """advice: what `Stopped` says after the signal's name."""
+        self._advice = advice
         self._flag = False
         self._deferred = False
         self._before: dict[int, Any] = {}
@@ -53,17 +56,20 @@ class Interrupt:
 
     def requested(self) -> bool:
         """Whether any rank was asked to stop."""
+        import torch
+
+        from dgpo import distributed
+
         return distributed.all_reduce_sum(torch.tensor(float(self._flag))).item() > 0
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred:
-            raise Stopped(
-                f"stopped by {signal.Signals(number).name} before the first iteration; nothing is lost. Start again, "
-                "with --resume if the run folder already holds a checkpoint"
-            )
+            raise Stopped(f"stopped by {signal.Signals(number).name}{self._advice}")
         if self._flag and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self._flag = not self._flag, True
+        from dgpo import distributed  # loaded long ago, by whatever deferred
+
         if first and distributed.is_main():
             # a handler may run in the middle of a print, which a second print would break; the terminal may be gone
             with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_http import Asked, Reply, answering, serving
 
-from dgpo.commands import cli
+from dgpo.commands import main as cli
 from dgpo.config import Config, load_yaml, save_yaml
 from dgpo.errors import UserError
 from dgpo.rewards.base import RewardError, call_reward, check_metadata, requires

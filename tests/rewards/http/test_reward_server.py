@@ -17,7 +17,7 @@ from fake_http import serving
 from PIL import Image
 
 from dgpo import __version__
-from dgpo.commands import cli
+from dgpo.commands import main as cli
 from dgpo.errors import UserError
 from dgpo.rewards.base import RewardAway, requires
 from dgpo.rewards.http import wire

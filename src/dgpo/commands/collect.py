@@ -1,0 +1,39 @@
+"""`dgpo collect`: draw and score groups of images into a folder that `dgpo train --offline` learns from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dgpo.commands.words import take_option
+from dgpo.errors import UserError
+
+USAGE = {"dgpo collect RUN|MODEL --groups N [...]": "draw and score groups into a dataset"}
+HELP = (
+    "Draw groups of images for the config's prompts, with a run's best weights or a model, score them with the\n"
+    "config's rewards, and write them into a new folder.\n"
+    "- --groups N: how many\n"
+    "- --out FOLDER: where; None: the folder groups"
+)
+FIELDS = (
+    *("out", "prompts", "group_size", "rewards", "reward_normalization", "reward_tags", "reward_failures"),
+    *("seed", "device", "dtype", "resolution", "sampling"),
+)
+"""What collecting reads, and `dgpo collect --help` shows."""
+
+
+def run(given: list[str]) -> int:
+    """Write the dataset, and print what is in it."""
+    from dgpo.commands.configs import config_of, take_source
+    from dgpo.commands.parse import parse
+
+    usage = "dgpo collect RUN|MODEL --groups N"
+    source, rest = take_source(given, usage)
+    groups, rest = take_option(rest, "--groups", "the number of groups: --groups 100")
+    config = parse(replace(config_of(source), out=None), rest, usage, HELP, shown=FIELDS)
+    if groups is None or not groups.isdecimal():
+        raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
+    from dgpo.training.apply import collect_source
+
+    print(collect_source(source, config, int(groups), Path(config.out or "groups")))
+    return 0

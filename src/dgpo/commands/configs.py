@@ -1,0 +1,68 @@
+"""From the words of a command line to the `Config` they mean: a recipe, a file, a run's own, or a model's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dgpo.algorithms import ALGORITHMS, DGPO
+from dgpo.commands.parse import parse
+from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
+from dgpo.config import MAY_CHANGE, Config, load_yaml
+from dgpo.errors import UserError, did_you_mean
+from dgpo.recipes import recipe
+
+
+def recipe_config(given: list[str], usage: str, about: str) -> Config:
+    """Read the recipe or config file that is named first, with the fields given after it. usage, about: of the help."""
+    base, file = recipe("tiny"), False
+    named, given = take_option(given, "--recipe", "the name of one: --recipe words")
+    given = given if named is None else [named, *given]
+    if given and not given[0].startswith("-"):
+        name, *given = given
+        file = name.endswith((".yaml", ".yml"))
+        base = load_yaml(name) if file else recipe(name)
+    if not file and any(word.split("=")[0] == "--lora.start" for word in given):
+        # a LoRA to continue brings its own, and the recipe's are nobody's wish
+        base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
+    algorithm, given = take_option(given, "--algorithm", "the name of one: --algorithm flow_grpo")
+    if algorithm is not None:
+        if algorithm not in ALGORITHMS:
+            raise UserError(f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, ALGORITHMS)}")
+        base = replace(base, algorithm=ALGORITHMS[algorithm]())
+    return parse(base, given, usage, about)
+
+
+def resumed_config(run: str, given: list[str]) -> Config:
+    """Read a run's own config with the fields given now; `run.folder.reopened` refuses those that may not change."""
+    from dgpo.run.folder import stored_config
+
+    stored = replace(stored_config(run), out=run)
+    about = f"Fields that may change: {', '.join(flags_that_may_change())}."
+    config = parse(stored, given, "dgpo train --resume RUN", about)
+    if config.out != run:
+        raise UserError(f"--resume continues a run in its own folder, so --out {config.out} cannot be given with it")
+    return config
+
+
+def flags_that_may_change() -> list[str]:
+    """Name the options that may be given with --resume."""
+    return [f"--{name.replace('_', '-')}" for name in MAY_CHANGE if name != "out"]
+
+
+def take_source(given: list[str], usage: str) -> tuple[str, list[str]]:
+    """Take the run or model that is named first; the embedded model stands in where only help is wanted."""
+    source, rest = take_name(given)
+    if source:
+        return source, rest
+    if given and given[0] in (*HELP, HELP_ALL):
+        return recipe("tiny").model, given
+    raise UserError(f"name a run folder, a model folder or id first: {usage}")
+
+
+def config_of(source: str) -> Config:
+    """Read a run's own config; for a model, the demo's with that model. Any number of solver steps goes with it."""
+    stored = Path(source) / "config.yaml"
+    config = load_yaml(stored) if stored.is_file() else replace(recipe("tiny"), model=source)
+    # nothing trains here, so the sampler's steps need not be those that the algorithm asks for
+    return replace(config, algorithm=DGPO(t_sampling="uniform"), split_updates=False)

@@ -1,0 +1,59 @@
+"""`dgpo train`: train the model of a recipe or a config file, or continue a run."""
+
+from __future__ import annotations
+
+from dgpo.commands.words import take_flag, take_option
+from dgpo.run.interrupt import Interrupt
+
+USAGE = {
+    "dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]": "train a model; no argument: recipe tiny; "
+    "--dry-run: try it first",
+    "dgpo train RECIPE --algorithm NAME [...]": "the same with another algorithm; --recipe NAME is RECIPE",
+    "dgpo train RECIPE --offline DATASET [...]": "learn from groups of `dgpo collect`, or from your own pictures",
+    "dgpo train --resume RUN [--iterations N ...]": "continue a run that was stopped or killed",
+}
+
+
+def run(given: list[str]) -> int:
+    """Train, and name the report; from here on a signal says that nothing is lost."""
+    with Interrupt():
+        return _train(given)
+
+
+def _train(given: list[str]) -> int:
+    from dgpo.commands.configs import recipe_config, resumed_config
+
+    resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny")
+    dry, rest = take_flag(rest, "--dry-run")
+    config = recipe_config(rest, "dgpo train [RECIPE|FILE.yaml]", _help()) if resume is None else None
+    config = resumed_config(resume or "", rest) if config is None else config
+    if dry:
+        from dgpo.training.dry_run import dry_run
+
+        lines = dry_run(config)
+        print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in lines)]))
+        return 0
+    from dgpo.training.loop import train
+
+    result = train(config, resume=resume is not None)
+    print(f"Report: {result.run}/report.html")
+    if result.interrupted:
+        print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
+        return 130
+    return 0
+
+
+def _help() -> str:
+    from dgpo.algorithms import ALGORITHMS
+    from dgpo.commands.configs import flags_that_may_change
+    from dgpo.recipes import RECIPES, VARIANTS
+
+    return (
+        "Train a model. Without an argument, with the recipe tiny, whose values are the defaults below.\n"
+        f"- RECIPE, or --recipe RECIPE: {', '.join(RECIPES)}\n"
+        f"- RECIPE@VARIANT of a published model: {', '.join(f'@{name}' for name in VARIANTS)}\n"
+        "- --dry-run: only one iteration, as small as it can be, that goes through every part of the config\n"
+        f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(ALGORITHMS)}\n"
+        "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
+        f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(flags_that_may_change())}"
+    )

@@ -1,0 +1,38 @@
+"""The words of a command line before they are parsed: what is named first, and options that are no fields."""
+
+from __future__ import annotations
+
+from dgpo.errors import UserError
+
+HELP = ("-h", "--help")
+HELP_ALL = "--help-all"
+
+
+class ParserExit(Exception):
+    """The parser has shown its help, or what it cannot parse, and the command ends with `code`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__()
+        self.code = code
+
+
+def take_name(given: list[str]) -> tuple[str, list[str]]:
+    """Split what is named before the options, empty if nothing is, from the rest."""
+    return (given[0], given[1:]) if given and not given[0].startswith("-") else ("", given)
+
+
+def take_option(given: list[str], name: str, needs: str) -> tuple[str | None, list[str]]:
+    """Take the value of one option out of the command line; `needs` says what stands behind it."""
+    for i, word in enumerate(given):
+        if word == name and i + 1 < len(given):
+            return given[i + 1], given[:i] + given[i + 2 :]
+        if word == name:
+            raise UserError(f"{name} needs {needs}")
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1], given[:i] + given[i + 1 :]
+    return None, given
+
+
+def take_flag(given: list[str], name: str) -> tuple[bool, list[str]]:
+    """Take a word that has no value out of the command line, and say whether it was there."""
+    return name in given, [word for word in given if word != name]
