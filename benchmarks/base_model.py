@@ -18,9 +18,9 @@ import torch
 from dgpo.core import seeds
 from dgpo.data.prompts import load_prompts
 from dgpo.models import load_model
+from dgpo.models.text_cache import CondCache
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
-from dgpo.rollout import CondCache
 from dgpo.run import folder as runfolder
 from dgpo.training.evaluate import evaluate
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts

@@ -2,10 +2,10 @@
 
     python benchmarks/faults/bad_inputs.py
 
-The table is `tests/bad_input_table.py`: files with bad configs, prompts and metadata, flags, and what must be told. A
-case passes if its process ends with exit code 2 within two minutes, says the awaited words, shows no traceback, and
-leaves the folder that it ran in as it was. `dgpo plan` tells of a problem on its page; every other command prints one
-message that begins with "dgpo: ". Processes are forked from one that has planned a run, which imports what takes
+The table is `tests/helpers/bad_input_table.py`: files with bad configs, prompts and metadata, flags, and what must be
+told. A case passes if its process ends with exit code 2 within two minutes, says the awaited words, shows no traceback,
+and leaves the folder that it ran in as it was. `dgpo plan` tells of a problem on its page; every other command prints
+one message that begins with "dgpo: ". Processes are forked from one that has planned a run, which imports what takes
 seconds. Writes benchmarks/results/faults/bad_inputs.json, and ends with exit code 1 if a case failed.
 """
 

@@ -13,12 +13,7 @@ import pytest
 from bad_input_table import CONFIGS, OCR, OTHERS, PROMPTS, write_files
 from runs import small
 
-<<<<<<< HEAD
-from dgpo.commands.cli import main
-=======
-from bad_input_table import CONFIGS, OCR, OTHERS, PROMPTS, write_files
 from dgpo.commands.main import main
->>>>>>> a4c4d17 (Commands: one file each, found by a lazy table; help of eval and collect opens with what they read; a signal at the start ends with a word)
 from dgpo.config import load_yaml, save_yaml
 
 

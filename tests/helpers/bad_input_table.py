@@ -1,7 +1,8 @@
 """A table of bad input: files, command lines that name them, and what each must be told.
 
-`tests/test_bad_input.py` takes those of the table in this process; `benchmarks/faults/bad_inputs.py` gives each a
-process of its own and counts. Every case ends in one message with exit code 2, without a traceback or a run folder.
+`tests/commands/test_bad_input.py` takes those of the table in this process; `benchmarks/faults/bad_inputs.py` gives
+each a process of its own and counts. Every case ends in one message with exit code 2, without a traceback or a run
+folder.
 """
 
 from __future__ import annotations

@@ -67,6 +67,6 @@ def test_a_terminal_that_is_gone_does_not_break_the_iteration(monkeypatch: pytes
 def test_a_command_that_is_stopped_while_it_starts_says_so(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dgpo.commands.configs.recipe_config", lambda words: send(number))
+    monkeypatch.setattr("dgpo.commands.configs.recipe_config", lambda *_: send(number))
     assert main(["train"]) == 130
     assert capsys.readouterr().err.startswith(f"dgpo: stopped by {number.name} before the first iteration")
