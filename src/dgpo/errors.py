@@ -1,8 +1,9 @@
-"""Errors with one message that says what was given, why it cannot work and what would."""
+"""Errors with one message that says what was given, why it cannot work and what would; and warnings of a command."""
 
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -40,3 +41,9 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(known)}."
+
+
+def warn(texts: Iterable[str]) -> None:
+    """Say what a command goes on in spite of, apart from what it prints; a run's console has its own."""
+    for text in texts:
+        print(f"dgpo: warning: {text}", file=sys.stderr)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dgpo.errors import UserError
-from dgpo.run import checkpoint
+from dgpo.run import checkpoint, optimizer_state
 
 
 def tensors(seed=0):
@@ -169,7 +169,7 @@ def test_failed_and_interrupted_saves_leave_nothing(tmp_path):
 
 SAVE_FOREVER = """
 import itertools, sys, torch
-from dgpo import checkpoint
+from dgpo.run import checkpoint
 print("ready", flush=True)
 for i in itertools.count(1):
     group = {str(k): torch.full((50, 50), float(i)) for k in range(20)}
@@ -228,7 +228,7 @@ def train(model, optimizer, steps):
 def test_optimizer_continues_bit_for_bit(tmp_path):
     model, optimizer, names = adamw()
     train(model, optimizer, 3)
-    saved = checkpoint.optimizer_tensors(optimizer, names)
+    saved = optimizer_state.optimizer_tensors(optimizer, names)
     assert set(saved) == {f"{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq") for name in names}
     assert saved["exp_avg.0.weight"].shape == model[0].weight.shape
     path = checkpoint.save(tmp_path, 3, {"optimizer": saved}, {})
@@ -237,43 +237,43 @@ def test_optimizer_continues_bit_for_bit(tmp_path):
 
     other, fresh, names = adamw(seed=1)
     other.load_state_dict(weights)
-    checkpoint.load_optimizer_tensors(fresh, names, checkpoint.load(path)[0]["optimizer"])
+    optimizer_state.load_optimizer_tensors(fresh, names, checkpoint.load(path)[0]["optimizer"])
     train(other, fresh, 3)
     assert_same({"model": other.state_dict()}, {"model": model.state_dict()})
     assert_same(
-        {"optimizer": checkpoint.optimizer_tensors(fresh, names)},
-        {"optimizer": checkpoint.optimizer_tensors(optimizer, names)},
+        {"optimizer": optimizer_state.optimizer_tensors(fresh, names)},
+        {"optimizer": optimizer_state.optimizer_tensors(optimizer, names)},
     )
 
 
 def test_optimizer_before_its_first_step(tmp_path):
     model, optimizer, names = adamw()
-    assert checkpoint.optimizer_tensors(optimizer, names) == {}
+    assert optimizer_state.optimizer_tensors(optimizer, names) == {}
     train(model, optimizer, 1)
-    checkpoint.load_optimizer_tensors(optimizer, names, {})
-    assert checkpoint.optimizer_tensors(optimizer, names) == {}
+    optimizer_state.load_optimizer_tensors(optimizer, names, {})
+    assert optimizer_state.optimizer_tensors(optimizer, names) == {}
 
 
 def test_loaded_optimizer_shares_nothing_with_the_source():
     model, optimizer, names = adamw()
     train(model, optimizer, 1)
-    before = {name: tensor.clone() for name, tensor in checkpoint.optimizer_tensors(optimizer, names).items()}
+    before = {name: tensor.clone() for name, tensor in optimizer_state.optimizer_tensors(optimizer, names).items()}
     other, fresh, names = adamw()
-    checkpoint.load_optimizer_tensors(fresh, names, checkpoint.optimizer_tensors(optimizer, names))
+    optimizer_state.load_optimizer_tensors(fresh, names, optimizer_state.optimizer_tensors(optimizer, names))
     train(other, fresh, 2)
-    assert_same({"o": checkpoint.optimizer_tensors(optimizer, names)}, {"o": before})
+    assert_same({"o": optimizer_state.optimizer_tensors(optimizer, names)}, {"o": before})
 
 
 def test_optimizer_of_another_model_is_refused():
     model, optimizer, names = adamw()
     train(model, optimizer, 1)
-    saved = checkpoint.optimizer_tensors(optimizer, names)
+    saved = optimizer_state.optimizer_tensors(optimizer, names)
     with pytest.raises(UserError, match=r"'2\.weight', which is not among"):
-        checkpoint.load_optimizer_tensors(optimizer, names, {"exp_avg.2.weight": torch.zeros(1)})
+        optimizer_state.load_optimizer_tensors(optimizer, names, {"exp_avg.2.weight": torch.zeros(1)})
     with pytest.raises(UserError, match=r"'0.weight' has shape \(2, 2\), the parameter \(4, 3\)"):
-        checkpoint.load_optimizer_tensors(optimizer, names, {**saved, "exp_avg.0.weight": torch.zeros(2, 2)})
+        optimizer_state.load_optimizer_tensors(optimizer, names, {**saved, "exp_avg.0.weight": torch.zeros(2, 2)})
     with pytest.raises(UserError, match="holds 4 parameters and got 3"):
-        checkpoint.optimizer_tensors(optimizer, names[:3])
+        optimizer_state.optimizer_tensors(optimizer, names[:3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -16,7 +16,7 @@ import torch
 from counting import CASES, COUNTED, SEVERAL, Counts, case, counted
 from runs import rows, run, small
 
-from dgpo import Config
+from dgpo import DGPO, Config, Sampling
 from dgpo.plan.estimates import estimate
 from dgpo.plan.meta import Count
 from dgpo.plan.page import lines
@@ -185,3 +185,17 @@ def test_evaluations_and_checkpoints_are_made_where_they_are_due(
         assert made == [i for i in range(iterations + 1) if due(config, i, i == iterations)]
     page = "\n".join(lines(estimate(config, 1, True, "a red cat"), [], None))
     assert f"{len(evaluated)} evaluations of 1 images a prompt, {len(saved)} checkpoints and one after" in page
+
+
+@pytest.mark.parametrize(
+    ("sampling", "algorithm", "updates", "per_image"),
+    [
+        (Sampling(guidance_scale=1.0), DGPO(num_points=4, kl_coef=0, reference="old", clip_range=None), 1, 10 + 8),
+        (Sampling(guidance_scale=4.5), DGPO(num_points=4), 1, 20 + 4 * 3),
+        (Sampling(guidance_scale=1.0), DGPO(num_points=4, ref_guidance_scale=4.5), 2, 10 + 2 * 4 * 4),
+        (Sampling(guidance_scale=1.0, solver="heun"), DGPO(num_points=1, clip_range=None), 1, 19 + 2),
+    ],
+)
+def test_network_evaluations_counted_by_hand(sampling: Sampling, algorithm: DGPO, updates: int, per_image: int) -> None:
+    config = Config(num_groups=2, group_size=3, sampling=sampling, algorithm=algorithm, updates_per_rollout=updates)
+    assert network_evaluations(config) == 6 * per_image

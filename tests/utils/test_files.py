@@ -49,7 +49,7 @@ METADATA = {"z": "1", "format": "pt", "a": 'é\u2028\x01"', "m": "{}", "": "no n
 SAVE = """
 import sys, torch
 from pathlib import Path
-from dgpo.files import save_tensors
+from dgpo.utils.files import save_tensors
 save_tensors({"b": torch.arange(3.0), "a": torch.ones(2, 2).half()}, Path(sys.argv[1]), eval(sys.argv[2]))
 """
 
@@ -82,4 +82,4 @@ def test_a_folder_is_shared_with_all_below_and_nothing_is_left_in_it(tmp_path) -
 def test_tensors_are_written_by_the_one_helper() -> None:
     source = Path(__file__).parents[2] / "src"
     files = {path for path in source.rglob("*.py") if re.search(r"import .*\bsave_file\b", path.read_text())}
-    assert files == {source / "dgpo" / "files.py"}
+    assert files == {source / "dgpo/utils/files.py"}

@@ -27,8 +27,7 @@ from dgpo import __version__
 from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
-from dgpo.run.checkpoint import sync_tree
-from dgpo.utils.files import image_size, json_object, read_image, save_tensors
+from dgpo.utils.files import image_size, json_object, read_image, save_tensors, sync_tree
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20

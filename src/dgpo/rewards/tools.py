@@ -16,12 +16,11 @@ from dgpo.core import seeds
 from dgpo.core.clusters import numbered, standard_error
 from dgpo.data.image_folder import Picture, find_pictures, load_images, picture_size, read_folder
 from dgpo.data.prompts import PromptSet, load_prompts
-from dgpo.errors import UserError
+from dgpo.errors import UserError, warn
 from dgpo.rewards.base import Batch, needs_group
 from dgpo.rewards.check import Finding, check_reward
 from dgpo.rewards.combine import RewardSet
 from dgpo.rewards.registry import resolve
-from dgpo.run.console import warn
 from dgpo.utils.files import whole
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import draw, requests

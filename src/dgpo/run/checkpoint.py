@@ -12,25 +12,22 @@ tensors is left as it is, one with other tensors is refused, a damaged one is mo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dgpo import __version__
 from dgpo.errors import UserError
-from dgpo.utils.files import save_tensors
+from dgpo.utils.files import save_tensors, sync_folder, sync_tree
 
 FORMAT = 1
 _NAME = re.compile(r"iteration-(\d{6,})")
@@ -184,85 +181,6 @@ def require_free_space(path: str | Path, needed: int) -> None:
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """{"exp_avg.NAME": tensor, "exp_avg_sq.NAME": ..., "step.NAME": ...}; empty before the first step.
-
-    `names` are the parameters' names in the optimizer's own order. Learning rates and betas are not in it: those
-    belong to the config. A quantized moment is kept as its parts, "exp_avg:codes.NAME", "exp_avg:scale.NAME"...
-    """
-    _check_names(optimizer, names)
-    states = optimizer.state_dict()["state"]
-    return {
-        f"{key}{part}.{names[i]}": tensor
-        for i, state in states.items()
-        for key, value in state.items()
-        for part, tensor in _parts(value).items()
-    }
-
-
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]
-) -> None:
-    """Give back to the optimizer what `optimizer_tensors` took from it, bit for bit."""
-    _check_names(optimizer, names)
-    numbers = {name: number for number, name in enumerate(names)}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if any(":" in name.partition(".")[0] for name in tensors):
-        _make_states(optimizer, parameters)
-    states: dict[int, dict[str, Tensor]] = {}
-    for full_name, value in tensors.items():
-        key, _, name = full_name.partition(".")
-        key, _, part = key.partition(":")
-        if name not in numbers:
-            raise UserError(f"the optimizer state has {name!r}, which is not among the trained parameters")
-        number = numbers[name]
-        if part:
-            moment = optimizer.state[parameters[number]][key]
-            _require_shape(name, value, getattr(moment, part))
-            getattr(moment, part).copy_(value)
-            states.setdefault(number, {})[key] = moment
-            continue
-        if value.dim():
-            _require_shape(name, value, parameters[number])
-        states.setdefault(number, {})[key] = value.clone()
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-
-
-def _parts(value: Tensor) -> dict[str, Tensor]:
-    """{"": value}, or of a quantized tensor {":codes": ..., ":scale": ...}."""
-    if not is_traceable_wrapper_subclass(value):
-        return {"": value}
-    inner, _ = value.__tensor_flatten__()
-    return {f":{name}": getattr(value, name) for name in inner}
-
-
-def _make_states(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
-    """Let the optimizer make its own kind of moments, by a step that changes no weight."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["lr"] = torch.zeros_like(rate) if isinstance(rate, Tensor) else 0.0
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["lr"] = rate
-
-
-def _require_shape(name: str, value: Tensor, like: Tensor) -> None:
-    if value.shape != like.shape:
-        raise UserError(
-            f"the optimizer state of {name!r} has shape {tuple(value.shape)}, the parameter "
-            f"{tuple(like.shape)}; it belongs to another model or LoRA rank"
-        )
-
-
-def _check_names(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    if len(set(names)) != count or len(names) != count:
-        raise UserError(f"the optimizer holds {count} parameters and got {len(set(names))} distinct names")
-
-
 def _put_in_place(partial: Path, final: Path) -> None:
     if final.exists() and damage(final) is None:
         if _tensor_checksums(partial) != _tensor_checksums(final):
@@ -274,7 +192,7 @@ def _put_in_place(partial: Path, final: Path) -> None:
     if final.exists():
         _set_aside(final)
     partial.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def _tensor_checksums(path: Path) -> dict[str, str]:
@@ -347,23 +265,3 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def sync_tree(folder: Path) -> None:
-    """Force every file below `folder`, and the folders themselves, to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Force a folder's entries to the disk, where the file system lets one."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

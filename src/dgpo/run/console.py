@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import progress
@@ -13,16 +12,18 @@ from dgpo.config import Config
 from dgpo.models import VelocityModel
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.run.metric_names import eval_names
-from dgpo.training.geometry import network_evaluations
 from dgpo.utils.devices import described
 
 
 class Console(Callback):
     """A live line in a terminal, plain lines elsewhere, silence on ranks other than the first."""
 
-    def __init__(self, config: Config, model: VelocityModel, num_prompts: int, doubts: Sequence[str] = ()) -> None:
-        """doubts: what the run goes on in spite of"""
-        self._config, self._model, self._num_prompts, self._doubts = config, model, num_prompts, doubts
+    def __init__(
+        self, config: Config, model: VelocityModel, num_prompts: int, evaluations: int, doubts: Sequence[str] = ()
+    ) -> None:
+        """evaluations: of the network in an iteration; doubts: what the run goes on in spite of"""
+        self._config, self._model, self._doubts = config, model, doubts
+        self._num_prompts, self._evaluations = num_prompts, evaluations
         # ":train:" would be an emoji, and a path in brackets a style
         self._out = RichConsole(
             quiet=not distributed.is_main(), highlight=False, soft_wrap=True, markup=False, emoji=False
@@ -53,7 +54,6 @@ class Console(Callback):
     def plan(self) -> list[str]:
         """What will be done, before anything is."""
         c, images = self._config, self._config.num_groups * self._config.group_size
-        evaluations = network_evaluations(c, distributed.world_size())
         drawn = (
             f"{self._num_prompts} prompts x {c.group_size}"
             if c.offline is None
@@ -67,7 +67,7 @@ class Console(Callback):
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
-            f"{c.updates_per_rollout} optimizer step(s), {evaluations:,} network evaluations",
+            f"{c.updates_per_rollout} optimizer step(s), {self._evaluations:,} network evaluations",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
 
@@ -134,12 +134,6 @@ class Console(Callback):
         for score in (*strict, *self._config.eval_rewards, "reward"):
             for name in self._config.eval_prompts:
                 yield f"eval/{name}/{score}"
-
-
-def warn(texts: Iterable[str]) -> None:
-    """The same outside of a run, apart from what a command prints."""
-    for text in texts:
-        print(f"dgpo: warning: {text}", file=sys.stderr)
 
 
 def _kinds(config: Config) -> str:

@@ -16,7 +16,7 @@ from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.data.sampler import PromptSampler
-from dgpo.errors import UserError
+from dgpo.errors import UserError, warn
 from dgpo.models import VelocityModel
 from dgpo.models.configured import load_configured
 from dgpo.models.text_cache import CondCache
@@ -24,7 +24,6 @@ from dgpo.report.grids import sample_grid
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
-from dgpo.run.console import warn
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, chunks, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate

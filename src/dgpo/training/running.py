@@ -21,6 +21,7 @@ from dgpo.run.stopwatch import Stopwatch
 from dgpo.run.trackers import Tracking
 from dgpo.training import saving, schedule
 from dgpo.training.evaluate import evaluate
+from dgpo.training.geometry import network_evaluations
 from dgpo.training.metrics import ConstantRewards, note_evaluation, watched
 from dgpo.training.rescue import rescue
 from dgpo.training.setup import Setup, open_folder, open_trackers
@@ -156,7 +157,8 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
 def built_in(setup: Setup) -> list[Callback]:
     """The callbacks that every run has, beside its trackers."""
     config, inputs = setup.config, setup.inputs
-    console = Console(config, setup.model, len(inputs.prompts), inputs.doubts)
+    evaluations = network_evaluations(config, distributed.world_size())
+    console = Console(config, setup.model, len(inputs.prompts), evaluations, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]
     if config.stop_on_alarm:
         told.append(StopOnAlarm())

@@ -14,7 +14,7 @@ from dgpo.config import Config, save_yaml
 from dgpo.errors import NonFiniteError, UserError
 from dgpo.models import VelocityModel
 from dgpo.report import write_card
-from dgpo.run import checkpoint
+from dgpo.run import checkpoint, optimizer_state
 from dgpo.run import folder as runfolder
 from dgpo.run.hub import push
 from dgpo.training.meter import NoiseAverage
@@ -79,7 +79,7 @@ def saved_tensors(model: VelocityModel, optimizer: torch.optim.Optimizer) -> dic
     """What a checkpoint holds: every weight set but the frozen one, and the optimizer's moments."""
     names = [name for name, _ in model.weights.named_parameters()]
     sets = {name: model.weights.tensors(name) for name in model.weights.names if name != "ref"}
-    return {**sets, "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
+    return {**sets, "optimizer": optimizer_state.optimizer_tensors(optimizer, names)}
 
 
 def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -> State:
@@ -89,7 +89,7 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
     tensors, values = checkpoint.load(path)
     checkpoint.require_finite(path, tensors)
     names = [name for name, _ in model.weights.named_parameters()]
-    checkpoint.load_optimizer_tensors(optimizer, names, tensors.pop("optimizer"))
+    optimizer_state.load_optimizer_tensors(optimizer, names, tensors.pop("optimizer"))
     missing = {*model.weights.names} - {"ref", *tensors}
     if missing:
         raise UserError(f"{path} holds no weights {', '.join(missing)}; resume with the model that the run began with")

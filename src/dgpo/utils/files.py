@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from dgpo.errors import UserError
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Where to write a file that takes its name `path` only once the block has ended well: whole or not at all."""
     unfinished = path.with_name(path.name + ".part")
@@ -44,6 +44,26 @@ def share(place: Path) -> None:
     for path in place.rglob("*") if place.is_dir() else [place]:
         if path.is_file():
             path.chmod(mode)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file below `folder`, and the folders themselves, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Force a folder's entries to the disk, where the file system lets one."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -103,7 +123,7 @@ def read_image(path: Path, formats: tuple[str, ...], failure: str) -> Tensor:
     return pixels.permute(2, 0, 1).float() / 255
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(path: Path, formats: tuple[str, ...], failure: str) -> Iterator[Image.Image]:
     """A file that ends too early fails only in the block, when its pixels are read."""
     try:

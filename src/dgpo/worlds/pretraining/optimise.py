@@ -16,7 +16,7 @@ from dgpo.core import seeds
 from dgpo.core.ema import ema_update
 from dgpo.errors import UserError
 from dgpo.models.attention import Fp32Attention
-from dgpo.run import checkpoint
+from dgpo.run import checkpoint, optimizer_state
 from dgpo.worlds.pretraining.muon import Muon
 
 
@@ -109,7 +109,7 @@ def optimise(
         if (step + 1) % settings.log_every == 0:
             print(f"{stage} {step + 1}/{steps} loss {value.item():.4f} {time.monotonic() - started:.0f}s", flush=True)
         if (step + 1) % settings.save_every == 0 or step + 1 in (kept_step, steps):
-            moments = {n: checkpoint.optimizer_tensors(o, _names(o, parameters)) for n, o in optimizers.items()}
+            moments = {n: optimizer_state.optimizer_tensors(o, _names(o, parameters)) for n, o in optimizers.items()}
             checkpoint.save(states, step + 1, {"weights": parameters, "average": average, **moments}, {})
             checkpoint.prune(states, keep_last=2, keep={kept_step})
     with torch.no_grad():
@@ -149,5 +149,5 @@ def _restore(
             p.copy_(tensors["weights"][name])
             average[name].copy_(tensors["average"][name])
     for name, optimizer in optimizers.items():
-        checkpoint.load_optimizer_tensors(optimizer, _names(optimizer, parameters), tensors[name])
+        optimizer_state.load_optimizer_tensors(optimizer, _names(optimizer, parameters), tensors[name])
     return checkpoint.iteration_of(path)
