@@ -102,9 +102,9 @@ def frozen_sets(config: Config) -> set[str]:
 def several(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Counts]]:
     """The counts of SEVERAL on each of two processes."""
     out = tmp_path_factory.mktemp("counts")
-    worker = geometry_worker.__file__
+    worker = Path(geometry_worker.__file__)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(worker.parent), str(worker.parent / "models"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(worker.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, *launch, str(worker), str(tiny_folder), str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
