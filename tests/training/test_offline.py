@@ -456,7 +456,7 @@ def test_collect_leaves_out_what_a_reward_dropped(colour: str, tiny_folder: Path
         ("collect tiny-sd3", "say how many groups to draw"),
         ("collect tiny-sd3 --groups many", "--groups many must be a number"),
         ("collect tiny-sd3 --groups 0", "would make an empty dataset"),
-        ("train --offline nowhere", "cannot read 'nowhere/dataset.json' of the dataset"),
+        ("train --offline nowhere", "cannot read the dataset's file 'nowhere/dataset.json'"),
     ],
 )
 def test_the_commands_refuse(

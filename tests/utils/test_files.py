@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 
 from dgpo.errors import UserError
-from dgpo.utils.files import image_size, json_object, read_image, save_tensors, share, whole
+from dgpo.utils.files import is_unfinished, json_object, read_text, save_tensors, share, whole
 
 
 def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path) -> None:
@@ -24,6 +23,36 @@ def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path) -> None:
         unfinished.write_text("sec")
         raise KeyboardInterrupt
     assert path.read_text() == "first"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_two_processes_that_write_one_file_do_not_meet(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "config.yaml"
+    with whole(path) as one:
+        monkeypatch.setattr("os.getpid", lambda: -1)
+        with whole(path) as other:
+            assert one != other
+            other.write_text("other")
+        one.write_text("one")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+
+
+def test_what_a_killed_process_left_is_known_by_its_name(tmp_path) -> None:
+    with whole(tmp_path / "config.yaml") as unfinished:
+        assert is_unfinished(unfinished.name, "config.yaml")
+        unfinished.touch()
+    assert not is_unfinished("config.yaml", "config.yaml")
+    assert not is_unfinished("other.yaml.1.part", "config.yaml")
+
+
+def test_a_text_that_cannot_be_read_is_one_message(tmp_path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_text("\ufeffcat", encoding="utf-8")
+    assert read_text(path) == "cat"
+    path.write_bytes("Käse".encode("latin-1"))
+    with pytest.raises(UserError, match=r"^no prompts in '.*latin\.txt': .*codec.*; convert it$"):
+        read_text(path, "no prompts in", "; convert it")
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "line 3 is not JSON"), ("[1]", r"line 3 is '\[1\]'; it must be")])
@@ -31,18 +60,6 @@ def test_what_is_no_object_is_refused(text, message) -> None:
     with pytest.raises(UserError, match=message):
         json_object(text, "line 3")
     assert json_object('{"a": 1}', "line 3") == {"a": 1}
-
-
-def test_pictures_are_read_in_the_formats_that_are_allowed(tmp_path) -> None:
-    path = tmp_path / "red.png"
-    Image.new("RGBA", (3, 2), (255, 0, 51, 255)).save(path)
-    assert image_size(path, ("PNG",), "cannot read") == (3, 2)
-    expected = torch.tensor([1, 0, 0.2]).view(3, 1, 1).expand(3, 2, 3)
-    torch.testing.assert_close(read_image(path, ("PNG",), "cannot read"), expected)
-    for formats, content in ((("JPEG",), path.read_bytes()), (("PNG",), path.read_bytes()[:40])):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=r"cannot read '.*red\.png'"):
-            read_image(path, formats, "cannot read")
 
 
 METADATA = {"z": "1", "format": "pt", "a": 'é\u2028\x01"', "m": "{}", "": "no name"}

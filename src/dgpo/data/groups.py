@@ -27,7 +27,8 @@ from dgpo import __version__
 from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
-from dgpo.utils.files import image_size, json_object, read_image, save_tensors, sync_tree
+from dgpo.utils.files import json_object, read_text, save_tensors, sync_tree
+from dgpo.utils.pictures import image_size, read_image
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20
@@ -245,7 +246,7 @@ def _written(group: Group, file: str, name: str) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    header = json_object(_text(path), str(path))
+    header = json_object(_read(path), str(path))
     _require_known(header, _HEADER, str(path))
     if header.get("format") != FORMAT:
         raise UserError(
@@ -258,7 +259,7 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _read_lines(folder: Path) -> Iterator[_Line]:
     path = folder / "groups.jsonl"
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if line.strip():
             where = f"line {number} of {str(path)!r}"
             yield _line(json_object(line, where), folder, where)
@@ -324,14 +325,9 @@ def _image(path: Path, where: str) -> Tensor:
     return read_image(path, _PNG, f"{where}: {_UNREADABLE}")
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {str(path)!r} of the dataset: {error}. A dataset is a folder with dataset.json and "
-            "groups.jsonl, such as dgpo collect writes"
-        ) from error
+def _read(path: Path) -> str:
+    advice = ". A dataset is a folder with dataset.json and groups.jsonl, such as dgpo collect writes"
+    return read_text(path, "cannot read the dataset's file", advice)
 
 
 def _require_known(value: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dgpo.data.prompts import load_prompts
 from dgpo.errors import UserError
-from dgpo.utils.files import image_size, json_object, read_image
+from dgpo.utils.files import json_object, read_text
+from dgpo.utils.pictures import image_size, read_image
 
 LISTS = ("metadata.jsonl", "captions.jsonl")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -63,7 +64,7 @@ def load_images(paths: Sequence[Path]) -> Tensor:
 
 def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"line {number} of {str(path)!r}"
@@ -82,11 +83,4 @@ def _beside(path: Path) -> tuple[str, dict[str, Any]]:
             f"{str(path)!r} has no caption: put it into {caption.name} beside it, or list all pictures in {LISTS[0]}, "
             'a line {"file_name": ..., "prompt": ...} each'
         )
-    return path.name, {"prompt": _text(caption).strip()}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {str(path)!r}: {error}") from error
+    return path.name, {"prompt": read_text(caption).strip()}

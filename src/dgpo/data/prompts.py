@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgpo.errors import UserError, did_you_mean
-from dgpo.utils.files import json_object
+from dgpo.utils.files import json_object, read_text
 
 FORMS = (
     "a list of prompts or of (prompt, metadata), FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], "
@@ -117,11 +117,7 @@ def _other_keys(item: dict[Any, Any]) -> str:
 def _file_rows(path: Path) -> Iterator[_Row]:
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"cannot read prompts from {str(path)!r}; give {FORMS}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompt file {str(path)!r}: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "cannot read the prompt file").split("\n"), start=1):
         if line.strip():
             where = f"line {number} of {str(path)!r}"
             yield _row(line.strip() if path.suffix == ".txt" else json_object(line, where, _FORM), where)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 
 from dgpo.errors import UserError
 from dgpo.models import Cond, Rows, VelocityModel
-from dgpo.utils.files import save_tensors
+from dgpo.utils.files import save_tensors, whole
 
 BATCH = 16
 """Prompts that the encoders read at a time."""
@@ -106,7 +105,6 @@ class _Disk:
     def write(self, prompt: str, row: Any) -> None:
         """Whole or not at all, whoever else writes the same."""
         path = self.path(prompt)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
         tensors = {name: tensor.contiguous().clone() for name, tensor in row.tensors.items()}
-        save_tensors(tensors, unfinished, {"prompt": prompt})
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            save_tensors(tensors, unfinished, {"prompt": prompt})

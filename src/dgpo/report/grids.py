@@ -14,11 +14,12 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from dgpo.errors import UserError
+from dgpo.utils.files import whole
+from dgpo.utils.pictures import to_pil
 
 COMFORTABLE, MAX_COLUMNS = 160, 8
 
@@ -28,12 +29,6 @@ class Samples(NamedTuple):
 
     prompts: list[str]  # one per image
     iterations: dict[int, list[Path]]  # ascending
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """image: (3, H, W) float in [0, 1]."""
-    pixels = image.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def sample_grid(images: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
@@ -67,9 +62,10 @@ def write_samples(run_dir: Path, iteration: int, images: Tensor, prompts: list[s
     (folder / "prompts.json").write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
     for i, image in enumerate(images):
         to_pil(image).save(tiles / f"{i:03d}.png")
-    unfinished = tiles / "grid.png"
-    sample_grid(images, columns).save(unfinished)
-    return unfinished.replace(tiles.with_suffix(".png"))
+    grid = tiles.with_suffix(".png")
+    with whole(grid) as unfinished:
+        sample_grid(images, columns).save(unfinished, "PNG")
+    return grid
 
 
 def read_samples(run_dir: Path) -> Samples | None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dgpo.errors import RunFailed, UserError
+from dgpo.utils.pictures import to_pil
 
 Scores = Any  # (B,) Tensor, ndarray or list of finite numbers, or a dict of those
 
@@ -255,8 +255,7 @@ def save_failure(name: str, index: int, batch: Batch, folder: Path, cause: BaseE
     """The image as PNG, and beside it prompt and metadata as JSON, and of what the reward raised the traceback."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{index:05d}.png"
-    pixels = batch.images[index].detach().float().cpu().nan_to_num().clamp(0, 1).mul(255).round()
-    Image.fromarray(pixels.byte().permute(1, 2, 0).numpy()).save(path)
+    to_pil(batch.images[index].nan_to_num()).save(path)
     note = {"reward": name, "prompt": batch.prompts[index], "metadata": batch.metadata[index]}
     path.with_suffix(".json").write_text(json.dumps(note, indent=2, default=str))
     if cause is not None:

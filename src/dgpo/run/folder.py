@@ -26,6 +26,7 @@ from dgpo.config import MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml
 from dgpo.errors import UserError
 from dgpo.run import checkpoint, lock
 from dgpo.run.trackers import read_metrics
+from dgpo.utils.files import is_unfinished
 
 CONFIG = "config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -180,7 +181,7 @@ def _unused(run: Path, config: Config) -> bool:
     files = {path.name for path in run.iterdir()}
     ours = {lock.NAME, "environment.json"}
     if "environment.json" in files:  # a config.yaml without it may be anybody's
-        ours |= {CONFIG, f"{CONFIG}.part", "checkpoints", "metrics.jsonl"}
+        ours |= {CONFIG, "checkpoints", "metrics.jsonl", *(name for name in files if is_unfinished(name, CONFIG))}
     if not files <= ours or checkpoint.holds_any(run) or _rows(run):
         return False
     return CONFIG not in files or load_yaml(run / CONFIG) == config

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from dgpo.errors import UserError, did_you_mean
 from dgpo.run.callbacks import Callback, Evaluated, Progress
+from dgpo.utils.files import whole
 
 
 class Tracker(Protocol):
@@ -149,9 +150,8 @@ class JsonlTracker:
         if dropped:
             with open(self.path.with_name("metrics.discarded.jsonl"), "a", encoding="utf-8") as file:
                 file.writelines(dropped)
-        fresh = self.path.with_suffix(".jsonl.partial")
-        fresh.write_text("".join(kept), encoding="utf-8")
-        os.replace(fresh, self.path)
+        with whole(self.path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
 

@@ -1,4 +1,4 @@
-"""Reading what people give and writing what they find: a line of JSON, a picture, a file that is whole, tensors."""
+"""Reading what people give and writing what they find: a text, a line of JSON, a file that is whole, tensors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,39 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dgpo.errors import UserError
 
+_UNFINISHED = ".part"
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes its name `path` only once the block has ended well: whole or not at all."""
-    unfinished = path.with_name(path.name + ".part")
-    yield unfinished
-    unfinished.replace(path)
+    """Where to write a file that takes its name `path` only once the block has ended well: whole or not at all.
+
+    Processes that write the same file at once do not meet: the last one's stays.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_unfinished(name: str, of: str) -> bool:
+    """Whether a file of this name is what a killed process left of writing `of`."""
+    return name.startswith(f"{of}.") and name.endswith(_UNFINISHED)
+
+
+def read_text(path: Path, failure: str = "cannot read", advice: str = "") -> str:
+    """The text of a file in UTF-8, without a byte order mark. failure, advice: begin and end the UserError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{failure} {str(path)!r}: {error}{advice}") from error
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -107,27 +126,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
     return found
-
-
-def image_size(path: Path, formats: tuple[str, ...], failure: str) -> tuple[int, int]:
-    """(width, height), from the file's head. formats: those of Pillow; failure: how the UserError begins."""
-    with _opened(path, formats, failure) as image:
-        return image.size
-
-
-def read_image(path: Path, formats: tuple[str, ...], failure: str) -> Tensor:
-    """(3, H, W) fp32 in [0, 1]. Arguments as in `image_size`."""
-    with _opened(path, formats, failure) as image:
-        rgb = image.convert("RGB")
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)
-    return pixels.permute(2, 0, 1).float() / 255
-
-
-@contextlib.contextmanager
-def _opened(path: Path, formats: tuple[str, ...], failure: str) -> Iterator[Image.Image]:
-    """A file that ends too early fails only in the block, when its pixels are read."""
-    try:
-        with Image.open(path, formats=formats) as image:
-            yield image
-    except OSError as error:
-        raise UserError(f"{failure} {str(path)!r}: {error}") from error

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.rewards.builtin.preprocess import to_bytes
+from dgpo.utils.pictures import to_rows
 
 KEYS = ("text", "target")  # of the metadata, in this order
 _DOUBLE = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
@@ -98,7 +98,7 @@ class OCR:
         if factor != 1:
             size = [round(side * factor) for side in images.shape[2:]]
             images = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-        found = [self._read(picture)[0] or [] for picture in to_bytes(images.flip(1)).numpy()]  # the reader takes BGR
+        found = [self._read(picture)[0] or [] for picture in to_rows(images.flip(1)).numpy()]  # the reader takes BGR
         return [" ".join(in_reading_order(fragments)) for fragments in found]
 
     def _score(self, read: str, text: str) -> float:

@@ -8,15 +8,14 @@ it would be saved in a PNG file.
 
 from __future__ import annotations
 
-import io
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from dgpo.errors import UserError
+from dgpo.utils.pictures import levels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,21 +42,7 @@ class Preprocess(NamedTuple):
 
 def eight_bit(images: Tensor) -> Tensor:
     """Rounded to the 256 levels that a picture file holds, still float in [0, 1]."""
-    return images.clamp(0, 1).mul(255).round().div(255)
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """(..., 3, H, W) in [0, 1] -> (..., H, W, 3) uint8, contiguous. Raises on NaN, which would become a colour."""
-    if not images.isfinite().all():
-        raise ValueError("the picture has pixels that are not finite")
-    return images.clamp(0, 1).mul(255).round().byte().movedim(-3, -1).contiguous()
-
-
-def to_png(image: Tensor) -> bytes:
-    """(3, H, W) in [0, 1] -> a PNG file of 8 bits."""
-    file = io.BytesIO()
-    Image.fromarray(to_bytes(image).numpy()).save(file, "PNG", compress_level=1)
-    return file.getvalue()
+    return levels(images) / 255
 
 
 def resize(images: Tensor, shorter: int) -> Tensor:

@@ -9,10 +9,9 @@ import io
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dgpo.rewards.builtin.preprocess import to_bytes
+from dgpo.utils.pictures import to_pil
 
 QUALITY = 95  # of the JPEG file, as in the paper's code
 
@@ -40,5 +39,5 @@ def redness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) 
 
 def _jpeg_bytes(image: Tensor) -> int:
     file = io.BytesIO()
-    Image.fromarray(to_bytes(image).numpy()).save(file, "JPEG", quality=QUALITY)
+    to_pil(image).save(file, "JPEG", quality=QUALITY)
     return file.tell()

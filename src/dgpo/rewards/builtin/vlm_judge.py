@@ -25,9 +25,9 @@ from torch import Tensor
 
 from dgpo.errors import Extra, UserError
 from dgpo.rewards.base import RewardAway, RewardError
-from dgpo.rewards.builtin.preprocess import to_png
 from dgpo.rewards.http import calls
 from dgpo.rewards.http.auth import bearer, secret
+from dgpo.utils.pictures import to_png
 
 with Extra("remote", "the reward vlm_judge"):
     import httpx2

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from dgpo.errors import Extra
-from dgpo.rewards.builtin.preprocess import to_png
+from dgpo.utils.pictures import from_pil, to_png
 
 with Extra("remote", "a remote reward"):
     import msgspec
@@ -181,9 +181,8 @@ def _read_png(file: bytes, index: int) -> Tensor:
                 raise BadImages(f"the PNG has mode {picture.mode}; it must be 8-bit RGB", index)
             if (picture.height, picture.width) != _png_size(file, index):
                 raise BadImages("the PNG has two headers that differ", index)
-            values = np.array(picture)
+            return from_pil(picture)
     except BadImages:
         raise
     except Exception as error:  # a broken file fails in as many ways as there are files
         raise BadImages(f"the file is no PNG that can be read ({error})", index) from None
-    return torch.from_numpy(values).permute(2, 0, 1) / 255

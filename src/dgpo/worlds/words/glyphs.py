@@ -10,11 +10,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dgpo.utils.pictures import from_pil
 from dgpo.worlds.words.vocabulary import CELL, FONTS, LETTERS
 
 PICTURE = Path(__file__).parent / "assets" / "glyphs.png"
@@ -27,7 +26,7 @@ LARGE = 256  # pixels, the size at which letters are drawn before they are broug
 def masks() -> Tensor:
     """How much of each pixel ink covers: (fonts, letters, height, width) fp32 in [0, 1]."""
     with Image.open(PICTURE) as picture:
-        pixels = torch.from_numpy(np.array(picture)).float() / 255
+        pixels = from_pil(picture)
     height, width = CELL
     return pixels.view(len(FONTS), height, len(LETTERS), width).transpose(1, 2).contiguous()
 

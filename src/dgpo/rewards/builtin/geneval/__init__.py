@@ -26,6 +26,7 @@ from dgpo.rewards.builtin.geneval.detector import Detector, known_labels, load_d
 from dgpo.rewards.builtin.geneval.masks import SIDES
 from dgpo.rewards.builtin.geneval.request import Request, read
 from dgpo.rewards.builtin.geneval.rules import Objects, accuracy, dense, keep, strict
+from dgpo.utils.pictures import to_bytes
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
@@ -60,9 +61,7 @@ class GenEval:
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, list[float]]:
         """images (B, 3, H, W) float in [0, 1] -> {"geneval", "strict", "accuracy"}, B numbers each."""
         requests = [read(row, self._labels) for row in metadata]
-        if not images.isfinite().all():
-            raise ValueError("the picture has pixels that are not finite")
-        pixels = images.clamp(0, 1).mul(255).round().byte()  # GenEval reads pictures from PNG files
+        pixels = to_bytes(images)  # GenEval reads pictures from PNG files
         found = [objects for part in pixels.split(self._batch_size) for objects in self._detector(part)]
         kept = [keep(objects, request.tag, self._max_overlap) for objects, request in zip(found, requests)]
         pairs = list(zip(self._colored(pixels, kept, requests), requests))
