@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,6 +19,7 @@ from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
 from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
+from dgpo.utils.hub_id import is_hub_id
 
 __all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate"]
 
@@ -130,7 +130,7 @@ def locate(path_or_id: str | Path) -> str:
             "`pipeline.save_pretrained` wrote, with model_index.json beside transformer/ and vae/."
         )
     # "runs/typo" beside a folder "runs" is a path gone wrong, not an id: ask nobody on the network about it
-    if isinstance(path_or_id, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not folder.parent.exists():
+    if isinstance(path_or_id, str) and is_hub_id(name) and not folder.parent.exists():
         return name
     raise UserError(
         f"there is no folder {name!r}. Give a pipeline folder, a Hugging Face id as owner/name, "

@@ -22,6 +22,7 @@ from dgpo.config import LoraConfig
 from dgpo.errors import UserError
 from dgpo.models.lora import KOHYA, PEFT, PEFT_CONFIG, STOCK, layer_of
 from dgpo.models.weights import WeightSets
+from dgpo.utils.hub_id import is_hub_id
 
 _NAME = "start"
 _DOWN = re.compile(r"lora_A\.|lora_down\.|[._]lora\.down\.|lora_linear_layer\.down\.")
@@ -82,11 +83,6 @@ def copy_start(start: Start, weights: WeightSets, lora: LoraConfig, scales: Mapp
                 weights.load(name, tensors)
             except UserError as error:
                 raise UserError(f"lora.start={lora.start!r} does not fit this model: {error}") from None
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether it has the form owner/name."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
 
 
 def choose_file(source: str) -> str:

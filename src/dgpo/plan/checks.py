@@ -16,7 +16,7 @@ from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.models import locate
 from dgpo.models.compiling import require_compiler
-from dgpo.models.start import choose_file, is_hub_id
+from dgpo.models.start import choose_file
 from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
 from dgpo.plan.gpus import GPU
@@ -27,6 +27,7 @@ from dgpo.run import checkpoint
 from dgpo.run.trackers import require_trackers
 from dgpo.training import schedule
 from dgpo.training.setup import checkpoint_space
+from dgpo.utils.hub_id import is_hub_id
 
 
 class Check(NamedTuple):

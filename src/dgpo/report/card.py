@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from dgpo.report.grids import read_samples
 from dgpo.report.log import Log, read_log, read_mapping
 from dgpo.report.templates import template
 from dgpo.report.words import number
+from dgpo.utils.hub_id import is_hub_id
 
 FIGURE, SAMPLES = "curve.png", "samples.png"
 LORA_FILES = {
@@ -57,7 +57,7 @@ def write_card(run: Path, folder: Path) -> Path:
 
 def _front_matter(config: dict[str, Any]) -> str:
     """What Hugging Face indexes."""
-    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config["model"]) and not Path(config["model"]).exists()
+    named = is_hub_id(config["model"]) and not Path(config["model"]).exists()
     return ModelCardData(
         license=config["license"],
         library_name="diffusers",

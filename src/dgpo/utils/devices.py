@@ -18,9 +18,12 @@ def device_of(name: str) -> str:
     """`auto` is CUDA where there is one, else Apple's mps, else the CPU."""
     if name != "auto":
         return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "mps" if cuda_or_cpu() == "cpu" and torch.backends.mps.is_available() else cuda_or_cpu()
+
+
+def cuda_or_cpu() -> str:
+    """Where rewards compute unless they are told: CUDA where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def precision_of(dtype: str, device: str | torch.device) -> Precision:

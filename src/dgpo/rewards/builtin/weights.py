@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dgpo.errors import UserError
+from dgpo.utils.devices import cuda_or_cpu
+from dgpo.utils.hub_id import is_hub_id
 
 FILES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -110,21 +112,20 @@ def place(module: nn.Module, device: str | torch.device | None, dtype: str | tor
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise UserError(f"dtype={dtype!r} is no floating type of torch; give 'float32', 'bfloat16' or 'float16'")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return module.eval().requires_grad_(False).to(where, kind)
+    return module.eval().requires_grad_(False).to(device or cuda_or_cpu(), kind)
 
 
 def _local(weights: str | Path) -> Path:
     path = Path(weights).expanduser()
     if path.is_file():
         return path
-    parts = str(weights).split("/")
-    if len(parts) != 3 or not all(parts) or parts[0].startswith((".", "~")):
+    repo, _, name = str(weights).rpartition("/")
+    if not (is_hub_id(repo) and name):
         raise UserError(f"there is no file {str(weights)!r}; give a path, or OWNER/REPO/FILE on the Hugging Face hub")
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2]))
+        return Path(hf_hub_download(repo, name))
     except Exception as error:  # whichever HTTP library this version of the hub's client is built on
         raise UserError(
             f"there is no local file {str(weights)!r}, and the Hugging Face hub gave none: {error}. Download the file "
