@@ -23,8 +23,6 @@ def test_one_process_is_a_no_op(monkeypatch):
     assert distributed.all_gather_rows(tensor) is tensor
     assert distributed.gather_objects(["a", "b"]) == ["a", "b"]
     assert distributed.shard(7) == slice(0, 7)
-    distributed.broadcast([tensor])
-    distributed.barrier()
     distributed.shutdown()
     assert tensor.tolist() == [[0, 1], [2, 3], [4, 5]]
 
@@ -103,3 +101,23 @@ def test_two_processes_under_torchrun(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert sorted(file.read_text() for file in tmp_path.iterdir()) == ["world size 2", "world size 2"]
+
+
+LEAVES = """
+import atexit, sys
+import torch.distributed as dist
+from dgpo import distributed
+
+atexit.register(lambda: print("left" if not dist.is_initialized() else "still in it"))
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+distributed.leave_at_exit()
+assert dist.is_initialized(), "until the process ends"
+if sys.argv[1:]:
+    raise ValueError(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("error", "said"), [([], "left"), (["another process waits"], "still in it")])
+def test_the_group_is_left_at_the_end_of_a_process_that_ends_well(error, said):
+    done = subprocess.run([sys.executable, "-c", LEAVES, *error], capture_output=True, text=True)
+    assert done.stdout.split("\n")[0] == said, done.stderr

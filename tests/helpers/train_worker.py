@@ -38,7 +38,7 @@ def offline(model: Path, out: Path) -> Config:
     data = out.parent / "pictures"
     if distributed.is_main():
         write_pictures(data)
-    distributed.barrier()
+    torch.distributed.barrier()
     return small(model, out, offline=str(data), iterations=2)
 
 

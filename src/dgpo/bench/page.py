@@ -109,16 +109,6 @@ def time_to(curve: Curve, target: float) -> float | None:
     return None
 
 
-def speed_up(fast: Row, slow: Row, split: str = "seen") -> list[float | None]:
-    """For each seed both have: the time `slow` took in all over the time in which `fast` reached slow's last score."""
-    factors: list[float | None] = []
-    for seed in (s for s in fast.seeds if s in slow.seeds):
-        end = slow.curves[split][slow.seeds.index(seed)]
-        reached = time_to(fast.curves[split][fast.seeds.index(seed)], end.score[-1])
-        factors.append(end.seconds[-1] / reached if reached else None)
-    return factors
-
-
 def _times(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """Time to each target on the seen prompts: the median over seeds and how many reached it."""
     table = []

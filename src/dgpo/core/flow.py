@@ -42,11 +42,6 @@ def x0_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return x_t - expand(t, x_t) * v
 
 
-def noise_from_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    """`noise = x_t + (1 - t) v`. x_t, v: (B, *latent); t: (B,) in [0, 1]; returns (B, *latent)."""
-    return x_t + (1 - expand(t, x_t)) * v
-
-
 def shift_t(t: T, shift: float) -> T:
     """`shift t / (1 + (shift - 1) t)`: spend more steps near noise, as large images need (Esser et al. 2024, eq. 23).
 
@@ -55,19 +50,10 @@ def shift_t(t: T, shift: float) -> T:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def vp_to_flow(x_vp: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """A variance-preserving state in flow coordinates.
-
-    x_vp: (B, *latent); alpha, sigma: (B,) >= 0, not both 0; returns x_t (B, *latent), t (B,) in [0, 1].
-    """
-    scale = alpha + sigma
-    return x_vp / expand(scale, x_vp), sigma / scale
-
-
 def flow_to_vp(x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """The inverse of `vp_to_flow`: the state that a variance-preserving network reads.
+    """`x_vp = (alpha + sigma) x_t`: the state that a variance-preserving network reads.
 
-    x_t: (B, *latent); alpha, sigma: (B,) at the same noise level; returns (B, *latent).
+    x_t: (B, *latent); alpha, sigma: (B,) with t = sigma / (alpha + sigma); returns (B, *latent).
     """
     return x_t * expand(alpha + sigma, x_t)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class NoiseScale(NamedTuple):
-    """Unbiased estimates from one step; average each over steps before reading `scale`."""
+    """Unbiased estimates from one step, or averages of them, which `scale` should be read of."""
 
     signal: float  # |G|^2, the true gradient's squared norm; may come out negative when noise rules
     noise: float  # tr(Sigma), the variance of one sample's gradient

@@ -29,9 +29,3 @@ class PromptSampler:
 
     def _permutation(self, epoch: int) -> list[int]:
         return torch.randperm(self.size, generator=generator(self.seed, "prompts", epoch)).tolist()
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]

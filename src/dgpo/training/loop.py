@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dgpo import distributed
 from dgpo.config import Config
 from dgpo.models import VelocityModel
 from dgpo.rewards.base import Reward
@@ -52,4 +53,5 @@ def train(
                 rollout = run.source.next(run.iteration)
                 run.callbacks.on_rollout(run, rollout)
                 run.advance(describe(rollout, run.config) | run.improve(rollout))
+        distributed.leave_at_exit()
         return run.result()

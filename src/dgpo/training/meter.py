@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dgpo.core.noise_scale import noise_scale
+from dgpo.core.noise_scale import NoiseScale, noise_scale
 
 
 class GradientMeter:
@@ -57,7 +57,7 @@ class NoiseAverage:
     @property
     def groups(self) -> float:
         """B_simple: with as many groups a step, signal and noise are equal. Infinite while no signal is seen."""
-        return self.noise / self.signal if self.signal > 0 else float("inf")
+        return NoiseScale(self.signal, self.noise).scale
 
 
 def _plus(total: Tensor | None, share: Tensor | None) -> Tensor | None:

@@ -1,0 +1,97 @@
+"""What the processes of a run tell each other. With one process everything here is a no-op."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dgpo.distributed.process_group import world_size
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+
+_SHARED = "dgpo_raised_on_every_rank"
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, written into `tensor` and returned. Any shape, the same on every rank."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """(n_rank, *) -> (sum of n_rank, *), in rank order. Ranks may have different row counts, or none."""
+    if not dist.is_initialized():
+        return tensor
+    counts = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.full_like(counts[0], len(tensor)))
+    longest = int(max(counts))
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts)])
+
+
+def gather_objects(items: list[Any]) -> list[Any]:
+    """The ranks' lists joined in rank order, on every rank. For small things: prompts, metadata, messages."""
+    if not dist.is_initialized():
+        return items
+    parts: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another.
+
+    No collective may be in `work`: the rank that fails would miss it.
+    """
+    done: list[T] = []
+    failure = None
+    try:
+        done.append(work())
+    except (Exception, SystemExit) as error:
+        failure = error
+    failures = gather_objects([_portable(failure)] if failure else [])
+    if failures:
+        raise shared(failure or failures[0])
+    return done[0]
+
+
+def shared(error: E) -> E:
+    """Mark an error that every rank raises at the same place, so that they can go on together after it."""
+    setattr(error, _SHARED, True)
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all ranks raise this error, and so may meet in collectives afterwards."""
+    return world_size() == 1 or getattr(error, _SHARED, False)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, or its text where it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+@torch.no_grad()
+def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sum `.grad` over ranks, in one transfer. Every rank must pass the same parameters; a missing gradient is zero."""
+    if not dist.is_initialized():
+        return
+    parameters = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    parts = all_reduce_sum(flat).split([p.numel() for p in parameters])
+    for p, part in zip(parameters, parts):
+        p.grad = part.view_as(p)
