@@ -23,13 +23,19 @@ from dgpo.errors import UserError
 from dgpo.types import Velocities
 
 
+def surrogate(dsm, dsm_ref, advantages, group_index, *more, **named):
+    """The terms from what `group_weight` takes."""
+    weight = group_weight(dsm, dsm_ref, advantages, group_index, *more, **named)
+    return dgpo_loss(dsm, advantages, weight[group_index])
+
+
 def test_hand_computed():
     dsm, dsm_ref = torch.tensor([1.0, 2.0, 0.5, 0.7]), torch.tensor([1.5, 1.0, 0.5, 0.5])
     advantages, index = torch.tensor([1.0, -1.0, 2.0, -2.0]), torch.tensor([0, 0, 1, 1])
     s0 = 4.0 / 2 * (1.0 * -0.5 + -1.0 * 1.0)  # beta / group_size * sum A (d - d_ref)
     s1 = 4.0 / 2 * (2.0 * 0.0 + -2.0 * 0.2)
     w0, w1 = 1 / (1 + math.exp(-s0)), 1 / (1 + math.exp(-s1))
-    terms = dgpo_loss(dsm, dsm_ref, advantages, index, 2, beta=4.0)
+    terms = surrogate(dsm, dsm_ref, advantages, index, 2, beta=4.0)
     assert terms.tolist() == pytest.approx([w0 * 1.0, w0 * -2.0, w1 * 1.0, w1 * -1.4])
 
 
@@ -53,10 +59,10 @@ def test_gradient_times_beta_is_that_of_the_true_loss(sizes, beta):
     """A mean over images of the surrogate is a mean over groups of the true loss, weighted by size if sizes differ."""
     groups = random_groups(sizes)
     dsm = groups[0]
-    (surrogate,) = torch.autograd.grad(dgpo_loss(*groups, beta).mean(), dsm)
+    (ours,) = torch.autograd.grad(surrogate(*groups, beta).mean(), dsm)
     share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     (true,) = torch.autograd.grad((share * true_losses(*groups, beta)).sum(), dsm)
-    torch.testing.assert_close(beta * surrogate, true, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(beta * ours, true, rtol=1e-12, atol=1e-15)
 
 
 def test_gradcheck_of_the_surrogate_as_the_backward_of_the_true_loss():
@@ -74,7 +80,7 @@ def test_gradcheck_of_the_surrogate_as_the_backward_of_the_true_loss():
             v = ctx.saved_tensors[0].detach().requires_grad_()
             with torch.enable_grad():
                 dsm = dsm_loss(v, target)
-                loss = beta * dgpo_loss(dsm, dsm_ref, advantages, index, num_groups, beta).mean()
+                loss = beta * surrogate(dsm, dsm_ref, advantages, index, num_groups, beta).mean()
             return grad * torch.autograd.grad(loss, v)[0]
 
     assert torch.autograd.gradcheck(TrueLossSurrogateGradient.apply, (v.requires_grad_(),))
@@ -85,8 +91,8 @@ def test_gradcheck_of_the_surrogate_as_the_backward_of_the_true_loss():
 def test_permutation_of_images_changes_nothing(order, key):
     dsm, dsm_ref, advantages, index, num_groups = random_groups([4, 1, 5], key)
     order = torch.tensor(order)
-    terms = dgpo_loss(dsm, dsm_ref, advantages, index, num_groups, 10.0)
-    permuted = dgpo_loss(dsm[order], dsm_ref[order], advantages[order], index[order], num_groups, 10.0)
+    terms = surrogate(dsm, dsm_ref, advantages, index, num_groups, 10.0)
+    permuted = surrogate(dsm[order], dsm_ref[order], advantages[order], index[order], num_groups, 10.0)
     torch.testing.assert_close(permuted, terms[order], rtol=1e-12, atol=1e-15)
 
 
@@ -95,7 +101,7 @@ def test_a_constant_added_to_a_groups_rewards_changes_nothing():
     rewards = randn(8)
     shifted = rewards + torch.tensor([3.0, -2.0])[index]
     terms = [
-        dgpo_loss(dsm, dsm_ref, DGPO(std="group").advantages(r, index, num_groups), index, num_groups, 10.0)
+        surrogate(dsm, dsm_ref, DGPO(std="group").advantages(r, index, num_groups), index, num_groups, 10.0)
         for r in (rewards, shifted)
     ]
     torch.testing.assert_close(terms[0], terms[1], rtol=1e-6, atol=1e-9)
@@ -106,7 +112,7 @@ def test_a_group_of_equal_rewards_contributes_nothing(std):
     dsm, dsm_ref, _, index, num_groups = random_groups([4, 4])
     rewards = torch.where(index == 0, torch.tensor(0.1), randn(8, dtype=torch.float32))
     advantages = DGPO(std=std).advantages(rewards, index, num_groups)
-    terms = dgpo_loss(dsm, dsm_ref, advantages, index, num_groups, 10.0)
+    terms = surrogate(dsm, dsm_ref, advantages, index, num_groups, 10.0)
     (grad,) = torch.autograd.grad(terms.sum(), dsm)
     assert (terms[:4] == 0).all()
     assert (grad[:4] == 0).all()
@@ -143,13 +149,13 @@ def on_two_ranks(function):
 @pytest.mark.parametrize("counts_given", [True, False])
 def test_two_ranks_equal_one(counts_given):
     dsm, dsm_ref, advantages, index, num_groups = random_groups([4, 3, 5])
-    whole = dgpo_loss(dsm, dsm_ref, advantages, index, num_groups, 20.0)
+    whole = surrogate(dsm, dsm_ref, advantages, index, num_groups, 20.0)
     rows = [torch.tensor([0, 5, 2, 7, 11]), torch.tensor([1, 3, 4, 6, 8, 9, 10])]
     sizes = torch.tensor([4, 3, 5]) if counts_given else None
 
     def one_rank(rank, all_reduce):
         own = rows[rank]
-        return dgpo_loss(
+        return surrogate(
             dsm[own], dsm_ref[own], advantages[own], index[own], num_groups, 20.0, all_reduce, group_sizes=sizes
         )
 
@@ -165,7 +171,7 @@ def test_loss_is_the_mean_of_dgpo_loss_plus_the_kl():
     dsm, dsm_ref = dsm_loss(v.policy, point.target), dsm_loss(v.ref, point.target)
     arguments = (dsm, dsm_ref, rollout.advantages, rollout.group_index, 3, 100.0)
     kl = (v.policy - v.ref).square().mean()
-    torch.testing.assert_close(loss, dgpo_loss(*arguments).mean() + 0.3 * kl, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(loss, surrogate(*arguments).mean() + 0.3 * kl, rtol=1e-12, atol=1e-15)
     expected = {
         "loss": loss,
         "dsm": dsm.mean(),

@@ -32,24 +32,12 @@ from dgpo.core.losses import dsm_clip_mask, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
 
 
-def dgpo_loss(
-    dsm: Tensor,
-    dsm_ref: Tensor,
-    advantages: Tensor,
-    group_index: Tensor,
-    num_groups: int,
-    beta: float,
-    reduce: Reduce = identity,
-    group_sizes: Tensor | None = None,
-) -> Tensor:
+def dgpo_loss(dsm: Tensor, advantages: Tensor, weight: Tensor) -> Tensor:
     """DGPO's surrogate terms `stopgrad(sigmoid(s_group)) A_i d_i`; their mean is the loss.
 
-    dsm: (B,) with gradient; dsm_ref, advantages: (B,); group_index: (B,) int64 in [0, num_groups); returns (B,).
-    reduce: completes sums over groups, (num_groups,) -> (num_groups,), where these rows are not all;
-    group_sizes: (num_groups,) images of each group in the whole batch, counted (and reduced) if not given.
+    dsm: (B,) with gradient; advantages: (B,); weight: (B,) `group_weight` of each image's group; returns (B,).
     """
-    weight = group_weight(dsm, dsm_ref, advantages, group_index, num_groups, beta, reduce, group_sizes)
-    return weight[group_index] * advantages * dsm
+    return weight * advantages * dsm
 
 
 @torch.no_grad()
@@ -65,7 +53,9 @@ def group_weight(
 ) -> Tensor:
     """`sigmoid(s)`: 1/2 where the policy orders a group as the reference does, towards 0 where it does better.
 
-    Arguments as in `dgpo_loss`; returns (num_groups,) in (0, 1), without gradient.
+    dsm, dsm_ref, advantages: (B,); group_index: (B,) int64 in [0, num_groups); returns (num_groups,) in (0, 1).
+    reduce: completes sums over groups, (num_groups,) -> (num_groups,), where these rows are not all;
+    group_sizes: (num_groups,) images of each group in the whole batch, counted (and reduced) if not given.
     """
     if group_sizes is None:
         group_sizes = group_size(group_index, num_groups, reduce)
@@ -161,7 +151,7 @@ class DGPO(ForwardProcess, GroupAdvantages):
             dsm, dsm_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
         )[group_index]  # (B,)
         clipped = self._clipped(dsm, point, velocities, advantages)
-        loss = (weight * advantages * torch.where(clipped, dsm.detach(), dsm)).mean()
+        loss = dgpo_loss(torch.where(clipped, dsm.detach(), dsm), advantages, weight).mean()
         metrics = {"dsm": dsm, "dsm_ref": dsm_ref, "group_weight": weight, "clip_fraction": clipped}
         if "ref" in self.needs:
             metrics["kl"] = kl = velocity_kl(given(velocities, "policy"), given(velocities, "ref"))
