@@ -1,4 +1,4 @@
-"""TODO."""
+"""Advantages within a group: a reward counts by how far it is above or below those of its prompt (GRPO)."""
 
 from __future__ import annotations
 

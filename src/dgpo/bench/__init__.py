@@ -1,4 +1,7 @@
-"""`dgpo bench`: every algorithm on the embedded task, from one base model, and the page that compares them."""
+"""`dgpo bench`: every algorithm on the embedded task, from one base model, and the page that compares them.
+
+Read `plan.py` (who is compared, and how), `run.py` (one run and its result) and `page.py` (the comparison).
+"""
 
 from dgpo.bench.overhead import measure_overhead
 from dgpo.bench.page import read_rows, write_page

@@ -1,9 +1,6 @@
-"""Prompts: where they come from, and in which order a run draws them.
+"""Prompts and where they come from: texts, files, the Hugging Face hub, an embedded world.
 
 A prompt is a text and a dict of metadata for the rewards that need one (GenEval's `tag` and `include`, an OCR target).
-The sampler hands out whole groups: one prompt index per group, a fresh permutation per epoch, distinct prompts within
-a batch. A batch never straddles two epochs (the two halves could repeat a prompt, and two groups of one prompt would no
-longer be normalised together), so the few prompts an epoch has left over are skipped; which ones changes every epoch.
 """
 
 from __future__ import annotations

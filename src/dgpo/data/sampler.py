@@ -1,4 +1,8 @@
-"""TODO."""
+"""The order in which a run draws prompts: whole groups, a fresh permutation per epoch, no prompt twice in a batch.
+
+A batch never straddles two epochs: the two halves could repeat a prompt, and two groups of one prompt would no longer
+be normalised together. So the few prompts that an epoch has left over are skipped; which ones changes every epoch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""From images to latents by the mean of the autoencoder, so that the same image has the same latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""torch.compile for the blocks that a network repeats, which is faster to compile than the whole."""
 
 from __future__ import annotations
 

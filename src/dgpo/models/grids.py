@@ -1,4 +1,4 @@
-"""What several families are made of: guidance, sizes, the grids of flow schedulers, patches as tokens, autoencoders."""
+"""The grids of flow schedulers: the noise levels at which a stock pipeline calls its network."""
 
 from __future__ import annotations
 

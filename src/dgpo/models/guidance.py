@@ -1,4 +1,4 @@
-"""TODO."""
+"""Classifier-free guidance as a line through two velocities, for the families that have no rule of their own."""
 
 from __future__ import annotations
 

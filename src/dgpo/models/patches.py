@@ -1,4 +1,4 @@
-"""TODO."""
+"""Latents as the tokens of 2x2 patches, as FLUX and Qwen-Image take them, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The side of an image and the length of a text, refused where the model cannot draw or read them."""
 
 from __future__ import annotations
 

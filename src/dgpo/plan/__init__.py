@@ -1,4 +1,7 @@
-"""`dgpo plan`: what a run would do and take, before anything is loaded."""
+"""`dgpo plan`: what a run would do and take, before anything is loaded.
+
+Read `estimates.py` (memory and time), `checks.py` (what a run would refuse) and `page.py` (what is printed).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""From a reward's name to the reward: built in, `package.module:name`, or the address of a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The optimizer of a run: AdamW over the trained parameters, its clipping of gradients and its learning rates."""
 
 from __future__ import annotations
 

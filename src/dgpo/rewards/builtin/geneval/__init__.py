@@ -7,7 +7,7 @@ with the prompt's metadata, which is GenEval's (`tag`, `include`, `exclude`). Sc
     geneval/strict     1 where exactly what is asked for is there, else 0: where the dense score is 1
     geneval/accuracy   1 where GenEval's evaluation says "correct", else 0: the benchmark's figure
 
-Formulas and deviations: rules.py. Networks: detector.py, masks.py, colors.py. Prompts: dgpo.worlds.geneval.
+Formulas and deviations: rules.py. Networks: detector.py, masks.py, colors.py. Prompts: prompts.py.
 """
 
 from __future__ import annotations
