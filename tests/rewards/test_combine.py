@@ -6,8 +6,7 @@ import torch
 from dgpo.core.seeds import generator
 from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
-from dgpo.rewards.base import RewardError, requires
-from dgpo.rewards.builtin import simple
+from dgpo.rewards.base import RewardError, group_reward, requires, shares
 from dgpo.rewards.combine import RewardSet
 
 IMAGES, PROMPTS, METADATA = torch.rand(3, 3, 8, 8), ["a", "bb", "ccc"], [{}, {}, {}]
@@ -47,13 +46,43 @@ def test_all_rewards_see_the_same_detached_fp32_images():
     assert not seen[0].requires_grad
 
 
-def test_the_built_in_rewards_share_one_tensor_so_that_a_picture_is_looked_at_once(monkeypatch):
-    seen = []
-    for name in ("brightness", "redness"):
-        monkeypatch.setattr(simple, name, ours := lambda images, *_: seen.append(images) or torch.zeros(3))
-        ours.__module__ = simple.__name__
-    RewardSet({"brightness": 1.0, "redness": 1.0})(IMAGES, PROMPTS, METADATA)
-    assert seen[0] is seen[1]
+def test_rewards_that_share_a_look_look_once_at_every_batch():
+    looked = []
+
+    def look(images):
+        looked.append(len(images))
+        return images.sum((1, 2, 3))
+
+    one = shares(look)(lambda images, prompts, metadata, seen: seen)
+    two = group_reward(shares(look)(lambda images, prompts, metadata, groups, seen: 2 * seen))
+    other = shares(lambda images: len(images))(lambda images, prompts, metadata, seen: [seen] * len(images))
+    rewards = RewardSet({"one": 1.0, "two": 1.0, "other": 1.0}, {"one": one, "two": two, "other": other})
+    expected = IMAGES.sum((1, 2, 3))
+    for threads in (False, True):
+        with rewards.scoring(PROMPTS, METADATA, torch.tensor([0, 1, 1]), threads=threads) as scoring:
+            scoring.add(IMAGES[:1])
+            scoring.add(IMAGES[1:])
+            scores = scoring.result().scores
+        assert torch.equal(scores["one"], expected)
+        assert torch.equal(scores["two"], 2 * expected)
+        assert scores["other"].tolist() == [1, 2, 2]
+        assert looked == [1, 2]
+        looked.clear()
+    assert torch.equal(one(IMAGES, PROMPTS, METADATA), expected), "called alone it looks for itself"
+
+
+def test_a_look_at_a_part_of_a_batch_is_another_one():
+    def look(images):
+        if images[:, 0, 0, 0].max() > 1:
+            raise ValueError("too bright")
+        return images.sum((1, 2, 3))
+
+    images = IMAGES.clone()
+    images[1] = 2.0
+    reward = shares(look)(lambda images, prompts, metadata, seen: seen)
+    scores, _ = RewardSet({"it": 1.0}, {"it": reward}, failures={"it": "drop"})(images, PROMPTS, METADATA)
+    assert scores["it"].isnan().tolist() == [False, True, False]
+    assert torch.equal(scores["it"][[0, 2]], IMAGES.sum((1, 2, 3))[[0, 2]])
 
 
 def spoil(images, prompts, metadata):

@@ -7,11 +7,20 @@ import torch
 from pictures import blurred, drawn, noisy, picture, ragged, washed
 
 from dgpo.core.seeds import generator
-from dgpo.worlds.shapes.metrics import crispness, diversity
+from dgpo.worlds.shapes import metrics
+from dgpo.worlds.shapes.detector import detect
 from dgpo.worlds.shapes.prompts import all_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import draw, requests
 from dgpo.worlds.shapes.vocabulary import KINDS
+
+
+def crispness(images):
+    return metrics.crispness(images, detect(images))
+
+
+def diversity(images, group_index, metadata):
+    return metrics.diversity(detect(images), group_index, metadata)
 
 
 def test_clean_renders_are_crisp():

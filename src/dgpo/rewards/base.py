@@ -13,7 +13,9 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import wraps
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -77,6 +79,24 @@ def needs_group(reward: Reward) -> bool:
     return bool(getattr(reward, "needs_group", False))
 
 
+def shares(look: Callable[[Tensor], Any]) -> Callable[[Reward], Reward]:
+    """Decorator: the reward takes what `look(images)` returns as an argument `seen`, and must not change it.
+
+    `look` is called once for a batch of images, and what it returned serves all rewards that share it. Called alone,
+    a reward looks for itself.
+    """
+
+    def declare(reward: Reward) -> Reward:
+        @wraps(reward)
+        def looking(images: Tensor, *more: Any, seen: Any = None) -> Scores:
+            return reward(images, *more, seen=look(images) if seen is None else seen)
+
+        setattr(looking, "shared_look", look)  # noqa: B010
+        return looking
+
+    return declare
+
+
 def check_metadata(
     reward: Reward, metadata: Sequence[Mapping[str, Any]], place: Callable[[int], str] = "prompt {}".format
 ) -> None:
@@ -108,8 +128,12 @@ def call_reward(
     group_index: (B,) int64, for a reward that needs groups.
     Raises RewardError, with the offending prompt and image written into the folder `save_failures_to`.
     """
-    check_metadata(reward, metadata)
-    batch = Batch(images, prompts, metadata, group_index)
+    return call_on_batch(name, reward, Batch(images, prompts, metadata, group_index), save_failures_to)
+
+
+def call_on_batch(name: str, reward: Reward, batch: Batch, save_failures_to: Path | None = None) -> dict[str, Tensor]:
+    """The same of a batch."""
+    check_metadata(reward, batch.metadata)
     try:
         return attempt(name, reward, batch)
     except Failed as failed:
@@ -120,13 +144,29 @@ def call_reward(
         raise UserError(f"{error} ({_where(name, reward, batch, None, error, save_failures_to)})") from error
 
 
+class Seen:
+    """What looks at some images found, for all rewards that `shares` lets have it. Threads may ask it."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images, self._lock = images, Lock()
+        self._found: dict[Callable[[Tensor], Any], Any] = {}
+
+    def by(self, look: Callable[[Tensor], Any]) -> Any:
+        """What `look(images)` returns; called only the first time."""
+        with self._lock:
+            if look not in self._found:
+                self._found[look] = look(self._images)
+            return self._found[look]
+
+
 class Batch(NamedTuple):
-    """What a reward is called with, the last only if it needs groups. Rows are images."""
+    """What a reward is called with: the first three, and group_index if it needs groups. Rows are images."""
 
     images: Tensor
     prompts: list[str]
     metadata: list[dict[str, Any]]
     group_index: Tensor | None = None  # (B,) int64 from 0
+    seen: Seen | None = None  # shared with other rewards' batches of these very images
 
     def copy(self) -> Batch:
         """One that a reward may change without anybody else's seeing it."""
@@ -161,9 +201,11 @@ class Failed(Exception):
 def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
     """One call; scores {name: (B,) fp32 on the CPU}, all finite. Raises Failed, and UserError as it is."""
     given = batch if _is_built_in(reward) else batch.copy()
+    look = getattr(reward, "shared_look", None)
     try:
         with torch.no_grad():
-            raw = reward(*(given if needs_group(reward) else given[:3]))
+            seen = {"seen": batch.seen.by(look)} if look and batch.seen else {}
+            raw = reward(*given[: 4 if needs_group(reward) else 3], **seen)
     except UserError:
         raise
     except RewardAway as error:
@@ -191,7 +233,7 @@ def attempt(name: str, reward: Reward, batch: Batch) -> dict[str, Tensor]:
 
 
 def _is_built_in(reward: Reward) -> bool:
-    """Ours change nothing that they are given, so they share it: the detector then looks at a picture once for all."""
+    """Ours change nothing that they are given, so they need no copy of it."""
     return str(getattr(reward, "__module__", "")).startswith("dgpo.")
 
 

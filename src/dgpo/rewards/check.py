@@ -89,7 +89,7 @@ class _Call:
             copy = given.copy()
             started = time.perf_counter()
             try:
-                raw = self.reward(*(copy if needs_group(self.reward) else copy[:3]))
+                raw = self.reward(*copy[: 4 if needs_group(self.reward) else 3])
             finally:
                 self._compare(given, copy)
             self.seconds.setdefault(len(given.prompts), []).append(time.perf_counter() - started)

@@ -32,7 +32,7 @@ from tenacity.stop import stop_when_event_set
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.rewards.base import Batch, Failed, Reward, attempt, call_reward, reward_error, save_failure
+from dgpo.rewards.base import Batch, Failed, Reward, attempt, call_on_batch, reward_error, save_failure
 from dgpo.rewards.notices import notice
 
 _POLICY = re.compile(r"(raise|drop)|retry\(\s*([1-9]\d*)\s*,\s*(\d+\.?\d*)\s*\)(\+drop)?")
@@ -71,7 +71,7 @@ def answer(name: str, reward: Reward, batch: Batch, policy: Policy, folder: Path
     """Call a reward as its policy says. `stop`, once set, ends waits and repetitions."""
     started = time.perf_counter()
     if policy == Policy():
-        scores, retries = call_reward(name, reward, *batch[:3], folder, batch.group_index), 0
+        scores, retries = call_on_batch(name, reward, batch, folder), 0
     else:
         scores, retries = _patiently(name, reward, batch, policy, folder, stop)
     lost = scores[name].isnan().nonzero().flatten().tolist()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgpo.rewards.base import Batch, Reward, needs_group
+from dgpo.rewards.base import Batch, Reward, Seen, needs_group
 from dgpo.rewards.failures import Answer, Policy, answer, joined
 from dgpo.utils.devices import on_this_device
 
@@ -74,6 +74,7 @@ class Scoring:
     def add(self, images: Tensor) -> None:
         """The images of the next rows, (n, 3, H, W) float in [0, 1]. Raises what a reward has raised meanwhile."""
         images = images.detach().float().cpu()
+        seen = Seen(images)
         start = len(self._images)
         self._images += images
         new = range(start, len(self._images))
@@ -81,9 +82,10 @@ class Scoring:
             rows = self._completed(new) if needs_group(reward) else new
             rows = [row for row in rows if self._applies(name, self._metadata[row])]
             if rows:
-                # the very tensor where it can be: who looks at the same images may share what was found there
-                pictures = images if rows == [*new] else torch.stack([self._images[row] for row in rows])
-                self._call(name, reward, rows, pictures)
+                if rows == [*new]:
+                    self._call(name, reward, rows, images, seen)
+                else:
+                    self._call(name, reward, rows, torch.stack([self._images[row] for row in rows]))
         for _, _, job in self._jobs:
             if job.done():
                 job.result()
@@ -102,11 +104,12 @@ class Scoring:
         """Rows of the groups whose last image is among the new ones."""
         return [row for row, group in enumerate(self._groups) if self._last.get(group, -1) in new]
 
-    def _call(self, name: str, reward: Reward, rows: list[int], images: Tensor) -> None:
+    def _call(self, name: str, reward: Reward, rows: list[int], images: Tensor, seen: Seen | None = None) -> None:
         group_index = None
         if needs_group(reward):
             group_index = torch.tensor([self._groups[row] for row in rows]).unique(return_inverse=True)[1]
-        batch = Batch(images, [self._prompts[row] for row in rows], [self._metadata[row] for row in rows], group_index)
+        prompts, metadata = [self._prompts[row] for row in rows], [self._metadata[row] for row in rows]
+        batch = Batch(images, prompts, metadata, group_index, seen)
         arguments = (name, reward, batch, self._policies.get(name, Policy()), self._folder, self._stop)
         if self._threads:
             job = self._threads[id(reward)].submit(answer, *arguments)

@@ -1,4 +1,4 @@
-"""Held-out metrics of the words world, called as rewards. The reward of that world is `ocr`."""
+"""Held-out metrics of the words world, called as rewards, which share one reading. That world's reward is `ocr`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.rewards.base import group_reward, requires
+from dgpo.rewards.base import group_reward, requires, shares
 from dgpo.rewards.builtin.groups import for_each
 from dgpo.rewards.rows import checks_rows
 from dgpo.worlds.words import metrics
 from dgpo.worlds.words.reader import read, word
+from dgpo.worlds.words.render import Pictures
 from dgpo.worlds.words.vocabulary import LETTERS, MAX_LENGTH
 
 
@@ -28,20 +29,23 @@ def _is_word(prompt: str, metadata: Mapping[str, Any]) -> str | None:
 
 @checks_rows(_is_word)
 @requires("text")
-def legibility(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, Any]:
+@shares(read)
+def legibility(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], *, seen: Pictures) -> dict[str, Any]:
     """How near the pictures are to clean renders of what they say, whatever it is. (B, 3, 64, 64) -> (B,) in [0, 1].
 
     Beside it `exact`: 1 where the world's own reader, which shares nothing with `ocr`, reads the word asked for.
     """
-    reading = read(images)
-    exact = [float(word(letters) == row["text"]) for letters, row in zip(reading.letters, metadata)]
-    return {"legibility": metrics.legibility(images, reading), "exact": exact}
+    exact = [float(word(letters) == row["text"]) for letters, row in zip(seen.letters, metadata)]
+    return {"legibility": metrics.legibility(images, seen), "exact": exact}
 
 
 @checks_rows(_is_word)
 @group_reward
 @requires("text")
-def words_diversity(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], group_index: Tensor) -> Tensor:
+@shares(read)
+def words_diversity(
+    images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], group_index: Tensor, *, seen: Pictures
+) -> Tensor:
     """The diversity of all legible pictures of an image's prompt, 1 for independent ones. (B, 3, 64, 64) -> (B,)."""
     lengths = torch.tensor([len(row["text"]) for row in metadata])
-    return for_each(metrics.diversity(images, group_index, lengths), group_index)
+    return for_each(metrics.diversity(images, seen, group_index, lengths), group_index)

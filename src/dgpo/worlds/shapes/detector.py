@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 from functools import cache
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dgpo.errors import UserError
 from dgpo.worlds.shapes.render import coverage
@@ -66,22 +64,14 @@ class _Blobs(NamedTuple):
     color: Tensor  # (N,) int64 index into COLORS
 
 
-_seen, _one_at_a_time = WeakTensorKeyDictionary(), Lock()
-
-
+@torch.no_grad()
 def detect(images: Tensor) -> list[Picture]:
-    """(B, 3, 64, 64) float in [0, 1] -> B pictures.
-
-    A tensor is remembered while it lives, so that all who look at the same images share one detection.
-    """
-    if images.is_inference():  # has no version to tell a change in place by
-        return _detect(images)
-    with _one_at_a_time:  # rewards have threads of their own
-        version, pictures = _seen.get(images) or (None, [])
-        if version != images._version:
-            pictures = _detect(images)
-            _seen[images] = images._version, pictures
-    return pictures
+    """(B, 3, 64, 64) float in [0, 1] -> B pictures."""
+    if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
+        given = tuple(images.shape)
+        raise UserError(f"the shapes world reads images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}); got {given}")
+    images = images.detach().float().cpu()
+    return [picture for chunk in images.split(CHUNK) for picture in _detect_chunk(chunk)]
 
 
 def nearest_tint(images: Tensor) -> Tensor:
@@ -89,15 +79,6 @@ def nearest_tint(images: Tensor) -> Tensor:
     pale = (images.amin(1, keepdim=True) > PALE).float()
     mean = (images * pale).sum((2, 3)) / pale.sum((2, 3)).clamp(min=1)
     return torch.cdist(mean, _TINTS).argmin(1)
-
-
-@torch.no_grad()
-def _detect(images: Tensor) -> list[Picture]:
-    if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-        given = tuple(images.shape)
-        raise UserError(f"the shapes world reads images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}); got {given}")
-    images = images.detach().float().cpu()
-    return [picture for chunk in images.split(CHUNK) for picture in _detect_chunk(chunk)]
 
 
 def _detect_chunk(images: Tensor) -> list[Picture]:

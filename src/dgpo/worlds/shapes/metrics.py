@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgpo.core import seeds
 from dgpo.worlds.common.likeness import likeness
-from dgpo.worlds.shapes.detector import Picture, detect
+from dgpo.worlds.shapes.detector import Picture
 from dgpo.worlds.shapes.judge import follows
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import ANY, Requests, Scenes, draw, requests
@@ -27,26 +27,26 @@ INDEPENDENT = 256  # scenes that set diversity's unit
 
 
 @torch.no_grad()
-def crispness(images: Tensor) -> Tensor:
-    """(B, 3, 64, 64) float in [0, 1] -> (B,) in [0, 1], 1 for a clean render, 0 for a picture without any object.
+def crispness(images: Tensor, pictures: Sequence[Picture]) -> Tensor:
+    """The likeness of a picture and its objects drawn again: 1 for a clean render, 0 for a picture without any object.
 
-    The likeness of a picture and its objects drawn again.
+    images: (B, 3, 64, 64) float in [0, 1]; pictures: what `detect` sees in them; returns (B,) in [0, 1].
     """
-    scenes = scenes_of(detect(images))
+    scenes = scenes_of(pictures)
     tint = (torch.tensor(TINTS) / 255)[scenes.tint]
     return likeness(images.float().cpu(), render(scenes), tint) * (scenes.shape >= 0).any(1)
 
 
 @torch.no_grad()
-def diversity(images: Tensor, group_index: Tensor, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+def diversity(pictures: Sequence[Picture], group_index: Tensor, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
     """How different the pictures of each prompt are, in units of scenes drawn independently for it.
 
-    images: (B, 3, 64, 64) float in [0, 1]; group_index: (B,) int64; metadata: B dicts with `include`, alike in a group.
+    pictures: B of `detect`; group_index: (B,) int64; metadata: B dicts with `include`, alike in a group.
     Returns (num_groups,): the mean over layout, sizes, tint and, where the prompt names none, colours of the mean
     distance between two pictures that follow the prompt: about 1 for clean independent scenes, 0 for copies, NaN
     where there are no two such pictures.
     """
-    pictures, group = detect(images), group_index.tolist()
+    group = group_index.tolist()
     right = [follows(picture.objects, row["include"]) for picture, row in zip(pictures, metadata)]
     found = torch.full((max(group) + 1,), torch.nan)
     for index in set(group):

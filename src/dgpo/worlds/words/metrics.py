@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dgpo.core import seeds
 from dgpo.worlds.common.likeness import likeness
-from dgpo.worlds.words.reader import read
 from dgpo.worlds.words.render import Pictures, draw, render
 from dgpo.worlds.words.vocabulary import MAX_LENGTH, TINTS
 
@@ -22,23 +21,21 @@ LEGIBLE = 0.5  # a picture below this shows no style
 INDEPENDENT = 256  # pictures that set diversity's unit
 
 
-def legibility(images: Tensor, reading: Pictures | None = None) -> Tensor:
-    """(B, 3, 64, 64) float in [0, 1] -> (B,) in [0, 1], 1 for a clean render of any word, 0 where there is no word.
+def legibility(images: Tensor, reading: Pictures) -> Tensor:
+    """How like a picture is to what was read in it, drawn again: 1 for a clean render of any word, 0 where none is.
 
-    reading: what `read` found, if that is known
+    images: (B, 3, 64, 64) float in [0, 1]; reading: what `read` finds in them; returns (B,) in [0, 1].
     """
-    reading = reading or read(images)
     return likeness(images.detach().float().cpu(), render(reading), (torch.tensor(TINTS) / 255)[reading.tint])
 
 
-def diversity(images: Tensor, group_index: Tensor, lengths: Tensor) -> Tensor:
+def diversity(images: Tensor, reading: Pictures, group_index: Tensor, lengths: Tensor) -> Tensor:
     """How different the pictures of each prompt are, in units of pictures drawn independently for it.
 
-    images: (B, 3, 64, 64) float in [0, 1]; group_index: (B,) int64; lengths: (B,) int64 of the words asked for, alike
-    in a group. Returns (num_groups,): the mean over font, ink, tint and place of the mean distance between two legible
+    images, reading: as in `legibility`; group_index: (B,) int64; lengths: (B,) int64 of the words asked for, alike in a
+    group. Returns (num_groups,): the mean over font, ink, tint and place of the mean distance between two legible
     pictures: about 1 for independent renders, 0 for copies, NaN where there are no two such pictures.
     """
-    reading = read(images)
     legible = legibility(images, reading) > LEGIBLE
     found = torch.full((int(group_index.max()) + 1,), torch.nan)
     for index in group_index.unique().tolist():
