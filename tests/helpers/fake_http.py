@@ -11,7 +11,8 @@ from typing import NamedTuple
 import uvicorn
 
 from dgpo.rewards.base import Reward
-from dgpo.rewards.http.serve import Serving, _listen
+from dgpo.rewards.http.options import Serving
+from dgpo.rewards.http.serve import _listen
 from dgpo.rewards.http.server import Server
 
 

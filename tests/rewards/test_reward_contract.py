@@ -129,10 +129,10 @@ import subprocess
 import sys
 from pathlib import Path
 sys.path = [path for path in sys.path if path]  # as a console script finds it
-import dgpo.cli
+import dgpo.commands.main
 import dgpo
 from dgpo.errors import UserError
-from dgpo.rewards.base import BUILT_IN, resolve
+from dgpo.rewards.registry import BUILT_IN, resolve
 before = list(sys.path)
 for name in sys.argv[1:] or BUILT_IN:
     try:

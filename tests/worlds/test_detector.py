@@ -9,8 +9,9 @@ from pictures import blurred, drawn, is_right, noisy, picture, ragged, washed
 from torch.nn.functional import affine_grid, grid_sample
 
 from dgpo.errors import UserError
+from dgpo.worlds.common.ground import TINTS
 from dgpo.worlds.shapes.detector import detect
-from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES
 
 
 def share_right(scenes, images):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pictures import drawn, picture, scene
 
+from dgpo.worlds.common.ground import TINTS
 from dgpo.worlds.shapes.render import coverage, render
-from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES
 
 UNIT_AREAS = {  # of radius 1, by geometry; the renderer cuts the star's tips by its circle
     "circle": math.pi * 0.92**2,

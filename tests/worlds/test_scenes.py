@@ -5,13 +5,14 @@ import torch
 from pictures import drawn
 
 from dgpo.core.seeds import generator
+from dgpo.worlds.common.ground import IMAGE_SIZE
 from dgpo.worlds.shapes.detector import detect
 from dgpo.worlds.shapes.judge import follows
 from dgpo.worlds.shapes.metrics import scenes_of
 from dgpo.worlds.shapes.prompts import all_prompts
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import BORDER, CLEARANCE, GAP, draw, relation_holds, requests
-from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, KINDS, RELATIONS, SHAPES
+from dgpo.worlds.shapes.vocabulary import COLORS, KINDS, RELATIONS, SHAPES
 
 
 def test_objects_lie_inside_the_frame_and_apart():

@@ -262,7 +262,7 @@ def test_in_flight_bounds_the_requests_of_one_server():
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "httpx2", None)
-    for module in ("calls", "remote", "pool", "vlm_judge"):
+    for module in ("http.calls", "http.client", "http.pool", "builtin.vlm_judge"):
         monkeypatch.delitem(sys.modules, f"dgpo.rewards.{module}", raising=False)
     with pytest.raises(UserError, match=r"pip install 'dgpo\[remote\]'"):
         resolve("http://127.0.0.1:1")

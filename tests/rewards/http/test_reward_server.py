@@ -22,7 +22,7 @@ from dgpo.errors import UserError
 from dgpo.rewards.base import RewardAway, requires
 from dgpo.rewards.http import wire
 from dgpo.rewards.http.client import Remote
-from dgpo.rewards.http.serve import Serving
+from dgpo.rewards.http.options import Serving
 
 IMAGE = wire.Raw((1, 3, 2, 2), np.full(12, 0.5, "<f4").tobytes())
 RIGHT = {"protocol": 1, "id": "x", "images": IMAGE, "prompts": ["a"], "metadata": ["{}"]}

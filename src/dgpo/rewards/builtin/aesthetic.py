@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgpo.rewards.builtin.predictor import predictor
 from dgpo.rewards.builtin.towers import Towers
 from dgpo.rewards.builtin.weights import fill, place, read_tensors
 
@@ -40,19 +41,10 @@ class Aesthetic:
     def mlp(self) -> nn.Module:
         """The predictor's layers, on the CPU in fp32: they cost nothing beside the image tower."""
         tensors = read_tensors(self.predictor)
-        mlp = layers(tensors["layers.0.weight"].shape[1] if "layers.0.weight" in tensors else 768)
+        mlp = predictor(tensors["layers.0.weight"].shape[1] if "layers.0.weight" in tensors else 768)
         fill(mlp, tensors, self.predictor)
         return place(mlp, "cpu", "float32")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         return self.mlp(self.towers.image_embeds(images)).squeeze(-1)
-
-
-def layers(width: int) -> nn.Module:
-    """The predictor with its published names; places 1, 3 and 5 are dropout there."""
-    sizes = {0: (width, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
-    linear = [nn.Linear(*sizes[index]) if index in sizes else nn.Identity() for index in range(8)]
-    mlp = nn.Sequential()
-    mlp.add_module("layers", nn.Sequential(*linear))
-    return mlp

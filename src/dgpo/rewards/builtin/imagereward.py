@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dgpo.errors import UserError
-from dgpo.rewards.builtin.aesthetic import layers
+from dgpo.rewards.builtin.predictor import predictor
 from dgpo.rewards.builtin.preprocess import Preprocess
 from dgpo.rewards.builtin.weights import check_batch_size, fill, from_pretrained, place, read_tensors
 from dgpo.rewards.rows import cut_doubt
@@ -67,7 +67,7 @@ class ImageReward:
         if "mlp.layers.0.weight" not in tensors:
             raise UserError(f"{self.weights!r} is no ImageReward: it has no tensor mlp.layers.0.weight")
         vision, text = _vision(_under(tensors, "blip.visual_encoder.")), _text(_under(tensors, "blip.text_encoder."))
-        mlp = layers(text.config.hidden_size)
+        mlp = predictor(text.config.hidden_size)
         fill(vision, _vision_names(_under(tensors, "blip.visual_encoder.")), self.weights)
         fill(text, _under(tensors, "blip.text_encoder."), self.weights)
         fill(mlp, _under(tensors, "mlp."), self.weights)

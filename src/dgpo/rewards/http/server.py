@@ -22,7 +22,7 @@ from dgpo.errors import Extra, UserError
 from dgpo.rewards.base import Reward, RewardAway, RewardError, call_reward
 from dgpo.rewards.http import wire
 from dgpo.rewards.http.batcher import Batcher, Full, Room
-from dgpo.rewards.http.serve import Serving
+from dgpo.rewards.http.options import Serving
 
 with Extra("serve", "a server of rewards"):
     import msgspec

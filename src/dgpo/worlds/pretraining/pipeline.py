@@ -13,9 +13,10 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dgpo.worlds.common.ground import IMAGE_SIZE
 from dgpo.worlds.common.tokenizer import CONTEXT
 
-IMAGE_SIZE, LATENT_CHANNELS, DOWNSAMPLING, PATCH = 64, 4, 4, 2
+LATENT_CHANNELS, DOWNSAMPLING, PATCH = 4, 4, 2
 TEXT_WIDTH = 64
 
 

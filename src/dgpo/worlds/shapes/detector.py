@@ -23,18 +23,17 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
-from dgpo.errors import UserError
+from dgpo.worlds.common.ground import TINTS, nearest_tint, palette, require_size
 from dgpo.worlds.shapes.render import coverage
-from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, SHAPES, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES
 
 MAX_ROUGHNESS = 0.06  # a circle may score .87, a star .72; a 4:3 ellipse or a square turned by 22 degrees has .08
 RADIUS_RANGE = (6.0, 17.0)  # pixels; scenes have 8 to 15
 MAX_COLOR_ERROR = 0.2  # RGB distance of a blob's mean colour from its palette colour
-PALE, THIRD = 0.8, 0.35
+THIRD = 0.35
 WINDOW, SHARPEN, CHUNK = 36, 3.0, 64  # pixels around a blob; contrast about one half; images at once
 
-_PALETTE = torch.tensor(list(COLORS.values())) / 255
-_TINTS = torch.tensor(TINTS) / 255
+_PALETTE, _TINTS = palette(COLORS.values()), palette(TINTS)
 _PLANE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))], dtype=bool)
 
 
@@ -67,18 +66,9 @@ class _Blobs(NamedTuple):
 @torch.no_grad()
 def detect(images: Tensor) -> list[Picture]:
     """(B, 3, 64, 64) float in [0, 1] -> B pictures."""
-    if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-        given = tuple(images.shape)
-        raise UserError(f"the shapes world reads images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}); got {given}")
+    require_size(images, "shapes")
     images = images.detach().float().cpu()
     return [picture for chunk in images.split(CHUNK) for picture in _detect_chunk(chunk)]
-
-
-def nearest_tint(images: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B,) int64 index into TINTS."""
-    pale = (images.amin(1, keepdim=True) > PALE).float()
-    mean = (images * pale).sum((2, 3)) / pale.sum((2, 3)).clamp(min=1)
-    return torch.cdist(mean, _TINTS).argmin(1)
 
 
 def _detect_chunk(images: Tensor) -> list[Picture]:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from dgpo.core import seeds
+from dgpo.worlds.common.ground import TINTS, palette
 from dgpo.worlds.common.likeness import likeness
 from dgpo.worlds.shapes.detector import Picture
 from dgpo.worlds.shapes.judge import follows
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import ANY, Requests, Scenes, draw, requests
-from dgpo.worlds.shapes.vocabulary import COLORS, MAX_OBJECTS, SHAPES, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, MAX_OBJECTS, SHAPES
 
 INDEPENDENT = 256  # scenes that set diversity's unit
 
@@ -33,7 +34,7 @@ def crispness(images: Tensor, pictures: Sequence[Picture]) -> Tensor:
     images: (B, 3, 64, 64) float in [0, 1]; pictures: what `detect` sees in them; returns (B,) in [0, 1].
     """
     scenes = scenes_of(pictures)
-    tint = (torch.tensor(TINTS) / 255)[scenes.tint]
+    tint = palette(TINTS)[scenes.tint]
     return likeness(images.float().cpu(), render(scenes), tint) * (scenes.shape >= 0).any(1)
 
 

@@ -1,4 +1,4 @@
-"""Pretrains `tiny-sd3` on the shapes world, as worlds/pretraining.py says, with the captions of captions.py.
+"""Pretrains `tiny-sd3` on the shapes world, as worlds/pretraining/ says, with the captions of captions.py.
 
     python -m dgpo.worlds.shapes.pretrain --out runs/tiny-sd3 --device cuda
 
@@ -13,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from dgpo.worlds.common.ground import IMAGE_SIZE, TINTS, palette
 from dgpo.worlds.pretraining.optimise import Pretrain
 from dgpo.worlds.pretraining.pipeline import DOWNSAMPLING, PATCH, build_pipeline
 from dgpo.worlds.pretraining.stages import draw_rows, encode_pool, prepare_autoencoder, train_flow, write_pipeline
@@ -20,7 +21,7 @@ from dgpo.worlds.shapes.captions import WRONG, Captions, build_captions, caption
 from dgpo.worlds.shapes.render import render
 from dgpo.worlds.shapes.scenes import Scenes, draw, requests
 from dgpo.worlds.shapes.tokenizer import build_tokenizer
-from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS
 
 DEFAULT = Pretrain(
     pool=40_000,
@@ -43,7 +44,7 @@ def main(settings: Pretrain) -> Path:
     pipe = build_pipeline(build_tokenizer(), settings.seed, settings.width, settings.layers).to(device)
     captions = build_captions().to(device)
     rows, scenes = _pool(captions, settings)
-    tints = torch.tensor(TINTS, device=device) / 255
+    tints = palette(TINTS, device)
     right = dict.fromkeys(WRONG, 0.0)
     wrong = {kind: min(1.0, share * settings.wrong_scale) for kind, share in WRONG.items()}
 

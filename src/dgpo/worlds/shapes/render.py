@@ -11,18 +11,19 @@ import math
 import torch
 from torch import Tensor
 
+from dgpo.worlds.common.ground import IMAGE_SIZE, TINTS, palette
 from dgpo.worlds.shapes.scenes import Scenes
-from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, SHAPES, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, SHAPES
 
 
 def render(scenes: Scenes, size: int = IMAGE_SIZE) -> Tensor:
     """Scenes -> images (N, 3, size, size) fp32 in [0, 1]."""
     device = scenes.center.device
-    palette = torch.tensor(list(COLORS.values()), device=device) / 255
-    images = (torch.tensor(TINTS, device=device) / 255)[scenes.tint][:, :, None, None].expand(-1, -1, size, size)
+    colors = palette(COLORS.values(), device)
+    images = palette(TINTS, device)[scenes.tint][:, :, None, None].expand(-1, -1, size, size)
     for place in range(scenes.shape.shape[1]):
         cover = coverage(scenes.shape[:, place], scenes.center[:, place], scenes.radius[:, place], size)
-        paint = palette[scenes.color[:, place]][:, :, None, None]
+        paint = colors[scenes.color[:, place]][:, :, None, None]
         images = torch.lerp(images, paint.expand_as(images), cover[:, None].expand_as(images))
     return images
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgpo.worlds.shapes.vocabulary import COLORS, IMAGE_SIZE, MAX_OBJECTS, RELATIONS, SHAPES, TINTS
+from dgpo.worlds.common.ground import IMAGE_SIZE, TINTS
+from dgpo.worlds.shapes.vocabulary import COLORS, MAX_OBJECTS, RELATIONS, SHAPES
 
 RADII = {1: (10.0, 15.0), 2: (9.5, 13.0), 3: (8.5, 10.5), 4: (8.0, 9.5)}  # pixels, by the number of objects
 GAP, BORDER, CLEARANCE = (

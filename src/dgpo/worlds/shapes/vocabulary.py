@@ -1,11 +1,11 @@
 """The words of the world and what they mean in pixels.
 
-Colours are far apart in RGB and from every background tint, so that a picture has one right reading.
+Colours are far apart in RGB and from every tint of the ground (worlds/common/ground.py), so that a picture has one
+right reading.
 """
 
 from __future__ import annotations
 
-IMAGE_SIZE = 64
 MAX_OBJECTS = 4
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
@@ -21,7 +21,6 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (140, 45, 175),
     "black": (30, 30, 30),
 }
-TINTS: tuple[tuple[int, int, int], ...] = ((250, 250, 250), (250, 240, 226), (228, 240, 250), (232, 246, 230))
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dgpo.core import seeds
+from dgpo.worlds.common.ground import TINTS, palette
 from dgpo.worlds.common.likeness import likeness
 from dgpo.worlds.words.render import Pictures, draw, render
-from dgpo.worlds.words.vocabulary import MAX_LENGTH, TINTS
+from dgpo.worlds.words.vocabulary import MAX_LENGTH
 
 LEGIBLE = 0.5  # a picture below this shows no style
 INDEPENDENT = 256  # pictures that set diversity's unit
@@ -26,7 +27,7 @@ def legibility(images: Tensor, reading: Pictures) -> Tensor:
 
     images: (B, 3, 64, 64) float in [0, 1]; reading: what `read` finds in them; returns (B,) in [0, 1].
     """
-    return likeness(images.detach().float().cpu(), render(reading), (torch.tensor(TINTS) / 255)[reading.tint])
+    return likeness(images.detach().float().cpu(), render(reading), palette(TINTS)[reading.tint])
 
 
 def diversity(images: Tensor, reading: Pictures, group_index: Tensor, lengths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pretrains `tiny-sd3-words` on the words world, as worlds/pretraining.py says, with the captions of captions.py.
+"""Pretrains `tiny-sd3-words` on the words world, as worlds/pretraining/ says, with the captions of captions.py.
 
     python -m dgpo.worlds.words.pretrain --out runs/tiny-sd3-words --device cuda
 
@@ -13,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from dgpo.worlds.common.ground import TINTS, palette
 from dgpo.worlds.common.tokenizer import byte_tokenizer
 from dgpo.worlds.pretraining.optimise import Pretrain
 from dgpo.worlds.pretraining.pipeline import build_pipeline
@@ -20,7 +21,7 @@ from dgpo.worlds.pretraining.stages import draw_rows, encode_pool, prepare_autoe
 from dgpo.worlds.words.captions import WRONG, captions, word_index
 from dgpo.worlds.words.prompts import all_words, prompt, spell
 from dgpo.worlds.words.render import Pictures, draw, render
-from dgpo.worlds.words.vocabulary import LENGTHS, TINTS
+from dgpo.worlds.words.vocabulary import LENGTHS
 
 DEFAULT = Pretrain(
     out="runs/tiny-sd3-words",
@@ -40,7 +41,7 @@ def main(settings: Pretrain) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     pipe = build_pipeline(byte_tokenizer([]), settings.seed, settings.width, settings.layers).to(device)
     pictures = _pool(settings)
-    tints = torch.tensor(TINTS, device=device) / 255
+    tints = palette(TINTS, device)
     wrong = min(1.0, WRONG * settings.wrong_scale)
 
     def some(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

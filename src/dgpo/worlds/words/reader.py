@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgpo.errors import UserError
-from dgpo.worlds.shapes.detector import nearest_tint
+from dgpo.worlds.common.ground import TINTS, nearest_tint, palette, require_size
 from dgpo.worlds.words.glyphs import masks
 from dgpo.worlds.words.render import Pictures
-from dgpo.worlds.words.vocabulary import CELL, IMAGE_SIZE, INKS, LENGTHS, LETTERS, MAX_LENGTH, TINTS
+from dgpo.worlds.words.vocabulary import CELL, INKS, LENGTHS, LETTERS, MAX_LENGTH
 
 CHUNK = 64  # images at once
 
@@ -26,9 +25,7 @@ CHUNK = 64  # images at once
 @torch.no_grad()
 def read(images: Tensor) -> Pictures:
     """(B, 3, 64, 64) float in [0, 1] -> the B pictures that the renderer would draw most alike."""
-    if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-        given = tuple(images.shape)
-        raise UserError(f"the words world reads images (B, 3, {IMAGE_SIZE}, {IMAGE_SIZE}); got {given}")
+    require_size(images, "words")
     chunks = [_read(chunk) for chunk in images.detach().float().cpu().split(CHUNK)]
     return Pictures(*(torch.cat(parts) for parts in zip(*chunks)))
 
@@ -62,7 +59,7 @@ def _read(images: Tensor) -> Pictures:
 
 def _coverage(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Index into TINTS (B,), index into INKS (B,), how much of each pixel ink covers (B, 64, 64) in [0, 1]."""
-    inks, tints = torch.tensor(list(INKS.values())) / 255, torch.tensor(TINTS) / 255
+    inks, tints = palette(INKS.values()), palette(TINTS)
     tint = nearest_tint(images)
     away = images - tints[tint][:, :, None, None]
     toward = inks[None] - tints[tint][:, None]  # (B, inks, 3)

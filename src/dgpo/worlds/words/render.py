@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dgpo.worlds.common.ground import IMAGE_SIZE, TINTS, palette
 from dgpo.worlds.words.glyphs import masks
-from dgpo.worlds.words.vocabulary import BORDER, CELL, FONTS, GRID, IMAGE_SIZE, INKS, MAX_LENGTH, TINTS
+from dgpo.worlds.words.vocabulary import BORDER, CELL, FONTS, GRID, INKS, MAX_LENGTH
 
 
 class Pictures(NamedTuple):
@@ -48,7 +49,7 @@ def draw(letters: Tensor, generator: torch.Generator) -> Pictures:
 def render(pictures: Pictures) -> Tensor:
     """Pictures -> images (N, 3, 64, 64) fp32 in [0, 1]."""
     device = pictures.letters.device
-    inks, tints = (torch.tensor(colors, device=device) / 255 for colors in (list(INKS.values()), TINTS))
+    inks, tints = palette(INKS.values(), device), palette(TINTS, device)
     cover = coverage(pictures.letters, pictures.font, pictures.corner)[:, None]
     return torch.lerp(tints[pictures.tint][:, :, None, None], inks[pictures.ink][:, :, None, None], cover)
 

@@ -6,9 +6,6 @@ pixels, the autoencoder's own, so that a small model soon draws letters that are
 
 from __future__ import annotations
 
-from dgpo.worlds.shapes.vocabulary import TINTS as TINTS
-
-IMAGE_SIZE = 64
 LETTERS = "ACEHKLPSTX"
 LENGTHS = (2, 3, 4)
 MAX_LENGTH = max(LENGTHS)
