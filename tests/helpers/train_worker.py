@@ -15,6 +15,7 @@ from dgpo import Config, Sampling, distributed, load_model, load_prompts
 from dgpo.rewards.base import RewardError, group_reward
 from dgpo.rewards.combine import RewardSet
 from dgpo.training.metrics import describe
+from dgpo.training.setup import trained_rewards
 
 
 def straddling(model: Path, out: Path) -> Config:
@@ -88,7 +89,7 @@ def composed(folder: Path) -> dict[str, Any]:
         rewards=rewards, reward_normalization="group", reward_failures={"red": "drop"},
         reward_tags={"apart": ("two", "three")},
     )  # fmt: skip
-    rollout = source_of(model, config, RewardSet.of(config, functions), prompts).next(0)
+    rollout = source_of(model, config, trained_rewards(config, functions), prompts).next(0)
     rows = {**{name: rollout.score(name) for name in ("red", "apart", "apart/mean")}, **rollout._asdict()}
     names = ("red", "apart", "apart/mean", "rewards", "advantages", "trained")
     found = {name: distributed.all_gather_rows(rows[name]) for name in names}

@@ -11,7 +11,6 @@ import torch
 from tiny_geneval import save_yolos
 from tiny_published import save_clip
 
-from dgpo.config import Config
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.rewards.base import Reward, requires
@@ -205,10 +204,10 @@ TAGGED = PromptSet(["a", "b"], [{"tag": "x"}, {"tag": "y"}])
 
 def checked(tags: dict[str, tuple[str, ...]], watched: tuple[str, ...] = (), **sets: PromptSet) -> list[str]:
     """check_run of rewards `one` and `two`, and the watched ones."""
-    config = Config(rewards={"one": 1.0, "two": 1.0}, eval_rewards=watched, reward_tags=tags)
-    functions: dict[str, Reward] = dict.fromkeys((*config.rewards, *watched), doubting)
-    reward = RewardSet.of(config, functions)
-    return check_run(config, reward, RewardSet.of(config, functions, watched=watched), TAGGED, sets)
+    weights = {"one": 1.0, "two": 1.0}
+    functions: dict[str, Reward] = dict.fromkeys((*weights, *watched), doubting)
+    trained, evaluated = (RewardSet(weights, functions, watched=names, tags=tags) for names in ((), watched))
+    return check_run(trained, evaluated, TAGGED, sets, 4)
 
 
 def test_a_tag_that_no_prompt_has_is_refused() -> None:
@@ -228,11 +227,10 @@ def test_doubts_say_of_which_prompts() -> None:
 
 
 def test_images_that_are_compared_must_be_two() -> None:
-    config = Config(rewards={"one": 1.0}, eval_images_per_prompt=1, eval_rewards=("pixel_diversity",))
-    rewards = RewardSet.of(config, {"one": doubting}, watched=config.eval_rewards)
+    rewards = RewardSet({"one": 1.0}, {"one": doubting}, watched=("pixel_diversity",))
     with pytest.raises(UserError, match="eval_images_per_prompt=1, and pixel_diversity compares"):
-        check_run(config, rewards, rewards, TAGGED, {"seen": TAGGED})
-    check_run(config, rewards, rewards, TAGGED, {})
+        check_run(rewards, rewards, TAGGED, {"seen": TAGGED}, 1)
+    check_run(rewards, rewards, TAGGED, {}, 1)
 
 
 def test_metadata_of_another_tag_is_not_asked_for() -> None:

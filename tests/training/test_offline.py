@@ -30,6 +30,7 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.apply import scored_groups
 from dgpo.training.geometry import network_evaluations
+from dgpo.training.setup import trained_rewards
 from dgpo.training.sources import Replayed
 from dgpo.types import Rollout
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
@@ -441,7 +442,7 @@ def test_collect_leaves_out_what_a_reward_dropped(colour: str, tiny_folder: Path
         "of_one": lambda images, *_: [1.0] * len(images),
     }
     model = load_model(tiny_folder, device="cpu", sets=("ref", "ema"))
-    groups = list(scored_groups(model, prompts, RewardSet.of(config, functions), config, 3))
+    groups = list(scored_groups(model, prompts, trained_rewards(config, functions), config, 3))
     assert [len(group.x0) for group in groups] == [2, 3]
     first = groups[0]
     assert first.rewards.tolist() == [value + (first.metadata["tag"] == "one") for value in (1.0, 2.0)]

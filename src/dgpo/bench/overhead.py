@@ -23,12 +23,11 @@ from dgpo.config import Config, to_dict
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.models.text_cache import CondCache
-from dgpo.rewards.combine import RewardSet
 from dgpo.run import folder as runfolder
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.draw import chunks, grid
 from dgpo.training.optim import make_optimizer
-from dgpo.training.setup import load
+from dgpo.training.setup import load, trained_rewards
 from dgpo.training.sources import Sampled
 from dgpo.training.state import State
 from dgpo.training.update import improve, to_train
@@ -77,7 +76,7 @@ class _Loop:
     def __init__(self, config: Config, model: Any, prompts: PromptSet) -> None:
         self.config, self.model, self.encode = replace(config, noise_scale_every=0), model, CondCache(model)
         self.optimizer, self.clock = make_optimizer(model, config), Stopwatch(model.device)
-        self.source = Sampled(model, RewardSet.of(config), prompts, self.encode, self.config, self.clock)
+        self.source = Sampled(model, trained_rewards(config), prompts, self.encode, self.config, self.clock)
         self.state, self.number = State(), 0
         model.weights.stepped()  # so that `old` costs its forwards from the first iteration on
 

@@ -22,11 +22,11 @@ from dgpo.plan.fitting import GIB, advice, needs, room
 from dgpo.plan.gpus import GPU
 from dgpo.plan.skeleton import find
 from dgpo.rewards.builtin.weights import MissingFiles, asking_the_hub
-from dgpo.rewards.combine import RewardSet, check_run
+from dgpo.rewards.combine import check_run
 from dgpo.run import checkpoint
 from dgpo.run.trackers import require_trackers
 from dgpo.training import schedule
-from dgpo.training.setup import checkpoint_space
+from dgpo.training.setup import checkpoint_space, reward_sets
 from dgpo.utils.hub_id import is_hub_id
 
 
@@ -171,8 +171,7 @@ def _evaluated(config: Config, online: bool) -> dict[str, PromptSet]:
 
 def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     """Imports them, which makes those that are classes, and shows them every prompt; their doubts go into `doubts`."""
-    reward = RewardSet.of(config)
-    watched = RewardSet.of(config, reward.rewards, watched=config.eval_rewards)
+    reward, watched = reward_sets(config, {})
     try:
         trained, evaluated = read_prompts(config, online), _evaluated(config, online)
     except UserError:
@@ -180,7 +179,8 @@ def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     names = ", ".join(watched.rewards)
     try:
         with asking_the_hub(online):
-            doubts += check_run(config, reward, watched, trained if config.offline is None else None, evaluated)
+            scored = trained if config.offline is None else None
+            doubts += check_run(reward, watched, scored, evaluated, config.eval_images_per_prompt)
     except MissingFiles as error:
         return f"{names}; whether they can score every prompt is not known: {error}"
     return names

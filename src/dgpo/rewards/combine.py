@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dgpo.config import Config
 from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError, did_you_mean
 from dgpo.rewards.base import Reward, needs_group
@@ -53,14 +52,6 @@ class RewardSet:
         policies = {name: parse_policy(name, policy) for name, policy in (failures or {}).items()}
         self.policies = {name: policy for name, policy in policies.items() if name in self.rewards}
         self.save_failures_to = save_failures_to
-
-    @classmethod
-    def of(
-        cls, config: Config, functions: Mapping[str, Reward] | None = None, *, watched: Iterable[str] = ()
-    ) -> RewardSet:
-        """The rewards of a config."""
-        tags, failures = config.reward_tags, config.reward_failures
-        return cls(config.rewards, functions, watched=watched, tags=tags, failures=failures)
 
     @property
     def needing_groups(self) -> list[str]:
@@ -156,11 +147,11 @@ class RewardSet:
 
 
 def check_run(
-    config: Config,
     reward: RewardSet,
     eval_reward: RewardSet,
     prompts: PromptSet | None,
     eval_sets: Mapping[str, PromptSet],
+    eval_images_per_prompt: int,
 ) -> list[str]:
     """Refuse a run that its prompts would stop, or that would score nothing: for `train`, its dry run and `dgpo plan`.
 
@@ -171,9 +162,9 @@ def check_run(
         doubts += [f"eval_prompts {name}: {doubt}" for doubt in eval_reward.check(some)]
     _require_tags(reward, prompts, eval_sets)
     groups = eval_reward.needing_groups if eval_sets else []
-    if groups and config.eval_images_per_prompt < 2:
+    if groups and eval_images_per_prompt < 2:
         raise UserError(
-            f"eval_images_per_prompt={config.eval_images_per_prompt}, and {', '.join(groups)} compares the images of a "
+            f"eval_images_per_prompt={eval_images_per_prompt}, and {', '.join(groups)} compares the images of a "
             "prompt; take 2 or more"
         )
     return doubts

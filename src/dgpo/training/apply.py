@@ -27,6 +27,7 @@ from dgpo.run import checkpoint
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, chunks, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate
+from dgpo.training.setup import all_rewards, trained_rewards
 
 
 def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
@@ -64,7 +65,7 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     if not config.eval_prompts:
         raise UserError("eval_prompts is empty: name a set, such as --eval-prompts seen=shapes:seen")
     sets = {name: load_prompts(prompts) for name, prompts in config.eval_prompts.items()}
-    reward = RewardSet.of(config, watched=config.eval_rewards)
+    reward = all_rewards(config)
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     model, which = load_trained(source, config)
@@ -102,7 +103,7 @@ def collect_source(source: str, config: Config, number: int, folder: Path) -> st
     if number < 1:
         raise UserError(f"--groups {number} would make an empty dataset; give at least 1")
     require_new(folder)
-    prompts, reward = load_prompts(config.prompts), RewardSet.of(config)
+    prompts, reward = load_prompts(config.prompts), trained_rewards(config)
     warn(reward.check(prompts))
     model, which = load_trained(source, config)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}

@@ -81,7 +81,8 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     sources = config.eval_prompts if config.eval_every else {}
     eval_sets = {name: load_prompts(source) for name, source in sources.items()}
     reward, eval_reward = reward_sets(config, reward_functions or {})
-    doubts = check_run(config, reward, eval_reward, prompts if dataset is None else None, eval_sets)
+    trained = prompts if dataset is None else None
+    doubts = check_run(reward, eval_reward, trained, eval_sets, config.eval_images_per_prompt)
     return Inputs(dataset, prompts, eval_sets, reward, eval_reward, doubts)
 
 
@@ -94,8 +95,19 @@ def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[Reward
                 f"reward_functions gives {name!r}, which neither rewards nor eval_rewards names: it would not be used. "
                 f"{did_you_mean(name, names)} A new one is trained by rewards={{{name!r}: 1.0}}"
             )
-    reward = RewardSet.of(config, functions)
-    return reward, RewardSet.of(config, {**functions, **reward.rewards}, watched=config.eval_rewards)
+    reward = trained_rewards(config, functions)
+    return reward, all_rewards(config, {**functions, **reward.rewards})
+
+
+def trained_rewards(config: Config, functions: Mapping[str, Reward] | None = None) -> RewardSet:
+    """The rewards that a config trains on."""
+    return RewardSet(config.rewards, functions, tags=config.reward_tags, failures=config.reward_failures)
+
+
+def all_rewards(config: Config, functions: Mapping[str, Reward] | None = None) -> RewardSet:
+    """The same, and those that are only watched at evaluations."""
+    tags, failures = config.reward_tags, config.reward_failures
+    return RewardSet(config.rewards, functions, watched=config.eval_rewards, tags=tags, failures=failures)
 
 
 def load(config: Config, device: torch.device) -> VelocityModel:

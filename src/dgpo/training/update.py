@@ -61,9 +61,9 @@ def learn(
     meter = GradientMeter(parameters) if measures else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     split = algorithm.couples_group and splits_group(rollout, micro)
-    trained = int(rollout.group_sizes.sum())  # over all ranks
+    trained = int(rollout.group_sizes.sum())  # images over all ranks
     # a group that was dropped counts like the others, with a loss of 0
-    images = config.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
+    divisor = config.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
     guidance = algorithm.policy_guidance(rollout.guidance_scale)
 
     optimizer.zero_grad(set_to_none=True)
@@ -81,7 +81,7 @@ def learn(
                 v = model.velocity(at.x_t, at.t, part.cond, guidance)
                 old = v.detach() if model.weights.old_is_policy else given.old
                 loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
-                (loss * (len(part.prompts) / images / len(points))).backward()
+                (loss * (len(part.prompts) / divisor / len(points))).backward()
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0) + value * (len(part.prompts) / trained / len(points))
             if meter:
@@ -188,7 +188,7 @@ def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
 
 
 def of_one_size(rollout: Rollout) -> bool:
-    """Whether all groups that train have as many images, as the noise scale is measured on."""
+    """Whether all trained groups have the same size, as the noise-scale estimate assumes."""
     return len(rollout.group_sizes[rollout.group_sizes > 0].unique()) == 1
 
 
