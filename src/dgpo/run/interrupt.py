@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -64,7 +65,11 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self._deferred:
-            raise Stopped(f"stopped by {signal.Signals(number).name}{self._advice}")
+            message = f"stopped by {signal.Signals(number).name}{self._advice}"
+            if _importing_torch():
+                os.write(2, f"dgpo: {message}\n".encode())
+                os._exit(130)
+            raise Stopped(message)
         if self._flag and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self._flag = not self._flag, True
@@ -74,3 +79,9 @@ class Interrupt:
             # a handler may run in the middle of a print, which a second print would break; the terminal may be gone
             with contextlib.suppress(OSError):
                 os.write(2, NOTICE)
+
+
+def _importing_torch() -> bool:
+    """Whether torch is just being imported, whose C code drops what a handler raises; nothing is written by then."""
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return getattr(spec, "_initializing", False)
