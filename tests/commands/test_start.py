@@ -14,7 +14,7 @@ import dgpo
 from dgpo.commands.main import COMMANDS
 
 SOURCE = str(Path(dgpo.__file__).parents[1])
-HEAVY = "torch numpy diffusers transformers matplotlib tyro pydantic yaml rich PIL".split()
+HEAVY = ["torch", "numpy", "diffusers", "transformers", "matplotlib", "tyro", "pydantic", "yaml", "rich", "PIL"]
 IMPORTED = f"""
 import sys
 from dgpo.commands.main import main

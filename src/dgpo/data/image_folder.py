@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgpo.data.prompts import load_prompts
+from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.utils.files import json_object, read_text
 from dgpo.utils.pictures import image_size, read_image
@@ -84,3 +84,8 @@ def _beside(path: Path) -> tuple[str, dict[str, Any]]:
             'a line {"file_name": ..., "prompt": ...} each'
         )
     return path.name, {"prompt": read_text(caption).strip()}
+
+
+def captions(pictures: Sequence[Picture]) -> PromptSet:
+    """Take the pictures' prompts, with their names for places."""
+    return PromptSet([p.prompt for p in pictures], [p.metadata for p in pictures], [p.name for p in pictures])
