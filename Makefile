@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-fast lint bench clean
 
 demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html
 	$(BIN)/dgpo train tiny --out $(OUT)
 
 test: .venv/ready-dev  ## the whole test suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-fast: .venv/ready-dev  ## the tests that are not marked slow: under a minute on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 lint: .venv/ready-dev  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests benchmarks
