@@ -34,8 +34,8 @@ def plan(config: Config, gpu: str | None = None, processes: int = 1, online: boo
         prompt = max(read_prompts(config, online).prompts, key=len)
     except UserError:  # which the checks repeat
         prompt = _STAND_IN
-    found = estimate(config, processes, runs_on_cpu(config, named), prompt)
-    checks = run_checks(found, named, online)
-    for line in lines(found, checks, named):
+    estimated = estimate(config, processes, runs_on_cpu(config, named), prompt)
+    checks = run_checks(estimated, named, online)
+    for line in lines(estimated, checks, named):
         print(line)
     return all(check.ok for check in checks)

@@ -46,21 +46,21 @@ def check(name: str, look: Callable[[], str]) -> Check:
         return Check(False, f"{name}: {error}")
 
 
-def run_checks(found: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
+def run_checks(estimated: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
     """All of them, in the order in which a run would fail, and what a run would only warn of."""
-    config, start, doubts = found.config, found.config.lora.start, list[str]()
+    config, start, doubts = estimated.config, estimated.config.lora.start, list[str]()
     checks = [
         check("model", lambda: _model(config, online)),
         *([check("lora.start", lambda: _lora_start(start, online))] if start else []),
-        check("sizes", lambda: _sizes(found)),
-        check("processes", lambda: _processes(found)),
+        check("sizes", lambda: _sizes(estimated)),
+        check("processes", lambda: _processes(estimated)),
         check("prompts", lambda: _prompts(config, online)),
         check("rewards", lambda: _rewards(config, online, doubts)),
         check("optimizer", lambda: _optimizer(config)),
-        *([check("compile", lambda: _compile(found))] if config.compile else []),
+        *([check("compile", lambda: _compile(estimated))] if config.compile else []),
         check("trackers", lambda: _trackers(config)),
-        check("disk", lambda: _disk(found)),
-        check("memory", lambda: _memory(found, gpu)),
+        check("disk", lambda: _disk(estimated)),
+        check("memory", lambda: _memory(estimated, gpu)),
     ]
     return [*checks, *(Check(True, doubt, doubt=True) for doubt in doubts)]
 
@@ -104,8 +104,8 @@ def _lora_start(start: str, online: bool) -> str:
     raise UserError(f"{start!r} is not here, so that a run would ask the hub for it; whether it can: give --online")
 
 
-def _compile(found: Estimate) -> str:
-    if not found.on_cpu:
+def _compile(estimated: Estimate) -> str:
+    if not estimated.on_cpu:
         return "a C compiler is needed on the GPU's machine; time and memory are estimated as without"
     require_compiler(torch.device("cpu"))
     return "there is a C++ compiler; time and memory are estimated as without"
@@ -133,14 +133,14 @@ def _hub(source: str) -> str:
     return f"{source} is on the hub, {'gated, and open to you' if info.gated else 'open to all'}"
 
 
-def _sizes(found: Estimate) -> str:
-    if found.unknown:
-        raise UserError(found.unknown)
-    return f"counted from the configuration files, {text_length(found)}"
+def _sizes(estimated: Estimate) -> str:
+    if estimated.unknown:
+        raise UserError(estimated.unknown)
+    return f"counted from the configuration files, {text_length(estimated)}"
 
 
-def _processes(found: Estimate) -> str:
-    config, g = found.config, found.geometry
+def _processes(estimated: Estimate) -> str:
+    config, g = estimated.config, estimated.geometry
     schedule.require_processes(config, g.processes, _smallest_group(config))
     return f"{g.drawn} of {config.num_groups * config.group_size} images each"
 
@@ -197,22 +197,23 @@ def _trackers(config: Config) -> str:
     return ", ".join(["metrics.jsonl", *config.trackers])
 
 
-def _disk(found: Estimate) -> str:
+def _disk(estimated: Estimate) -> str:
     """As a run asks for it at its start."""
-    config = found.config
+    config = estimated.config
     if not config.checkpoint_every:
         return "no checkpoints"
-    needed = checkpoint_space(config, 4 * found.trained, found.sets)
+    needed = checkpoint_space(config, 4 * estimated.trained, estimated.sets)
     checkpoint.require_free_space(config.out or "runs", needed)
-    return f"checkpoints take up to {needed / 1e9:.1f} GB" if found.trained else "not known without the sizes"
+    return f"checkpoints take up to {needed / 1e9:.1f} GB" if estimated.trained else "not known without the sizes"
 
 
-def _memory(found: Estimate, gpu: GPU | None) -> str:
-    if found.peak is None:
+def _memory(estimated: Estimate, gpu: GPU | None) -> str:
+    if estimated.peak is None:
         raise UserError("not estimated")
-    available, where = room(gpu, found.on_cpu)
-    if needs(found) <= available:
-        return f"{needs(found) / GIB:.1f} of {where}'s {available / GIB:.1f} GiB"
+    available, where = room(gpu, estimated.on_cpu)
+    if needs(estimated) <= available:
+        return f"{needs(estimated) / GIB:.1f} of {where}'s {available / GIB:.1f} GiB"
     raise UserError(
-        f"{needs(found) / GIB:.1f} GiB do not fit into {where}'s {available / GIB:.1f} GiB. {advice(found, available)}"
+        f"{needs(estimated) / GIB:.1f} GiB do not fit into {where}'s {available / GIB:.1f} GiB. "
+        f"{advice(estimated, available)}"
     )

@@ -61,20 +61,20 @@ class Estimate:
 def estimate(config: Config, processes: int, on_cpu: bool, prompt: str) -> Estimate:
     """on_cpu: whether tensors and pictures share a memory; prompt: the longest one."""
     config = replace(config, dtype=_precision(config, on_cpu))
-    found = Estimate(config, geometry(config, processes), on_cpu, prompt)
-    model = _built(config, found)
+    estimated = Estimate(config, geometry(config, processes), on_cpu, prompt)
+    model = _built(config, estimated)
     if model is None:
-        return found
-    found.without_vocabulary = without_vocabulary(model.pipeline)
-    _count(model, config, found)
-    runs = _run(model, config, found)
-    if runs is not None and found.held is not None:
-        found.phases = phases(model, config, found.geometry, runs, found.held, on_cpu)
-        found.work = work(config, found.geometry, runs)
-    return found
+        return estimated
+    estimated.without_vocabulary = without_vocabulary(model.pipeline)
+    _count(model, config, estimated)
+    runs = _run(model, config, estimated)
+    if runs is not None and estimated.held is not None:
+        estimated.phases = phases(model, config, estimated.geometry, runs, estimated.held, on_cpu)
+        estimated.work = work(config, estimated.geometry, runs)
+    return estimated
 
 
-def _built(config: Config, found: Estimate) -> PipelineModel | None:
+def _built(config: Config, estimated: Estimate) -> PipelineModel | None:
     try:
         folder = find(config.model)
         if folder is None:
@@ -84,34 +84,36 @@ def _built(config: Config, found: Estimate) -> PipelineModel | None:
             )
         return skeleton(config, folder)
     except UserError as error:
-        found.unknown = str(error)
+        estimated.unknown = str(error)
     except Exception as error:  # a class that cannot be made without data, in whatever way it says so
-        found.unknown = f"the model cannot be built from its configuration files: {_said(error)}"
+        estimated.unknown = f"the model cannot be built from its configuration files: {_said(error)}"
     return None
 
 
-def _count(model: PipelineModel, config: Config, found: Estimate) -> None:
+def _count(model: PipelineModel, config: Config, estimated: Estimate) -> None:
     for name, part in model.pipeline.components.items():
         if isinstance(part, nn.Module):
             own = (p.numel() for key, p in part.named_parameters() if "lora_" not in key)
-            found.parts.append(Part(name, type(part).__name__, sum(own)))
-    found.trained = sum(p.numel() for p in model.weights.parameters())
-    found.sets = sum(name != "ref" for name in model.weights.names)
-    found.held = held(model, config)
+            estimated.parts.append(Part(name, type(part).__name__, sum(own)))
+    estimated.trained = sum(p.numel() for p in model.weights.parameters())
+    estimated.sets = sum(name != "ref" for name in model.weights.names)
+    estimated.held = held(model, config)
 
 
-def _run(model: PipelineModel, config: Config, found: Estimate) -> Runs | None:
+def _run(model: PipelineModel, config: Config, estimated: Estimate) -> Runs | None:
     try:
         with quiet():
-            return runs_of(MetaModel(model, "cpu" if found.on_cpu else "cuda"), config, found.geometry, found.prompt)
+            return runs_of(
+                MetaModel(model, "cpu" if estimated.on_cpu else "cuda"), config, estimated.geometry, estimated.prompt
+            )
     except UserError as error:
-        found.unknown = str(error)
+        estimated.unknown = str(error)
     except Exception as error:  # the network looks at values, which are not there
         family = type(model.family).__name__
-        found.unknown = (
-            f"the files of {', '.join(found.without_vocabulary)} are not all there, and {family} cannot encode text "
-            f"without them ({_said(error)}); {_fetch_vocabulary(config)}"
-            if found.without_vocabulary
+        estimated.unknown = (
+            f"the files of {', '.join(estimated.without_vocabulary)} are not all there, and {family} cannot encode "
+            f"text without them ({_said(error)}); {_fetch_vocabulary(config)}"
+            if estimated.without_vocabulary
             else f"{family} cannot run without data: {_said(error)}"
         )
     return None
@@ -124,12 +126,14 @@ def _fetch_vocabulary(config: Config) -> str:
     return f"they come with: {how_to_fetch(config.model)}"
 
 
-def text_length(found: Estimate) -> str:
+def text_length(estimated: Estimate) -> str:
     """How long text is taken to be."""
-    if not found.without_vocabulary:
+    if not estimated.without_vocabulary:
         return "text as long as the longest prompt"
-    names = ", ".join(found.without_vocabulary)
-    return f"text as long as it may be, for the files of {names} are not all there; {_fetch_vocabulary(found.config)}"
+    names = ", ".join(estimated.without_vocabulary)
+    return (
+        f"text as long as it may be, for the files of {names} are not all there; {_fetch_vocabulary(estimated.config)}"
+    )
 
 
 def _said(error: Exception) -> str:

@@ -21,10 +21,10 @@ OVERHEAD = GIB
 """Bytes that the CUDA context and libraries are taken to need."""
 
 
-def needs(found: Estimate) -> int:
+def needs(estimated: Estimate) -> int:
     """Bytes that a device must have, of an estimate with a peak."""
-    peak = found.peak or 0
-    return peak if found.on_cpu else int(peak * (1 + SPARE)) + OVERHEAD
+    peak = estimated.peak or 0
+    return peak if estimated.on_cpu else int(peak * (1 + SPARE)) + OVERHEAD
 
 
 def room(gpu: GPU | None, on_cpu: bool) -> tuple[int, str]:
@@ -38,9 +38,9 @@ def room(gpu: GPU | None, on_cpu: bool) -> tuple[int, str]:
     raise UserError("this machine has no GPU to compare with; name one with --gpu")
 
 
-def advice(found: Estimate, available: int) -> str:
+def advice(estimated: Estimate, available: int) -> str:
     """Settings that make it fit, those that change the run least first, each only where it saves a hundredth."""
-    best, taken, tried = found, {}, set()
+    best, taken, tried = estimated, {}, set()
     while needs(best) > available:
         saving = next((s for s in _savings(best.config) if s.flag not in tried and best.largest in s.phases), None)
         if saving is None:

@@ -72,19 +72,19 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
     frozen = len(config.algorithm.needs - {"old"}) + (g.old_updates > 0) + g.splits
     points = g.update_images * g.points * latent * (2 + frozen)  # x_t and target, and each velocity without gradient
     rows = g.trained + (g.update_images if config.split_updates else 0)
-    found = {"updating": before + rows * (row + image) + points + _update(config, g, runs, own)}
+    peaks = {"updating": before + rows * (row + image) + points + _update(config, g, runs, own)}
     if g.solver_calls:
         drawn = before + g.images * row
         solver = 4 * g.sampling_batch * latent  # the solver's own states
         pictures = max((g.images - g.sampling_batch) * image + runs.decoding.peak, 2 * g.images * image)
-        found |= {"sampling": drawn + solver + runs.sampling.peak, "decoding": drawn + pictures}
+        peaks |= {"sampling": drawn + solver + runs.sampling.peak, "decoding": drawn + pictures}
     if config.free_text_encoders:  # before anything else
         # a GPU gets the frozen network and the VAE after the encoders have gone
         others = own.total - own.gradients - own.moments if on_cpu else own.trained
-        found["encoding"] = others + own.encoders + runs.encoding.peak
+        peaks["encoding"] = others + own.encoders + runs.encoding.peak
     else:
-        found["encoding"] = before + runs.encoding.peak
-    return {name: found[name] for name in ("encoding", "sampling", "decoding", "updating") if name in found}
+        peaks["encoding"] = before + runs.encoding.peak
+    return {name: peaks[name] for name in ("encoding", "sampling", "decoding", "updating") if name in peaks}
 
 
 def _update(config: Config, g: Geometry, runs: Runs, own: Held) -> int:

@@ -16,32 +16,32 @@ from dgpo.training.schedule import evaluates, saves
 from dgpo.utils.devices import described
 
 
-def lines(found: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str]:
+def lines(estimated: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator[str]:
     """The whole plan."""
-    yield from _geometry(found)
-    if found.unknown:
+    yield from _geometry(estimated)
+    if estimated.unknown:
         yield "  what is missing below could not be estimated: see the checks"
-    if found.parts:
+    if estimated.parts:
         yield "parameters"
-        yield from _parameters(found)
-    if found.held:
+        yield from _parameters(estimated)
+    if estimated.held:
         yield "memory of each process, GiB, without what rewards take"
-        yield from _memory(found)
-    if gpu and found.work:
+        yield from _memory(estimated)
+    if gpu and estimated.work:
         yield f"time of an iteration on {gpu.name}, estimated"
-        yield from _time(found, gpu)
+        yield from _time(estimated, gpu)
     yield "checks"
     yield from (f"  {'warning' if one.doubt else 'ok' if one.ok else 'problem':<9}{one.text}" for one in checks)
 
 
-def _geometry(found: Estimate) -> Iterator[str]:
-    c, g = found.config, found.geometry
+def _geometry(estimated: Estimate) -> Iterator[str]:
+    c, g = estimated.config, estimated.geometry
     images = c.num_groups * c.group_size
     several = "" if g.processes == 1 else f" on {g.processes} processes, {g.drawn} images each"
     again = f", groups of equal rewards up to {c.redraw_groups} times again" if c.redraw_groups else ""
     fewer = "up to " if c.drop_equal_groups or c.algorithm.skips_zero else ""
     limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
-    precision = described(c.dtype, torch.device("cpu" if found.on_cpu else "cuda"))
+    precision = described(c.dtype, torch.device("cpu" if estimated.on_cpu else "cuda"))
     yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {precision}"
     yield (
         f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}{again}, "
@@ -68,28 +68,28 @@ def _geometry(found: Estimate) -> Iterator[str]:
     )
 
 
-def _parameters(found: Estimate) -> Iterator[str]:
-    for part in found.parts:
+def _parameters(estimated: Estimate) -> Iterator[str]:
+    for part in estimated.parts:
         yield f"  {part.name.replace('_', ' '):<28}{part.parameters:>18,}  {part.kind}"
-    yield f"  {'trained':<28}{found.trained:>18,}  {found.config.finetune}"
+    yield f"  {'trained':<28}{estimated.trained:>18,}  {estimated.config.finetune}"
 
 
-def _memory(found: Estimate) -> Iterator[str]:
-    assert found.held is not None
-    for name, size in found.held.parts.items():
+def _memory(estimated: Estimate) -> Iterator[str]:
+    assert estimated.held is not None
+    for name, size in estimated.held.parts.items():
         yield f"  {name:<28}{size / GIB:>18.3f}"
-    yield f"  {'held throughout':<28}{found.held.total / GIB:>18.3f}"
-    if found.config.free_text_encoders:
-        yield f"  {'text encoders, at first':<28}{found.held.encoders / GIB:>18.3f}"
-    for name, size in found.phases.items():
-        yield f"  {f'all while {name}':<28}{size / GIB:>18.3f}" + ("  the peak" if name == found.largest else "")
-    if not found.phases:
+    yield f"  {'held throughout':<28}{estimated.held.total / GIB:>18.3f}"
+    if estimated.config.free_text_encoders:
+        yield f"  {'text encoders, at first':<28}{estimated.held.encoders / GIB:>18.3f}"
+    for name, size in estimated.phases.items():
+        yield f"  {f'all while {name}':<28}{size / GIB:>18.3f}" + ("  the peak" if name == estimated.largest else "")
+    if not estimated.phases:
         yield f"  {'activations':<28}{'not estimated':>18}"
 
 
-def _time(found: Estimate, gpu: GPU) -> Iterator[str]:
+def _time(estimated: Estimate, gpu: GPU) -> Iterator[str]:
     total = 0.0
-    for name, work in found.work.items():
+    for name, work in estimated.work.items():
         compute, traffic = seconds(work, gpu)
         total += max(compute, traffic)
         if work.flops:
@@ -101,4 +101,4 @@ def _time(found: Estimate, gpu: GPU) -> Iterator[str]:
         f"  {'in all':<28}{total:>16.2f} s  at {EFFICIENCY:.0%} of {gpu.bf16:g} TFLOP/s for bf16 and {gpu.tf32:g} for "
         f"fp32 (TF32), and {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:,} GB/s; rewards come on top"
     )
-    yield f"  {f'{found.config.iterations:,} iterations':<28}{total * found.config.iterations / 3600:>16.2f} h"
+    yield f"  {f'{estimated.config.iterations:,} iterations':<28}{total * estimated.config.iterations / 3600:>16.2f} h"

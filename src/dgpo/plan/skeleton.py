@@ -34,8 +34,8 @@ def find(model: str) -> Path | None:
         return Path(source)
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, "model_index.json")
-    return Path(found).parent if isinstance(found, str) else None
+    index = try_to_load_from_cache(source, "model_index.json")
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def how_to_fetch(model: str) -> str:

@@ -116,23 +116,23 @@ def _comparisons(call: _Call, batch: Batch, scores: dict[str, Tensor], tolerance
     alone = "groups alone" if needs_group(call.reward) else "images alone"
     for check, parts in (("the same again", [[*range(count)]]), ("another order", [order]), (alone, batch.units())):
         try:
-            found = [call(batch.rows(rows)) for rows in parts]
+            parts_scored = [call(batch.rows(rows)) for rows in parts]
         except (RewardError, UserError) as error:
             yield Finding(check, False, call.problem(error))
             continue
-        again = {key: torch.cat([part.get(key, torch.empty(0)) for part in found]) for key in found[0]}
+        again = {key: torch.cat([part.get(key, torch.empty(0)) for part in parts_scored]) for key in parts_scored[0]}
         expected = {key: values[[row for rows in parts for row in rows]] for key, values in scores.items()}
         yield _compared(check, expected, again, tolerance)
 
 
-def _compared(check: str, expected: dict[str, Tensor], found: dict[str, Tensor], tolerance: float) -> Finding:
+def _compared(check: str, expected: dict[str, Tensor], again: dict[str, Tensor], tolerance: float) -> Finding:
     """The score with the largest difference in units of what is allowed for it."""
-    shapes = [{key: values.shape for key, values in scores.items()} for scores in (expected, found)]
+    shapes = [{key: values.shape for key, values in scores.items()} for scores in (expected, again)]
     if shapes[0] != shapes[1]:
-        return Finding(check, False, f"other scores: {', '.join(found)} instead of {', '.join(expected)}")
+        return Finding(check, False, f"other scores: {', '.join(again)} instead of {', '.join(expected)}")
     worst = []
     for key, values in expected.items():
-        gap = (found[key] - values).abs().max().item()
+        gap = (again[key] - values).abs().max().item()
         allowed = max(tolerance * values.std().item(), ROUNDING * values.abs().max().item())
         worst.append((gap > allowed, gap / allowed if allowed else gap, key, gap, allowed))
     failed, _, key, gap, allowed = max(worst)

@@ -57,13 +57,13 @@ class Answer(NamedTuple):
 
 def parse_policy(reward: str, text: str) -> Policy:
     """The policy that a config gives a reward."""
-    found = _POLICY.fullmatch(text.strip())
-    if not found:
+    match = _POLICY.fullmatch(text.strip())
+    if not match:
         raise UserError(
             f"reward_failures gives {reward!r} the policy {text!r}; it must be raise, drop, retry(N, SECONDS) or "
             "retry(N, SECONDS)+drop, such as retry(3, 2): three times, after 2, 4 and 8 seconds"
         )
-    plain, retries, seconds, then = found.groups()
+    plain, retries, seconds, then = match.groups()
     return Policy(int(retries or 0), float(seconds or 0), "drop" in (plain, (then or "").lstrip("+")))
 
 

@@ -47,20 +47,20 @@ def resolve(name: str) -> Reward:
             f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
         )
     module = _module(name, module_name)
-    found = getattr(module, attribute, None)
-    if found is None:
+    reward = getattr(module, attribute, None)
+    if reward is None:
         where = getattr(module, "__file__", None) or "built into Python"
         raise UserError(f"reward {name!r}: module {module_name} has no {attribute!r} ({where})")
-    if isinstance(found, type):
+    if isinstance(reward, type):
         try:
-            found = found()
+            reward = reward()
         except TypeError as error:
             raise UserError(f"reward {name!r} is a class that cannot be made without arguments: {error}") from error
-    if not callable(found):
+    if not callable(reward):
         raise UserError(
-            f"reward {name!r} is a {type(found).__name__}; a reward is called with (images, prompts, metadata)"
+            f"reward {name!r} is a {type(reward).__name__}; a reward is called with (images, prompts, metadata)"
         )
-    return found
+    return reward
 
 
 @contextmanager

@@ -94,11 +94,11 @@ class Scoring:
         """Once all images are there: their scores, when the rewards are done."""
         answers = [(name, rows, job.result()) for name, rows, job in self._jobs]
         nothing = torch.full((len(self._images),), torch.nan)
-        found = joined(len(nothing), ((rows, answer.scores) for _, rows, answer in answers))
+        answered = joined(len(nothing), ((rows, answer.scores) for _, rows, answer in answers))
         failures: Counter[str] = Counter()
         for name, _, given in answers:
             failures.update({f"retries/{name}": given.retries, f"dropped/{name}": given.dropped})
-        return Scored(dict.fromkeys(self._rewards, nothing) | found, failures, sum(a.seconds for _, _, a in answers))
+        return Scored(dict.fromkeys(self._rewards, nothing) | answered, failures, sum(a.seconds for _, _, a in answers))
 
     def _completed(self, new: range) -> list[int]:
         """Rows of the groups whose last image is among the new ones."""

@@ -54,10 +54,10 @@ def _best_weights(run: str, config: Config) -> tuple[dict[str, Tensor], str]:
         )
     tensors, state = checkpoint.load(newest)
     best = newest.with_name(f"iteration-{state['best_iteration']:06d}")
-    found = "best, but held-out scores fell: see the report" if state.get("best_alarmed") else "best"
+    standing = "best, but held-out scores fell: see the report" if state.get("best_alarmed") else "best"
     if best == newest or not best.is_dir():
-        return tensors["ema"], f"{newest} ({found if best == newest else 'newest'})"
-    return checkpoint.load(best)[0]["ema"], f"{best} ({found})"
+        return tensors["ema"], f"{newest} ({standing if best == newest else 'newest'})"
+    return checkpoint.load(best)[0]["ema"], f"{best} ({standing})"
 
 
 def evaluate_source(source: str, config: Config) -> dict[str, float]:

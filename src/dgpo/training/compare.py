@@ -77,10 +77,10 @@ def constant_scores(rollout: Rollout, config: Config) -> dict[str, float]:
 
     One image alone tells nothing.
     """
-    found = {}
+    constant = {}
     for name in config.rewards:
         scores = distributed.all_gather_rows(rollout.score(name))
         scores = scores[~scores.isnan()]
         if len(scores) > 1 and scores.min() == scores.max():
-            found[name] = scores[0].item()
-    return found
+            constant[name] = scores[0].item()
+    return constant

@@ -96,11 +96,11 @@ def _score(
     cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
     x0, images, _ = Drawn.cat([*draw(model, cond, streams, sampling, weights)])
     group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
-    found = reward.scored(images, rows.prompts, rows.metadata, group_index)
-    scores = {**found.scores, "reward": reward.weighted(found.scores, rows.metadata)}
+    scored = reward.scored(images, rows.prompts, rows.metadata, group_index)
+    scores = {**scored.scores, "reward": reward.weighted(scored.scores, rows.metadata)}
     if "ref" in model.weights.names:
         scores["drift"] = _drift(model, x0, cond, streams, sampling.batch_size).cpu()
-    return images, scores, found.failures
+    return images, scores, scored.failures
 
 
 def _retries(failures: Iterable[Counter[str]]) -> dict[str, int]:

@@ -59,15 +59,15 @@ def chooses(config: Config) -> bool:
     return drops or config.drop_equal_groups or config.train_images is not None or config.algorithm.skips_zero
 
 
-def watched(run: Path, iteration: int, found: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
+def watched(run: Path, iteration: int, evaluation: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
     """The metrics of an evaluation with their changes since the run's first one, and the alarm; alike on every rank."""
 
     first = run / "first_evaluation.safetensors"
 
     def compared() -> list[dict[str, float]]:
-        return [compare(first, iteration, found.scores, found.distinct)] if distributed.is_main() else []
+        return [compare(first, iteration, evaluation.scores, evaluation.distinct)] if distributed.is_main() else []
 
-    metrics = {**found.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
+    metrics = {**evaluation.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
     told = alarm(metrics, config.rewards, config.eval_rewards)
     return {**metrics, ALARMS: len(told.fell) if told else 0}, told
 

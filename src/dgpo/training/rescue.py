@@ -71,8 +71,8 @@ def _kept(
 ) -> Kept | None:
     """What the main process could save; None where this rank cannot know it."""
     own = [_saved(run, state, broken, write)] if distributed.is_main() else []
-    found = distributed.gather_objects(own) if together else own
-    return found[0] if found else None
+    kept = distributed.gather_objects(own) if together else own
+    return kept[0] if kept else None
 
 
 def _saved(run: Path, state: Progress, broken: Callable[[], list[str]], write: Callable[[Path], object]) -> Kept:

@@ -111,14 +111,18 @@ class Running:
     def _evaluate(self, last: bool) -> None:
         """Score the averaged weights, and compare them with the run's first evaluation."""
         with self.clock.phase("eval"):
-            found = evaluate(self.model, self.encode, self._inputs.eval_sets, self._inputs.eval_reward, self.config)
-        self._latest, alarm = watched(self.folder, self.iteration, found, self.config)
+            evaluation = evaluate(
+                self.model, self.encode, self._inputs.eval_sets, self._inputs.eval_reward, self.config
+            )
+        self._latest, alarm = watched(self.folder, self.iteration, evaluation, self.config)
         picture = None
-        if distributed.is_main() and found.prompts:
-            picture = write_samples(self.folder, self.iteration, found.images, found.prompts)
+        if distributed.is_main() and evaluation.prompts:
+            picture = write_samples(self.folder, self.iteration, evaluation.images, evaluation.prompts)
         metrics = {**self._latest, **self.clock.read(), "time/elapsed": self.state.elapsed}
         alarmed = str(alarm) if alarm else None
-        self.callbacks.on_evaluation(self, Evaluated(metrics, found.images, found.prompts, picture, alarmed, last))
+        self.callbacks.on_evaluation(
+            self, Evaluated(metrics, evaluation.images, evaluation.prompts, picture, alarmed, last)
+        )
         note_evaluation(self.state, self._latest)
 
 

@@ -107,10 +107,10 @@ class Sampled:
                 with clock.phase("reward"):
                     return Drawn.cat(drawn), scoring.result()
 
-        drawn, found = distributed.together(drawn_and_scored)
+        drawn, scored = distributed.together(drawn_and_scored)
         with clock.phase("reward"):
-            found = scored_whole(self._reward, found, split, batch, mine, drawn.images)
-        clock.add("reward_busy", found.busy)
+            scored = scored_whole(self._reward, scored, split, batch, mine, drawn.images)
+        clock.add("reward_busy", scored.busy)
         return Rollout(
             iteration=iteration,
             num_groups=config.num_groups,
@@ -124,12 +124,12 @@ class Sampled:
             guidance_scale=sampling.guidance_scale,
             x0=drawn.x0,
             images=drawn.images,
-            scores=found.scores,
-            rewards=self._reward.weighted(found.scores, rows.metadata).to(model.device),
+            scores=scored.scores,
+            rewards=self._reward.weighted(scored.scores, rows.metadata).to(model.device),
             advantages=torch.zeros(len(rows), device=model.device),
             trained=torch.ones(len(rows), dtype=torch.bool, device=model.device),
             trajectory=drawn.trajectory,
-            failures=found.failures,
+            failures=scored.failures,
         )
 
 

@@ -22,15 +22,15 @@ def on_several_ranks(groups: int, size: int) -> frozenset[int]:
 
 
 def scored_whole(
-    reward: RewardSet, found: Scored, split: frozenset[int], batch: PromptSet, mine: Tensor, images: Tensor
+    reward: RewardSet, scored_alone: Scored, split: frozenset[int], batch: PromptSet, mine: Tensor, images: Tensor
 ) -> Scored:
-    """`found`, the scores of this rank's images, with those that wait for a group in `split`; on all ranks together.
+    """The scores of this rank's images with those that wait for a group in `split`; on all ranks together.
 
-    mine: (n, 2) int64, the group of each image, which is its prompt in `batch`, and its place there; images:
-    (n, 3, H, W) on the CPU.
+    scored_alone: without those; mine: (n, 2) int64, the group of each image, which is its prompt in `batch`, and its
+    place there; images: (n, 3, H, W) on the CPU.
     """
     if not split or not reward.needing_groups:
-        return found
+        return scored_alone
     here = torch.isin(mine[:, 0], torch.tensor(sorted(split)))
     gathered = distributed.all_gather_rows(images[here])
     keys = distributed.all_gather_rows(mine[here])
@@ -44,9 +44,9 @@ def scored_whole(
             return scoring.result()
 
     whole = distributed.together(scored)
-    parts = [([*range(len(mine))], found.scores)]
+    parts = [([*range(len(mine))], scored_alone.scores)]
     for theirs, scores in distributed.gather_objects([(keys[own], whole.scores)]):
         same = (mine[:, None] == theirs).all(2)  # (n, m)
         to, source = same.nonzero().unbind(1)
         parts.append((to.tolist(), {name: score[source] for name, score in scores.items()}))
-    return Scored(joined(len(mine), parts), found.failures + whole.failures, found.busy + whole.busy)
+    return Scored(joined(len(mine), parts), scored_alone.failures + whole.failures, scored_alone.busy + whole.busy)

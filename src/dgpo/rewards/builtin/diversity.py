@@ -76,7 +76,7 @@ def _mean_distances(
     """Each image's mean distance to the others of its group. features: (B, D); group_index: None groups by prompt."""
     if group_index is None:
         group_index = torch.tensor([prompts.index(prompt) for prompt in prompts])
-    found = features.new_empty(len(features))
+    means = features.new_empty(len(features))
     for group in group_index.unique():
         rows = (group_index == group).nonzero().flatten()
         if len(rows) < 2:
@@ -85,5 +85,5 @@ def _mean_distances(
                 "(eval_images_per_prompt, where it is watched)"
             )
         apart = distances(features[rows]).fill_diagonal_(0)
-        found[rows] = apart.sum(1) / (len(rows) - 1)
-    return found
+        means[rows] = apart.sum(1) / (len(rows) - 1)
+    return means

@@ -83,16 +83,16 @@ def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A CLIP state dict of open_clip under the names of transformers; one that has these already is returned as is."""
     if "text_model.final_layer_norm.weight" in tensors:
         return tensors
-    found: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         if name in _NAMES:
-            found[_NAMES[name]] = tensor.T.contiguous() if name.endswith("proj") or "projection" in name else tensor
+            ours[_NAMES[name]] = tensor.T.contiguous() if name.endswith("proj") or "projection" in name else tensor
         elif module in _PARTS:
-            found[f"{_PARTS[module]}.{kind}"] = tensor
+            ours[f"{_PARTS[module]}.{kind}"] = tensor
         else:
-            found |= _of_block(name, tensor)
-    return found
+            ours |= _of_block(name, tensor)
+    return ours
 
 
 def _of_block(name: str, tensor: Tensor) -> dict[str, Tensor]:

@@ -109,18 +109,18 @@ class ImageReward:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors below a prefix, without it and without the positions 0, 1, 2, ... that some versions stored."""
-    found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    found.pop("embeddings.position_ids", None)
-    return found
+    below = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    below.pop("embeddings.position_ids", None)
+    return below
 
 
 def _vision_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
+    named = {}
     for name, tensor in tensors.items():
         for ours, theirs in _VISION_NAMES:
             name = name.replace(ours, theirs)
-        found[f"post_layer{name}" if name.startswith("norm.") else name] = tensor
-    return found
+        named[f"post_layer{name}" if name.startswith("norm.") else name] = tensor
+    return named
 
 
 def _vision(tensors: dict[str, Tensor]) -> Any:

@@ -63,10 +63,10 @@ class OCR:
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, list[float]]:
         wanted = [plain(target(prompt, row)) for prompt, row in zip(prompts, metadata)]
-        found = [plain(text) for text in self.read(images)]
+        texts = [plain(text) for text in self.read(images)]
         return {
-            "ocr": [self._score(read, text) for read, text in zip(found, wanted)],
-            "exact": [float(read == text) for read, text in zip(found, wanted)],
+            "ocr": [self._score(read, text) for read, text in zip(texts, wanted)],
+            "exact": [float(read == text) for read, text in zip(texts, wanted)],
         }
 
     def check_row(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
@@ -98,8 +98,8 @@ class OCR:
         if factor != 1:
             size = [round(side * factor) for side in images.shape[2:]]
             images = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-        found = [self._read(picture)[0] or [] for picture in to_rows(images.flip(1)).numpy()]  # the reader takes BGR
-        return [" ".join(in_reading_order(fragments)) for fragments in found]
+        boxes = [self._read(picture)[0] or [] for picture in to_rows(images.flip(1)).numpy()]  # the reader takes BGR
+        return [" ".join(in_reading_order(fragments)) for fragments in boxes]
 
     def _score(self, read: str, text: str) -> float:
         if self.free_extra_text and text in read:

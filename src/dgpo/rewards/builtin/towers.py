@@ -84,12 +84,12 @@ class Towers:
     def image_embeds(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) float in [0, 1] -> (B, D) fp32 on the CPU, unit length."""
         model, _, preprocess = self.parts
-        found = []
+        embeds = []
         for batch in images.split(self.batch_size):
             pixels = preprocess(batch.to(model.device).float()).to(model.dtype)
             pooled = model.vision_model(pixel_values=pixels).pooler_output
-            found.append(F.normalize(model.visual_projection(pooled).float(), dim=-1).cpu())
-        return torch.cat(found)
+            embeds.append(F.normalize(model.visual_projection(pooled).float(), dim=-1).cpu())
+        return torch.cat(embeds)
 
     @torch.no_grad()
     def text_embeds(self, prompts: list[str]) -> Tensor:
@@ -97,14 +97,14 @@ class Towers:
         model, tokenizer, _ = self.parts
         different = list(dict.fromkeys(prompts))
         length = model.config.text_config.max_position_embeddings
-        found = []
+        embeds = []
         for start in range(0, len(different), self.batch_size):
             batch = different[start : start + self.batch_size]
             tokens = tokenizer(batch, padding=True, truncation=True, max_length=length, return_tensors="pt")
             inputs = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
             pooled = model.text_model(**inputs).pooler_output
-            found.append(F.normalize(model.text_projection(pooled).float(), dim=-1).cpu())
-        return torch.cat(found)[[different.index(prompt) for prompt in prompts]]
+            embeds.append(F.normalize(model.text_projection(pooled).float(), dim=-1).cpu())
+        return torch.cat(embeds)[[different.index(prompt) for prompt in prompts]]
 
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """(B,) in [-1, 1]: the cosine of each image with its own prompt."""

@@ -150,9 +150,9 @@ class VLMJudge:
 
     def _read(self, answer: str, index: int) -> float | None:
         """The score in an answer. Where there is none: an error, or None if `unparsable` stands in for it."""
-        found = {match["score"] for match in self._pattern.finditer(answer)}
+        numbers = {match["score"] for match in self._pattern.finditer(answer)}
         try:
-            (value,) = {float(text) for text in found}
+            (value,) = {float(text) for text in numbers}
             if self._low <= value <= self._high:
                 return (value - self._low) / (self._high - self._low)
         except (ValueError, TypeError):  # none, several, or no number

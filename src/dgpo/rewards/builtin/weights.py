@@ -81,7 +81,7 @@ def from_pretrained(cls: Any, name: str, reward: str) -> Any:
     is_model = nn.Module in getattr(cls, "__mro__", ())
     options = {"output_loading_info": True} if is_model else {}
     try:
-        found = cls.from_pretrained(str(Path(name).expanduser()), **options)
+        loaded = cls.from_pretrained(str(Path(name).expanduser()), **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         kind = MissingFiles if isinstance(error, OSError) else UserError
         raise kind(
@@ -89,8 +89,8 @@ def from_pretrained(cls: Any, name: str, reward: str) -> Any:
             "Hugging Face hub that holds one"
         ) from error
     if not is_model:
-        return found
-    model, info = found
+        return loaded
+    model, info = loaded
     missing = sorted(info["missing_keys"] & dict(model.named_parameters()).keys())  # buffers are no weights
     if missing:
         raise UserError(

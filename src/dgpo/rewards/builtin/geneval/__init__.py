@@ -62,8 +62,8 @@ class GenEval:
         """images (B, 3, H, W) float in [0, 1] -> {"geneval", "strict", "accuracy"}, B numbers each."""
         requests = [read(row, self._labels) for row in metadata]
         pixels = to_bytes(images)  # GenEval reads pictures from PNG files
-        found = [objects for part in pixels.split(self._batch_size) for objects in self._detector(part)]
-        kept = [keep(objects, request.tag, self._max_overlap) for objects, request in zip(found, requests)]
+        detected = [objects for part in pixels.split(self._batch_size) for objects in self._detector(part)]
+        kept = [keep(objects, request.tag, self._max_overlap) for objects, request in zip(detected, requests)]
         pairs = list(zip(self._colored(pixels, kept, requests), requests))
         rules = {"geneval": dense, "strict": strict, "accuracy": accuracy}
         return {name: [rule(*pair) for pair in pairs] for name, rule in rules.items()}

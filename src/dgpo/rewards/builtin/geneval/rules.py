@@ -50,11 +50,11 @@ class Detection(NamedTuple):
 Objects = dict[str, list[Detection]]  # of each class, the most confident first
 
 
-def keep(found: Iterable[Detection], tag: str, max_overlap: float = 1.0) -> Objects:
+def keep(detections: Iterable[Detection], tag: str, max_overlap: float = 1.0) -> Objects:
     """The detections that count as objects. max_overlap: a box that covers a better one this far (IoU) is dropped."""
     least = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     objects: Objects = {}
-    for one in sorted(found, key=lambda one: -one.score):
+    for one in sorted(detections, key=lambda one: -one.score):
         if one.score > least:
             objects.setdefault(one.label, []).append(one)
     return {label: _without_overlap(same[:MAX_OBJECTS], max_overlap) for label, same in objects.items()}
