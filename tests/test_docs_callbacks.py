@@ -12,6 +12,7 @@ from dgpo.run.callbacks import Callback
 TEXT = (Path(__file__).parents[1] / "docs" / "callbacks.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_callback_of_the_docs_ends_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

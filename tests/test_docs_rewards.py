@@ -21,6 +21,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 SETTINGS = re.findall(r"^\| `(dgpo\.[\w.]+)` \| (.*) \|$", TEXT, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "OCR" in snippet:
@@ -70,6 +71,7 @@ def test_commands_are_understood(line: str, tmp_path: Path, monkeypatch: pytest.
     assert {name for name in named if not name.startswith("http://")} <= set(BUILT_IN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", re.findall(r"^dgpo (?:reward|score) .*", TEXT, re.MULTILINE))
 def test_checks_and_scores_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if " ocr " in line:

@@ -20,6 +20,7 @@ def test_there_are_snippets() -> None:
     assert any(line.startswith("dgpo train") for line in COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", PYTHON)
 def test_python_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ def test_the_base_ignores_its_prompt():
     assert toy.score(model) == toy.score(model, "ref") == pytest.approx(BASE, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", MODES.values(), ids=MODES)
 def test_reward_rises(algorithm):
     model, history = train(algorithm)
@@ -42,6 +43,7 @@ def test_reward_rises(algorithm):
     assert all(metric == metric for metric in history[-1].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "updates"), [*PEERS.values(), (SLIDING, 2)], ids=[*PEERS, "sliding window"])
 def test_reward_rises_with_other_algorithms(algorithm, updates):
     model, history = train(algorithm, updates=updates)
@@ -50,6 +52,7 @@ def test_reward_rises_with_other_algorithms(algorithm, updates):
     assert all(metric == metric for metric in history[-1].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "updates"), PEERS.values(), ids=PEERS)
 def test_rewards_of_other_images_teach_other_algorithms_nothing(algorithm, updates):
     model, _ = train(algorithm, updates=updates, shuffle=True)
@@ -72,6 +75,7 @@ def test_only_pairs_train_with_diffusion_dpo():
     assert part.advantages.reshape(3, 2).sum(1).tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rewards_of_other_images_teach_nothing(seed):
     model, _ = train(MODES["frozen reference"], seed=seed, shuffle=True)

@@ -3,10 +3,13 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from dgpo.bench import measure_overhead
 from dgpo.recipes import recipe
 
 
+@pytest.mark.slow
 def test_time_and_memory_of_an_iteration_are_compared_with_its_bare_calls(tmp_path, capsys):
     small = replace(recipe("tiny"), num_groups=2, group_size=2)
     small = replace(small, sampling=replace(small.sampling, num_inference_steps=2))

@@ -85,6 +85,7 @@ def test_a_run_that_cannot_work_leaves_no_folder(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -109,6 +110,7 @@ def test_the_table_of_bad_input(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_plan_tells_of_a_row_that_a_run_would_stop_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +194,7 @@ def test_resuming_a_run_without_checkpoints(run: Path, capsys: pytest.CaptureFix
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_after_a_damaged_checkpoint_the_advice_leads_on(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +222,7 @@ def test_after_the_only_checkpoint_is_damaged(run: Path, capsys: pytest.CaptureF
     assert "no intact checkpoint before it" in message
 
 
+@pytest.mark.slow
 def test_doubts_are_told_by_the_plan_and_at_the_start_of_a_run_which_goes_on(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from dgpo import distributed
 from dgpo.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_process_is_a_no_op(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)

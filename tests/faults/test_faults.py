@@ -8,6 +8,8 @@ import faulty_rewards
 import kills
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

@@ -61,6 +61,7 @@ def test_damage_to_a_file_is_told_in_one_message(folder: Path, whole: Tensor, tm
             assert "\n" not in said, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PIPELINES)
 def test_a_missing_tensor_of_any_part_is_named(tmp_path: Path, family: str) -> None:
     """The libraries only warn, and fill a text encoder with random weights."""
@@ -166,6 +167,7 @@ def prefixed(prefix: str, *names: str) -> Extra:
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "part", "edit"),
     [
@@ -198,6 +200,7 @@ def test_what_only_looks_at_pictures_is_not_read(tmp_path: Path) -> None:
     assert load_model(tmp_path, device="cpu").pipeline.safety_checker is None
 
 
+@pytest.mark.slow
 def test_loading_says_nothing_and_leaves_logging_as_it_was(folder: Path) -> None:
     """Not even torchao, which PEFT imports and which warns of kernels for other machines."""
     code = f"from dgpo.models import load_model; load_model({str(folder)!r}, device='cpu')"

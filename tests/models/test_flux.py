@@ -77,6 +77,7 @@ def perturb(model):
         tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dev", "schnell"])
 @pytest.mark.parametrize("resolution", [32, 48])
 def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(folders, load, kind, resolution):
@@ -148,6 +149,7 @@ def test_grids(load, model, stock):
     assert scheduler_shift({**real, "time_shift_type": "linear"}, (16, 128, 128)) == pytest.approx(1.15)
 
 
+@pytest.mark.slow
 def test_a_lora_is_read_by_stock_diffusers(folders, load, tmp_path):
     model, stock = load(lora=LoraConfig(rank=4, alpha=8)), stock_pipeline(folders / "dev")
     noise = model.init_noise(generators())

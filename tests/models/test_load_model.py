@@ -97,6 +97,7 @@ def test_a_model_that_does_not_fit_says_what_would(folder, monkeypatch, error):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_other_errors_of_loading_are_left_alone(folder, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("a fault of ours")

@@ -87,6 +87,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder, file, read, weights_of(pipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", SETTINGS_OF_RUNS, ids=["scale 2", "patterns"])
 def test_programs_add_what_dgpo_adds(family: Any, lora: LoraConfig, tmp_path: Path) -> None:
     folder, file, read, weights = family
@@ -181,6 +182,7 @@ def test_what_cannot_be_mended_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_stock_diffusers_finds_its_own_file_of_the_two(tmp_path: Path) -> None:
     stock = tiny_sd()
     stock.save_pretrained(tmp_path / "model")
@@ -246,6 +248,7 @@ for name in ("sd", "pixart"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_that_others_may_read(tmp_path: Path) -> None:
     """U-Nets and PEFT folders: the most files there are."""
     tiny_sd().save_pretrained(tmp_path / "sd")

@@ -60,6 +60,7 @@ def flow_model(folder: Path, make: Callable[[], Any], scheduler: Any) -> tuple[A
     return stock, load_model(folder, device="cpu", sets=(), **own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", SCHEDULERS)
 @pytest.mark.parametrize("make", FLOWS)
 def test_a_flow_schedulers_options(tmp_path: Path, make: Callable[[], Any], options: str) -> None:
@@ -80,6 +81,7 @@ def test_a_flow_schedulers_options(tmp_path: Path, make: Callable[[], Any], opti
     assert_same_pictures(drawn, expected, (2, 3, drawn.shape[-1], drawn.shape[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_sd3, tiny_flux, tiny_qwen_image, tiny_z_image])
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 def test_training_walks_the_shift_of_its_size(tmp_path: Path, make: Callable[[], Any], kind: Any) -> None:
@@ -97,6 +99,7 @@ def test_every_flow_grid_ends_at_the_terminal(tmp_path: Path) -> None:
     assert model.sigmas(6)[-2:].tolist() == pytest.approx([0.05, 0.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FLOWS)
 def test_timesteps_are_numbered_as_the_scheduler_says(tmp_path: Path, make: Callable[[], Any]) -> None:
     """What the network is told at t, of a scheduler with 500 training timesteps, is what it was told at t / 2."""
@@ -108,6 +111,7 @@ def test_timesteps_are_numbered_as_the_scheduler_says(tmp_path: Path, make: Call
         assert torch.allclose(model.velocity(x, torch.full((2,), 0.4), cond), v, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_flow_schedulers_of_other_solvers_and_schedulers_of_no_flow(tmp_path: Path) -> None:
     solver = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=2.5, prediction_type="flow_prediction")
     _, model = flow_model(tmp_path / "solver", tiny_sd3, solver)
@@ -139,6 +143,7 @@ VAES: list[tuple[Callable[..., Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "vae"), VAES)
 def test_what_a_variance_preserving_pipeline_reads_of_its_autoencoder(
     tmp_path: Path, make: Callable[..., Any], vae: dict[str, Any]
@@ -150,6 +155,7 @@ def test_what_a_variance_preserving_pipeline_reads_of_its_autoencoder(
     torch.testing.assert_close(model.family.from_vae(model.family.to_vae(latents)), latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_sd3, tiny_flux, tiny_z_image, tiny_sana])
 def test_what_a_flow_pipeline_reads_of_its_autoencoder(tmp_path: Path, make: Callable[[], Any]) -> None:
     scale = {"scaling_factor": 0.9, **CHANNELS, **({} if make is tiny_sana else {"shift_factor": -0.2})}
@@ -162,6 +168,7 @@ def test_what_a_flow_pipeline_reads_of_its_autoencoder(tmp_path: Path, make: Cal
     torch.testing.assert_close(model.family.from_vae(model.family.to_vae(x0)), x0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

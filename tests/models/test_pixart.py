@@ -25,6 +25,7 @@ def test_the_scheduler_of_the_published_model(tmp_path):
     assert_stock_pictures(stock, model, 4.5, num_steps=6, solver="dpm_solver_pp_2m", **CALL)
 
 
+@pytest.mark.slow
 def test_a_network_without_learned_variances(tmp_path):
     stock, model = both(tmp_path, tiny_pixart(out_channels=4))
     assert_stock_pictures(stock, model, 1.0, **CALL)

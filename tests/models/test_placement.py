@@ -76,6 +76,7 @@ def test_moved_weights_are_the_same_parameters(load: Any) -> None:
     assert [id(parameter) for parameter in model.weights.parameters()] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", ["velocity", "decode", "encode_images"])
 def test_who_asks_the_network_with_its_encoders_gets_an_answer(load: Any, ask: str) -> None:
     """The same as without `encoders_first`: what waits is placed at the first call."""

@@ -74,6 +74,7 @@ def perturb(model):
         tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["base", "lightning"])
 @pytest.mark.parametrize("resolution", [32, 48])
 def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(folders, load, kind, resolution):
@@ -186,6 +187,7 @@ def test_a_fully_trained_network_is_read_by_stock_diffusers(folders, load, tmp_p
     torch.testing.assert_close(ours, stock_images(stock, noise), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_go_to_every_attention_projection_of_the_real_network():
     with torch.device("meta"):
         network = QwenImageTransformer2DModel()

@@ -87,6 +87,7 @@ def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(load, stock, re
     assert_same_pictures(ours, stock_images(stock, noise, guidance_scale), (3, 3, side, side))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -10,6 +10,7 @@ from dgpo.errors import UserError
 from dgpo.models.sd3 import SD3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [None, 96])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
 def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(load, stock, resolution, guidance_scale):
@@ -90,6 +91,7 @@ def test_no_gradient_reaches_encoders_or_decoder(load):
     assert 0 <= images.min() < images.max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_bf16_is_close_and_trains_fp32_weights(load, finetune):
     exact, rounded = load(finetune=finetune), load(finetune=finetune, dtype="bf16")

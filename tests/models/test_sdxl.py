@@ -6,6 +6,7 @@ from diffusers import EulerDiscreteScheduler
 from tiny_vp import SD, ZERO_SNR, assert_stock_pictures, both, ddim, perturb, stock_noise, tiny_sdxl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [None, 96])
 def test_our_walk_on_the_ddim_grid_draws_the_stock_pictures(tmp_path, resolution):
     stock, model = both(tmp_path, tiny_sdxl(), resolution=resolution)
@@ -30,6 +31,7 @@ def test_the_empty_prompt_is_zeros_only_where_the_pipeline_says_so(tmp_path, for
         assert_stock_pictures(stock, model, 4.5)
 
 
+@pytest.mark.slow
 def test_pooled_text_and_size_are_conditions(tmp_path):
     _, model = both(tmp_path, tiny_sdxl())
     x, t, cond = stock_noise(model), torch.tensor([0.9, 0.5, 0.2]), model.encode(["a red cat"] * 3)

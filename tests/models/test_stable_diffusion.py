@@ -14,6 +14,7 @@ from dgpo.models.stable_diffusion import StableDiffusion
 V_PREDICTION = SD | {"prediction_type": "v_prediction"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "resolution"), [(SD, None), (SD, 72), (V_PREDICTION, 96), (ZERO_SNR, None)])
 def test_our_walk_on_the_ddim_grid_draws_the_stock_pictures(tmp_path, config, resolution):
     stock, model = both(tmp_path, tiny_sd(ddim(**config)), resolution=resolution)
@@ -21,6 +22,7 @@ def test_our_walk_on_the_ddim_grid_draws_the_stock_pictures(tmp_path, config, re
     assert (guided - plain).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_ddim_that_stops_at_the_first_timestep(tmp_path):
     """As the schedulers of the published checkpoints do: the last latents are still scaled by alpha + sigma."""
     stock, model = both(tmp_path, tiny_sd(ddim(**SD | {"set_alpha_to_one": False})))
@@ -37,6 +39,7 @@ def test_eulers_scheduler_is_ddim_too(tmp_path, config):
     assert_stock_pictures(stock, model, 4.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "guidance_scale"), [(SD, 1.0), (SD, 4.5), (V_PREDICTION, 4.5)])
 def test_dpm_solver_pp_is_the_same_in_both_coordinates(tmp_path, config, guidance_scale):
     """On diffusers' own grid for that scheduler, with its first and its last step of first order."""
@@ -47,6 +50,7 @@ def test_dpm_solver_pp_is_the_same_in_both_coordinates(tmp_path, config, guidanc
     assert (euler - expected).abs().max() > 0.01, "the order matters here"
 
 
+@pytest.mark.slow
 def test_our_own_grid_and_noise_are_a_stock_call_with_trailing_steps(tmp_path):
     """The whole chain as a rollout walks it, whatever scheduler is in the folder."""
     stock, model = both(tmp_path, tiny_sd(PNDMScheduler(**SD | {"skip_prk_steps": True})))

@@ -68,6 +68,7 @@ def test_another_alpha_changes_how_it_trains_and_not_what_it_draws(load, trained
     assert torch.equal(velocity(model), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -181,6 +182,7 @@ FILES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_it_is_as_strong_as_in_stock_diffusers_and_so_is_what_is_exported_next(name, tmp_path):
     make, start = FILES[name](tmp_path / "start")
@@ -241,6 +243,7 @@ def test_names_in_the_config_are_short_and_patterns_are_kept(load, sd3_file):
     assert lora.alpha_pattern == {"^transformer_blocks.0.attn2.to_q": 32}
 
 
+@pytest.mark.slow
 def test_a_run_records_what_the_file_told_and_resumes_after_the_file_has_changed(tiny_folder, trained, tmp_path):
     start = tmp_path / "start"
     start.mkdir()

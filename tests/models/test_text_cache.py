@@ -56,6 +56,7 @@ def test_known_prompts_are_encoded_in_batches_and_never_again(spy: Spy) -> None:
     assert torch.equal(found.tensors["pooled"][0], found.tensors["pooled"][2])
 
 
+@pytest.mark.slow
 def test_a_folder_serves_later_runs_of_the_same_encoders_only(spy: Spy, tiny_folder: Path, tmp_path: Path) -> None:
     first = CondCache(spy, tmp_path / "texts")
     first.know(TEXTS[:2])
@@ -101,6 +102,7 @@ def test_without_encoders_guidance_goes_on_and_encoding_fails(tiny_folder: Path)
         model.encode(["two dogs"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_run_without_encoders_is_the_same_run(tiny_folder: Path, tmp_path: Path, cached: bool) -> None:
     """Up to the rounding of encoding in batches; and resumed it is the same bit for bit."""

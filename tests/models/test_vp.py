@@ -189,6 +189,7 @@ def velocity(model, guidance_scale=2.0, t=T):
     return model.velocity(stock_noise(model), t, model.encode(PROMPTS), guidance_scale)
 
 
+@pytest.mark.slow
 def test_the_family_and_its_shapes(name, model):
     assert isinstance(model.family, FAMILIES[name][1])
     assert model.latent_shape == (4, 8, 8)
@@ -243,6 +244,7 @@ def test_latent_space_tells_autoencoders_apart(name, model, monkeypatch):
     assert model.latent_space != told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_bf16_is_close_and_trains_fp32_weights(family_folder, model, finetune):
     rounded = load_model(family_folder, device="cpu", dtype="bf16", finetune=finetune, sets=())
@@ -257,6 +259,7 @@ def test_bf16_is_close_and_trains_fp32_weights(family_folder, model, finetune):
     assert 0 < error < 0.1 * v.abs().mean()
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient(family_folder):
     def gradients(gradient_checkpointing):
         model = load_model(family_folder, device="cpu", sets=(), gradient_checkpointing=gradient_checkpointing)

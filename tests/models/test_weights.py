@@ -115,6 +115,7 @@ def test_only_the_policy_ever_requires_a_gradient(model):
     assert not any(parameter.requires_grad for part in frozen for parameter in part.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_gradients_are_the_same_after_other_sets_answered_and_with_checkpointing(load, finetune):
     def gradients(gradient_checkpointing, others):
@@ -182,6 +183,7 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_is_changed(model):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.weights.tensors("old").items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [1, 4, 8, 6])
 @pytest.mark.parametrize("name", ["policy", "ema"])
 def test_an_exported_lora_draws_the_same_in_stock_diffusers(load, stock, tmp_path, name, alpha):
@@ -229,6 +231,7 @@ def test_lora_reaches_every_attention_projection_and_scales_by_alpha_over_rank(l
     )
 
 
+@pytest.mark.slow
 def test_lora_starts_from_its_seed_alone(load):
     def adapters(seed, lora=LoraConfig(rank=8)):  # noqa: B008
         return load(seed=seed, lora=lora).weights.tensors("policy")
@@ -270,6 +273,7 @@ def test_bad_names_and_settings_are_explained(load, stock, tmp_path):
         full_weights(stock.transformer, ("olld",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, checkpointing, monkeypatch):
@@ -301,6 +305,7 @@ def test_compiled_blocks_answer_for_every_set_as_plain_ones_do(load, finetune, c
         torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compile_needs_a_compiler_and_blocks(load, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)

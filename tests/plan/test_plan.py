@@ -25,6 +25,7 @@ from dgpo.plan.speed import Work
 from dgpo.training.geometry import geometry
 
 
+@pytest.mark.slow
 def test_the_command_prints_all_sections_and_loads_no_weights(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ def planned(config: Config) -> Estimate:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -44,6 +45,7 @@ def test_a_tiny_runs_peak_is_foreseen(changes: dict[str, Any], tiny_folder: Path
     assert planned(config).peak == pytest.approx(measured_peak(config), rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_medium_runs_peak_is_foreseen(tmp_path: Path) -> None:
     config = short(save_medium(tmp_path / "model"), tmp_path / "run")
     found = planned(config)
@@ -52,6 +54,7 @@ def test_a_medium_runs_peak_is_foreseen(tmp_path: Path) -> None:
     assert found.peak == found.phases["updating"] == pytest.approx(measured_peak(config), rel=0.05)
 
 
+@pytest.mark.slow
 def test_each_saving_saves_where_it_says(tiny_folder: Path, tmp_path: Path) -> None:
     def planned_phases(**changes: Any) -> dict[str, int]:
         return planned(short(tiny_folder, tmp_path, **changes)).phases

@@ -35,6 +35,7 @@ def bare(tiny_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -155,6 +156,7 @@ PIPELINES = {
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PIPELINES)
 def test_every_family_is_planned_without_its_tokenizers_files_and_says_so(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

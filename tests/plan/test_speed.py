@@ -53,6 +53,7 @@ def test_seconds_are_bound_by_arithmetic_or_by_memory() -> None:
     assert seconds(Work(4e12, 8e10, fp32_flops=2e12), gpu) == (pytest.approx(5.5), pytest.approx(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_each_product_counts_in_the_precision_it_is_computed_in(
     finetune: Literal["lora", "full"], tiny_folder: Path, tmp_path: Path

@@ -30,6 +30,7 @@ def change_config(run: Path, **changes: object) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({**config, **changes}))
 
 
+@pytest.mark.slow
 def test_every_run_leaves_a_card_that_hugging_face_can_read(finished_run: Path) -> None:
     card = ModelCard.load(finished_run / "final" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag, card.data.license) == (

@@ -143,6 +143,7 @@ for name in sys.argv[1:] or BUILT_IN:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[], ["my_rewards:flat"], ["http://127.0.0.1:1"], ["scipy:nothing"], ["colorsys:no"]])
 def test_files_of_the_working_folder_never_stand_in_for_installed_modules(tmp_path, names):
     for shadow in SHADOWS:

@@ -167,6 +167,7 @@ def rising(gains):
     return reward
 
 
+@pytest.mark.slow
 def test_a_run_tells_changes_alarms_and_keeps_the_best_without_one(config):
     """Iteration 1 gains without loss, iteration 2 more with one, iteration 3 loses."""
     functions = {"colour": rising([0, 1, 2, -1]), "other": rising([0, 0, -1, -1])}
@@ -185,6 +186,7 @@ def test_a_run_tells_changes_alarms_and_keeps_the_best_without_one(config):
     assert (other.interval, other.between, other.moved) == ((-10, -10), "−10.00 to −10.00", -1)
 
 
+@pytest.mark.slow
 def test_stopping_on_an_alarm_loses_nothing(config, capfd):
     """The run stops where Ctrl-C would have stopped it; resumed without the switch it ends as if it never had."""
     gains = {"colour": [0, 1, 2, 3], "other": [0, 0, -1, -2]}
@@ -202,6 +204,7 @@ def test_stopping_on_an_alarm_loses_nothing(config, capfd):
     assert [state["best_iteration"] for state in states] == [1, 1]
 
 
+@pytest.mark.slow
 def test_changes_survive_a_kill_and_the_first_scores_are_the_runs_own(config):
     """The same rows after a resume, against the scores of step 0, which are no longer computed."""
     run(config("whole"), reward_functions=FUNCTIONS)

@@ -178,6 +178,7 @@ for i in itertools.count(1):
 """
 
 
+@pytest.mark.slow
 def test_kill_leaves_only_intact_checkpoints(tmp_path):
     wait = random.Random(0)
     for attempt in range(3):

@@ -39,6 +39,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     return call
 
 
+@pytest.mark.slow
 def test_eval_of_a_run_repeats_the_evaluation_of_its_best_weights(finished_run: Path) -> None:
     rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     evaluations = [row for row in rows if "eval/seen/reward" in row]
@@ -80,6 +81,7 @@ def test_the_table_counts_repeated_calls_and_missing_scores(
     assert ["reward/missing", "1"] in rows
 
 
+@pytest.mark.slow
 def test_eval_of_a_model_needs_no_run(tiny_folder: Path, command: Command) -> None:
     words = "--rewards runs:colour=1 --eval-rewards --eval-prompts mine=mine.txt --sampling.num-inference-steps 2"
     Path("mine.txt").write_text("a cat\na dog\n")
@@ -88,6 +90,7 @@ def test_eval_of_a_model_needs_no_run(tiny_folder: Path, command: Command) -> No
     assert "±" in out
 
 
+@pytest.mark.slow
 def test_a_run_whose_updates_split_groups_is_scored_like_any(
     finished_run: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -139,6 +142,7 @@ def test_sample_draws_a_row_for_each_prompt_and_replaces_nothing(finished_run: P
     assert Path("new/cats.png").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_its_arguments_alone(finished_run: Path, command: Command) -> None:
     pictures = {}
     for name, words in (

@@ -35,6 +35,7 @@ def config_of(model: Path, tmp_path: Path, **changes: Any) -> Config:
     return replace(base, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -53,6 +54,7 @@ def test_configs_of_all_kinds_are_gone_through(tiny_folder: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dataset_is_gone_through(tiny_folder: Path, tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "pictures")
     found = dry_run(config_of(tiny_folder, tmp_path, offline=str(data)))

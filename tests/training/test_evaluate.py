@@ -42,6 +42,7 @@ def score(model, tiny_folder, tmp_path):
     return evaluated
 
 
+@pytest.mark.slow
 def test_noise_is_fixed(score):
     one, two = score(), score()
     assert one.metrics == two.metrics
@@ -50,6 +51,7 @@ def test_noise_is_fixed(score):
     assert score(seed=1).metrics != one.metrics
 
 
+@pytest.mark.slow
 def test_every_image_is_scored_once_in_any_batch(score):
     """Nine images in batches of four: the last batch is short, and not filled up."""
     calls = []
@@ -87,6 +89,7 @@ def test_watched_scores_are_reported_and_weigh_nothing(score):
     assert metrics["eval/seen/reward"] == pytest.approx(2 * metrics["eval/seen/colour"])
 
 
+@pytest.mark.slow
 def test_samples_are_the_first_image_of_the_first_prompts(score):
     images = []
 
@@ -132,6 +135,7 @@ def test_drift_is_the_references_own_loss_on_the_images(score, tiny_folder, mode
     assert far != pytest.approx(drift, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_without_reference_weights_there_is_no_drift(score, tiny_folder):
     model = load_model(tiny_folder, device="cpu", sets=("ema",))
     assert not any("drift" in key for key in score(model=model).metrics)
@@ -146,6 +150,7 @@ def test_rewards_are_called_without_gradient_and_on_the_cpu(score):
     score(reward=check)
 
 
+@pytest.mark.slow
 def test_evaluations_may_have_steps_and_guidance_of_their_own(score):
     rollouts = Sampling(num_inference_steps=3, guidance_scale=1.0)
     own = replace(rollouts, eval_num_inference_steps=5, eval_guidance_scale=2.0)

@@ -51,6 +51,7 @@ def stock_pipeline(folder, run_folder, finetune) -> Any:
     return pipeline
 
 
+@pytest.mark.slow
 def test_stock_diffusers_draws_the_same(tiny_folder, trained, monkeypatch):
     run_folder, config, model = trained
     stock = stock_pipeline(tiny_folder, run_folder, config.finetune)
@@ -128,6 +129,7 @@ for number, image in enumerate(images):
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_diffusers_alone_repeats_the_last_evaluation(tiny_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     sampling = Sampling(solver="euler", num_inference_steps=STEPS, guidance_scale=1.0)

@@ -37,6 +37,7 @@ def forwards(counts: Counts) -> int:
     return sum(counts.sampling) + sum(counts.frozen.values()) + sum(map(sum, counts.updates))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_one_process_does_what_is_foreseen(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     config = case(tiny_folder, tmp_path / "run", CASES[name])
@@ -117,6 +118,7 @@ def several(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return [{name: Counts(**counts) for name, counts in rank.items()} for rank in ranks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEVERAL)
 def test_two_processes_do_what_is_foreseen(name: str, several: list[dict[str, Counts]], tiny_folder: Path) -> None:
     config = case(tiny_folder, tiny_folder, SEVERAL[name])
@@ -161,6 +163,7 @@ def test_reward_failures_that_drop_images_may_leave_groups_that_do_not_fit() -> 
     assert not geometry(replace(config, **dropping, micro_batch_size=None), 1).splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("iterations", "every"), [(3, 2), (2, 2), (2, 5)])
 def test_evaluations_and_checkpoints_are_made_where_they_are_due(
     iterations: int, every: int, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

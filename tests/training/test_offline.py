@@ -79,6 +79,7 @@ def write_lines(folder: Path, *values: dict[str, Any]) -> None:
 # --- the format
 
 
+@pytest.mark.slow
 def test_what_is_written_is_read_back_exactly(model: Any, latents: Path) -> None:
     dataset, groups = GroupDataset(latents), some_groups(model)
     dataset.require_fits(model)
@@ -153,6 +154,7 @@ def test_the_autoencoder_of_the_stock_pipeline_is_inverted(model: Any) -> None:
     torch.testing.assert_close(model.decode(x0), stock, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_renders_survive_a_round_trip_through_the_embedded_model() -> None:
     embedded = load_model("tiny-sd3", device="cpu", sets=())
     table, rng = build_captions(), seeds.generator(1, "offline")
@@ -171,6 +173,7 @@ def rollout_of(model: Any, config: Config) -> Rollout:
     return source_of(model, config, RewardSet({"colour": 1.0}, REWARDS), prompts, sampler).next(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dgpo", "diffusion_dpo", "awm"])
 def test_offline_on_a_rollout_is_the_online_update(name: str, model: Any, tiny_folder: Path, tmp_path: Path) -> None:
     online = small(tiny_folder, tmp_path / "online", iterations=1, noise_scale_every=1, text_dropout=0.4)
@@ -193,6 +196,7 @@ def never(images: Any, prompts: Any, metadata: Any) -> Any:
     raise AssertionError("a reward was called, and there is nothing to score")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_the_run_never_stopped(model: Any, latents: Path, tiny_folder: Path) -> None:
     options = {"offline": str(latents), "num_groups": 1, "noise_scale_every": 1}
     whole = small(tiny_folder, latents.with_name("whole"), iterations=4, **options)
@@ -208,6 +212,7 @@ def test_a_resumed_run_equals_the_run_never_stopped(model: Any, latents: Path, t
     assert seen == {0.0}
 
 
+@pytest.mark.slow
 def test_groups_of_different_sizes_train_alike_in_any_micro_batch(tiny_folder: Path, pictures: Path) -> None:
     found = []
     for micro in (None, 2, 1):

@@ -16,6 +16,8 @@ from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
 from dgpo.training.update import improve, to_train
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "dgpo": DGPO(beta=3.0, num_points=2, trunc_steps=2),
     "flow_grpo": FlowGRPO(),

@@ -29,6 +29,8 @@ from dgpo.rewards.base import RewardError
 from dgpo.run import checkpoint
 from dgpo.training.schedule import loaded_sets
 
+pytestmark = pytest.mark.slow
+
 PLACES = {
     "next": "dgpo.training.sources.Sampled",
     "fixed_velocities": "dgpo.training.update",

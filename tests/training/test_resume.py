@@ -67,6 +67,7 @@ def kill_amid(process, config, moment):
     return process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_twice_and_resumed_equals_never_killed(processes, config, mode, finetune):
@@ -89,6 +90,7 @@ def test_killed_twice_and_resumed_equals_never_killed(processes, config, mode, f
     assert_same_run(Path(hurt.out), Path(unhurt.out), ITERATIONS)
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_for_more_iterations(config):
     """Two iterations, then two more, equal four: even where only the later ones sample from `old`."""
     whole = config("whole", "cfg", "lora")
@@ -119,6 +121,7 @@ def interrupting(at, signals):
     return {"colour": reward}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_ctrl_c_finishes_the_iteration_and_saves(tiny_folder, tmp_path, number, capfd):
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10)
@@ -134,6 +137,7 @@ def test_ctrl_c_finishes_the_iteration_and_saves(tiny_folder, tmp_path, number, 
     assert_same_run(result.run, tmp_path / "unhurt", 3)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10)
     before = signal.getsignal(signal.SIGINT)

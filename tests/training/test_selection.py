@@ -108,6 +108,7 @@ def test_new_prompts_are_drawn_in_place_of_equal_groups(fresh, tiny_folder, tmp_
     assert sampler.position == 3, "what is needed is drawn, and no more"
 
 
+@pytest.mark.slow
 def test_a_run_that_redraws_resumes_bit_for_bit(tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path / "whole", iterations=3, drop_equal_groups=True, redraw_groups=1)
     reward = {"colour": flat_for("two dogs", "a cup", "green")}
@@ -178,6 +179,7 @@ def test_an_update_whose_part_holds_no_image_changes_no_weight(fresh, tiny_folde
     assert distance(model.weights.tensors("policy"), before) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_empty_prompt_replaces_the_expected_share_of_prompts(fresh, tiny_folder, tmp_path, share):
     config = small(tiny_folder, tmp_path, num_groups=2, group_size=300, text_dropout=share, algorithm=AWM())
@@ -257,6 +259,7 @@ def test_choices_that_fit_are_accepted() -> None:
     Config(split_updates=True, algorithm=FlowGRPO())
 
 
+@pytest.mark.slow
 def test_a_failure_after_an_iteration_without_a_step_loses_nothing(tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path / "run", algorithm=FREE_OF_KL, drop_equal_groups=True, checkpoint_every=10)
     calls = []

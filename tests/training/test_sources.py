@@ -60,6 +60,7 @@ def test_what_a_rollout_holds(draw):
     assert rollout.rewards.std() > 0.01, "the tests below need images that differ"
 
 
+@pytest.mark.slow
 def test_the_sampling_batch_changes_rounding_only(draw):
     """Bit-equal for equal batches; otherwise the network's sums are rounded in another order."""
     alone = draw(batch_size=1)
@@ -69,6 +70,7 @@ def test_the_sampling_batch_changes_rounding_only(draw):
     assert (alone.x0[0] - alone.x0[1]).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_company(draw):
     few = draw(group_size=3).x0.view(2, 3, -1)
     many = draw(group_size=5, prompts=PROMPTS[:3]).x0.view(3, 5, -1)
@@ -81,6 +83,7 @@ def test_seed_and_iteration_draw_other_images(draw, other):
     assert (one.x0 - another.x0).flatten(1).abs().amax(1).min() > 0.1
 
 
+@pytest.mark.slow
 def test_after_the_switch_old_samples(draw, tiny_folder):
     model = load_model(tiny_folder, device="cpu", sets=("ref", "old", "ema"))
     before = draw(model=model, iteration=2).x0

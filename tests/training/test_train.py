@@ -34,6 +34,7 @@ from dgpo.types import TrainPoint, Velocities
 # --- the update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_update_does_not_depend_on_the_micro_batch(fresh, tiny_folder, tmp_path, finetune, mode):
@@ -81,6 +82,7 @@ def test_the_update_is_the_gradient_of_the_mean_loss(fresh, tiny_folder, tmp_pat
     assert metrics["train/clip_fraction"] > 0, "without a clip `old` would not matter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_in_fp32_the_micro_batch_changes_rounding_only(fresh, tiny_folder, tmp_path, finetune):
     """Weights to 1e-6; gradients to 3e-6, for they are differences between the gradients of a group's images."""
@@ -100,6 +102,7 @@ def test_in_fp32_the_micro_batch_changes_rounding_only(fresh, tiny_folder, tmp_p
         assert distance(other_weights, weights) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_split_group_needs_its_statistics(fresh, tiny_folder, tmp_path, monkeypatch):
     """The test above can fail: without the statistics pass the gradient is another one."""
     config = small(tiny_folder, tmp_path)
@@ -111,6 +114,7 @@ def test_a_split_group_needs_its_statistics(fresh, tiny_folder, tmp_path, monkey
     assert distance(wrong, whole) > 1e-3
 
 
+@pytest.mark.slow
 def test_measuring_the_noise_changes_rounding_only(fresh, tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path, num_groups=3)
     rollout = rollout_of(fresh(config), config)
@@ -121,6 +125,7 @@ def test_measuring_the_noise_changes_rounding_only(fresh, tiny_folder, tmp_path)
     assert more.keys() - metrics.keys() == {"train/grad_noise_scale", "train/grad_signal"}
 
 
+@pytest.mark.slow
 def test_noise_is_that_of_whole_groups(fresh, tiny_folder, tmp_path):
     """Signal and noise of three groups by hand, from each group's own gradient."""
     config = small(tiny_folder, tmp_path, num_groups=3, noise_scale_every=1)

@@ -71,6 +71,7 @@ save_tensors({"b": torch.arange(3.0), "a": torch.ones(2, 2).half()}, Path(sys.ar
 """
 
 
+@pytest.mark.slow
 def test_tensors_are_written_with_the_same_bytes_by_every_process(tmp_path) -> None:
     files = [tmp_path / f"{number}.safetensors" for number in range(3)]
     for file in files:

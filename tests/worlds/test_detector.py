@@ -24,6 +24,7 @@ def test_clean_renders_of_all_kinds_are_read_fully():
     assert [seen.tint for seen in detect(images)] == scenes.tint.tolist()
 
 
+@pytest.mark.slow
 def test_blur_noise_and_washed_colours_are_borne():
     _, scenes, images = drawn(250, key=1)
     assert share_right(scenes, noisy(washed(blurred(images, 0.6), 0.95), 0.03)) >= 0.98

@@ -22,6 +22,8 @@ from dgpo.worlds.words.reader import read
 from dgpo.worlds.words.render import draw as draw_words
 from dgpo.worlds.words.render import render as render_words
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = {"tiny-sd3": ["a red circle", "two stars"], "tiny-sd3-words": ['the word "CAP"', 'the word "LE"']}
 
 

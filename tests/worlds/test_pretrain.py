@@ -20,6 +20,8 @@ from dgpo.worlds.shapes.prompts import all_prompts
 from dgpo.worlds.shapes.tokenizer import build_tokenizer
 from dgpo.worlds.shapes.vocabulary import COLORS, KINDS, SHAPES
 
+pytestmark = pytest.mark.slow
+
 TINY = pretrain.Pretrain(
     pool=64,
     autoencoder_steps=4,

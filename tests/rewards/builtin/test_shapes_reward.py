@@ -75,6 +75,7 @@ def test_an_extra_object_costs(radius):
     assert scores["shapes"].tolist() == pytest.approx([0.5] * len(rows))
 
 
+@pytest.mark.slow
 def test_hacks_earn_little():
     count = len(PROMPTS)
     noise = torch.rand(count, 3, 64, 64, generator=generator(2, "test"))

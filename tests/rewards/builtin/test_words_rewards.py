@@ -14,6 +14,7 @@ def clean(source, count):
     return render(draw(spell(row["text"] for row in rows.metadata), generator(0, "test"))), rows
 
 
+@pytest.mark.slow
 def test_clean_pictures_of_the_words_asked_for_score_full():
     pytest.importorskip("rapidocr_onnxruntime")
     images, rows = clean("words:unseen", 24)

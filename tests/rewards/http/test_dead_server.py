@@ -24,6 +24,8 @@ from dgpo.rewards.failures import answer, parse_policy
 from dgpo.rewards.http import calls, wire
 from dgpo.rewards.http.client import Remote
 
+pytestmark = pytest.mark.slow
+
 COUNT = 64
 BATCH = Batch(torch.rand(COUNT, 3, 4, 4), [f"prompt {i}" for i in range(COUNT)], [{"n": i} for i in range(COUNT)])
 VERSION = msgspec.json.encode(wire.Version(wire.PROTOCOL, "0", "mine", [], 100, 10**6))

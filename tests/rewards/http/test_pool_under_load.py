@@ -19,6 +19,8 @@ import torch
 import dgpo
 from dgpo.rewards.http.client import Remote
 
+pytestmark = pytest.mark.slow
+
 THREADS, CALLS, IMAGES = 8, 10, 25  # 2,000 images
 SLOW = 1_000_000
 REWARD = (
