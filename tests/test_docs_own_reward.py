@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgpo.commands import cli
+from dgpo.commands import main as cli
 from dgpo.config import Config
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import dgpo
-from dgpo.commands import cli
+from dgpo.commands import main as cli
 from dgpo.recipes import recipe
 
 ROOT = Path(__file__).parents[1]

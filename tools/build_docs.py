@@ -11,16 +11,23 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STAGED = ROOT / "build" / "docs"
-ELSEWHERE = {"benchmarks/README.md": "benchmarks.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+ELSEWHERE = {
+    "benchmarks/README.md": "benchmarks.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+WORKER = "https://unpkg.com/iframe-worker/shim"
+FETCHED = re.compile(r"(?:src=|<link[^>]* href=)\"(https?://[^\"]+)")
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])|(?<=src=\")([^\"]+)(?=\")|(?<=srcset=\")([^\"]+)(?=\")")
 
 
 def main() -> int:
-    """Bring the pages together, check their pictures, and run the site generator."""
+    """Bring the pages together, check their links to files, build the site and put beside it what it would fetch."""
     stage()
     shutil.rmtree(ROOT / "site", ignore_errors=True)
     missing = missing_files(STAGED)
@@ -29,7 +36,8 @@ def main() -> int:
         return 1
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    status = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    return status or vendor()
 
 
 def stage() -> None:
@@ -37,11 +45,15 @@ def stage() -> None:
     shutil.rmtree(STAGED, ignore_errors=True)
     shutil.copytree(ROOT / "docs", STAGED)
     shutil.copytree(ROOT / "assets", STAGED / "assets")
+    shutil.copy(ROOT / "tools" / "site" / "style.css", STAGED)
     for source in [*(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), *ELSEWHERE]:
         target = STAGED / ELSEWHERE.get(source, Path(source).name)
-        folder = (ROOT / source).parent
-        text = (ROOT / source).read_text(encoding="utf-8")
-        target.write_text(LINK.sub(lambda match: staged_link(match.group(), folder), text), encoding="utf-8")
+        target.write_text(staged_text(ROOT / source), encoding="utf-8")
+
+
+def staged_text(page: Path) -> str:
+    """The page with its links as they are in build/docs."""
+    return LINK.sub(lambda match: staged_link(match.group(), page.parent), page.read_text(encoding="utf-8"))
 
 
 def staged_link(link: str, folder: Path) -> str:
@@ -52,6 +64,20 @@ def staged_link(link: str, folder: Path) -> str:
     if path in ELSEWHERE:
         return ELSEWHERE[path]
     return path.removeprefix("docs/") if path.startswith(("docs/", "assets/")) else link
+
+
+def vendor() -> int:
+    """Put beside the pages what they would fetch: a worker for search in files, and a font for formulas."""
+    shutil.copy(ROOT / "tools" / "site" / "iframe-worker.js", ROOT / "site" / "assets")
+    font = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
+    (ROOT / "site" / "assets" / font.name).write_bytes(font.read_bytes())
+    outside = []
+    for page in sorted((ROOT / "site").glob("*.html")):
+        text = page.read_text(encoding="utf-8").replace(WORKER, "assets/iframe-worker.js")
+        page.write_text(text, encoding="utf-8")
+        outside += [f"{page.name} fetches {address}" for address in FETCHED.findall(text)]
+    print("\n".join(outside), file=sys.stderr, end="")
+    return bool(outside)
 
 
 def missing_files(folder: Path) -> list[str]:
