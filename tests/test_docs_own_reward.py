@@ -26,6 +26,7 @@ def test_the_notebook_has_the_code_of_the_tutorial() -> None:
     assert cells()[: len(SNIPPETS)] == SNIPPETS
 
 
+@pytest.mark.slow
 def test_the_reward_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     shared: dict[str, object] = {"__name__": "__main__"}
