@@ -42,12 +42,13 @@ def close(one: Any, other: Any) -> None:
 
 
 def test_known_prompts_are_encoded_in_batches_and_never_again(spy: Spy) -> None:
-    cache, left = CondCache(spy), []
+    told: list[tuple[str, int, int]] = []
+    cache = CondCache(spy, tell=lambda *progress: told.append(progress))
     many = [*TEXTS, *(f"prompt {i}" for i in range(2 * BATCH))]
-    cache.know(many, left.append)
+    cache.know(many)
     distinct = list(dict.fromkeys(many))
     assert [len(batch) for batch in spy.asked] == [BATCH, BATCH, len(distinct) - 2 * BATCH]
-    assert left == [len(distinct), len(distinct) - BATCH, len(distinct) - 2 * BATCH]
+    assert told == [("encoding", done, len(distinct)) for done in (0, BATCH, 2 * BATCH)]
     asked = len(spy.asked)
     found = cache(["two dogs", "a cup", "two dogs"])
     cache.know(many)

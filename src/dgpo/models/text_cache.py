@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from dgpo.errors import UserError
 from dgpo.models import Cond, Rows, VelocityModel
 from dgpo.utils.files import save_tensors, whole
+from dgpo.utils.progress import Tell, silent
 
 BATCH = 16
 """Prompts that the encoders read at a time."""
@@ -28,34 +28,45 @@ BATCH = 16
 class CondCache:
     """Prompts -> rows of conditioning, on the CPU."""
 
-    def __init__(self, model: VelocityModel, folder: str | Path | None = None, size: int = 2048) -> None:
-        """folder: keeps rows for later runs; size: rows in memory, those used last, of prompts that are not `known`."""
+    def __init__(
+        self, model: VelocityModel, folder: str | Path | None = None, size: int = 2048, tell: Tell = silent
+    ) -> None:
+        """folder: keeps rows for later runs; size: rows in memory, those used last, of prompts that are not `known`.
+
+        tell: hears how many of the prompts that the encoders are asked for are encoded
+        """
         self._model = model
         self._known: dict[str, Cond] = {}
         self._disk = _Disk(Path(folder), model) if folder is not None else None
-        self._recent = lru_cache(size)(self._read)
+        self._recent: dict[str, Cond] = {}  # the one used last at the end
+        self._size, self._tell = size, tell
 
     def __call__(self, prompts: list[str]) -> Cond:
         """len(prompts) rows."""
-        first, *others = (self._known.get(prompt) or self._recent(prompt) for prompt in prompts)
-        return first.cat(*others)
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._recent and not self._has(prompt)]
+        waiting, rows = {prompt: place for place, prompt in enumerate(new)}, list[Cond]()
+        for prompt in prompts:
+            if prompt in waiting:
+                self._tell("encoding", waiting.pop(prompt), len(new))
+            rows.append(self._row(prompt))
+        return rows[0].cat(*rows[1:])
 
-    def know(self, prompts: Iterable[str], told: Callable[[int], None] = lambda number: None) -> None:
+    def know(self, prompts: Iterable[str]) -> None:
         """Encode these now, in batches, so that the encoders are not asked for them again.
 
-        With a folder the rows stay there and not in memory. told: hears how many prompts are left to encode.
+        With a folder the rows stay there and not in memory.
         """
         missing = [prompt for prompt in dict.fromkeys(prompts) if not self._has(prompt)]
         for start in range(0, len(missing), BATCH):
-            told(len(missing) - start)
+            self._tell("encoding", start, len(missing))
             batch = missing[start : start + BATCH]
             rows = self._model.encode(batch).to("cpu")
             for place, prompt in enumerate(batch):
                 self._keep(prompt, rows[place : place + 1])
 
-    def know_all(self, prompts: Iterable[str], told: Callable[[int], None] = lambda number: None) -> None:
+    def know_all(self, prompts: Iterable[str]) -> None:
         """Encode all that will ever be asked, the empty prompt too, and let the encoders go."""
-        self.know([*prompts, ""], told)
+        self.know([*prompts, ""])
         self._model.free_encoders()
 
     def _has(self, prompt: str) -> bool:
@@ -66,6 +77,16 @@ class CondCache:
             self._disk.write(prompt, row)
         else:
             self._known[prompt] = row
+
+    def _row(self, prompt: str) -> Cond:
+        """The row of one prompt, which is then the one used last."""
+        if prompt in self._known:
+            return self._known[prompt]
+        row = self._recent.pop(prompt, None)
+        self._recent[prompt] = row = self._read(prompt) if row is None else row
+        if len(self._recent) > self._size:
+            del self._recent[next(iter(self._recent))]
+        return row
 
     def _read(self, prompt: str) -> Cond:
         if self._disk is None:

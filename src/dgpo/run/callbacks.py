@@ -55,8 +55,11 @@ class Callback:
     def on_start(self, run: Progress) -> None:
         """The run begins, or goes on after a resume. Nothing has been drawn yet."""
 
-    def on_encoding(self, run: Progress, left: int) -> None:
-        """So many prompts are still to be encoded before the first iteration. Only with `free_text_encoders`."""
+    def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
+        """The run is at `done` of `total` in a phase, of those in `dgpo.utils.progress.UNITS`; 0 of 0 if not counted.
+
+        Often called, and in the middle of the work, where processes cannot wait for each other: be quick.
+        """
 
     def on_rollout(self, run: Progress, rollout: Rollout) -> None:
         """A rollout is scored, on this process its own share; the update follows."""
@@ -84,9 +87,9 @@ class Callbacks(Callback, list[Callback]):
         for callback in self:
             callback.on_start(run)
 
-    def on_encoding(self, run: Progress, left: int) -> None:
+    def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
         for callback in self:
-            callback.on_encoding(run, left)
+            callback.on_progress(run, phase, done, total)
 
     def on_rollout(self, run: Progress, rollout: Rollout) -> None:
         for callback in self:

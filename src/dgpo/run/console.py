@@ -1,8 +1,9 @@
-"""What a person sees of a run: the plan before it, one line an iteration, evaluations, how to go on afterwards."""
+"""What a person sees of a run: the plan before it, the phase under way, one line an iteration, evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from rich import progress
 from rich.console import Console as RichConsole
@@ -12,52 +13,57 @@ from dgpo.config import Config
 from dgpo.models import VelocityModel
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.run.metric_names import eval_names
+from dgpo.run.pace import PhaseProgress, TimeLeft, span
 from dgpo.utils.devices import described
 
 
-class Console(Callback):
-    """A live line in a terminal, plain lines elsewhere, silence on ranks other than the first."""
+class RunCounts(NamedTuple):
+    """What the rules of the loop say of a run in numbers."""
 
-    def __init__(
-        self, config: Config, model: VelocityModel, num_prompts: int, evaluations: int, doubts: Sequence[str] = ()
-    ) -> None:
-        """evaluations: of the network in an iteration; doubts: what the run goes on in spite of"""
-        self._config, self._model, self._doubts = config, model, doubts
-        self._num_prompts, self._evaluations = num_prompts, evaluations
-        # ":train:" would be an emoji, and a path in brackets a style
-        self._out = RichConsole(
-            quiet=not distributed.is_main(), highlight=False, soft_wrap=True, markup=False, emoji=False
-        )
+    prompts: int  # that train, or groups of a dataset
+    network_evaluations: int  # in an iteration
+    evaluations_between: Callable[[int, int], int]  # after an iteration, in a run that ends with another
+
+
+class Console(Callback):
+    """Two live lines in a terminal, plain lines elsewhere, silence on processes other than the first."""
+
+    def __init__(self, config: Config, model: VelocityModel, counts: RunCounts, doubts: Sequence[str] = ()) -> None:
+        """doubts: what the run goes on in spite of"""
+        self._config, self._model, self._counts, self._doubts = config, model, counts, doubts
+        self._out = _output()
         self._bar = progress.Progress(
-            progress.TextColumn("iteration"),
-            progress.MofNCompleteColumn(),
-            progress.BarColumn(bar_width=20),
             progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=20),
+            progress.TextColumn("{task.fields[text]}", markup=False),
             console=self._out,
             disable=not self._out.is_terminal,
+            refresh_per_second=4,
         )
-        self._task = self._bar.add_task("", total=config.iterations)
-        self._watched = ""
-        self._timed = False
-        self._told_encoding = False
+        self._whole = self._bar.add_task("", total=config.iterations, text="")
+        self._phase = self._bar.add_task("", total=None, text="", visible=False)
+        self._progress, self._left = PhaseProgress(), TimeLeft(config, counts.evaluations_between)
+        self._watched: tuple[str, int] | None = None  # a score of the last evaluation, and the iteration before it
         self._constant: set[str] = set()
 
     def on_start(self, run: Progress) -> None:
         for line in self.plan():
-            self._out.print(line)
+            self._print(line)
         self.warn(self._doubts)
+        self._show_iteration(run.iteration, "")
         self._bar.start()
 
     def close(self) -> None:
+        self._bar.update(self._phase, visible=False)
         self._bar.stop()
 
     def plan(self) -> list[str]:
         """What will be done, before anything is."""
         c, images = self._config, self._config.num_groups * self._config.group_size
         drawn = (
-            f"{self._num_prompts} prompts x {c.group_size}"
+            f"{self._counts.prompts} prompts x {c.group_size}"
             if c.offline is None
-            else f"the dataset's {self._num_prompts} groups x up to {c.group_size}"
+            else f"the dataset's {self._counts.prompts} groups x up to {c.group_size}"
         )
         limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
         trainable = sum(p.numel() for p in self._model.weights.parameters())
@@ -67,14 +73,14 @@ class Console(Callback):
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
-            f"{c.updates_per_rollout} optimizer step(s), {self._evaluations:,} network evaluations",
+            f"{c.updates_per_rollout} optimizer step(s), {self._counts.network_evaluations:,} network evaluations",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
 
     def warn(self, texts: Iterable[str]) -> None:
         """Print warnings."""
         for text in texts:
-            self._out.print(f"warning: {text}", style="yellow")
+            self._print(f"warning: {text}", "yellow")
 
     def constant(self, iteration: int, scores: Mapping[str, float]) -> None:
         """These rewards told no two images of a rollout apart; said once of each."""
@@ -86,12 +92,19 @@ class Console(Callback):
         )
         self._constant |= {*scores}
 
-    def on_encoding(self, run: Progress, left: int) -> None:
-        text = f"  encoding prompts: {left} left"
-        self._bar.update(self._task, description=text)
-        if not self._told_encoding and not self._out.is_terminal:
-            self._out.print(text)
-        self._told_encoding = True
+    def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
+        """Show it in a terminal; elsewhere print a line now and then."""
+        if not distributed.is_main():
+            return
+        if phase == "evaluating":
+            self._left.evaluating()
+        text = self._progress.text(phase, done, total, foretell=not self._left.known)
+        if self._out.is_terminal:
+            self._bar.update(
+                self._phase, description=phase, completed=done, total=total or None, text=text, visible=True
+            )
+        elif self._progress.due(phase, done, total):
+            self._print(f"  {phase} {text}".rstrip())
 
     def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
         """Print the scores with their change since the run's first evaluation, and the alarm."""
@@ -100,33 +113,47 @@ class Console(Callback):
         for name in self._config.eval_prompts:
             scores = [score for score in whole if score.eval_set == name]
             texts = [f"{score.score} {metrics[score.key]:.3f}{_change(metrics, score.key)}" for score in scores]
-            self._out.print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
-        self._watched = next((f"{k[5:]} {metrics[k]:.3f}  " for k in self._headlines() if k in metrics), "")
-
+            self._print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
+        watched = next((f"{k[5:]} {metrics[k]:.3f}" for k in self._headlines() if k in metrics), None)
+        self._watched = None if watched is None else (watched, iteration)
         if evaluated.alarm:
-            self._out.print(f"alarm after iteration {iteration}: {evaluated.alarm}", style="bold red")
+            self._print(f"alarm after iteration {iteration}: {evaluated.alarm}", style="bold red")
             if self._config.stop_on_alarm and not evaluated.last:
-                self._out.print("  stop_on_alarm is on: the run is saved and stops here", style="bold red")
+                self._print("  stop_on_alarm is on: the run is saved and stops here", style="bold red")
 
     def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
-        iteration, images = run.iteration, self._config.num_groups * self._config.group_size
-        seconds = metrics["time/iteration"]
-        left = (self._config.iterations - iteration) * seconds
-        if self._config.max_minutes is not None:
-            left = min(left, max(0.0, 60 * self._config.max_minutes - metrics["time/elapsed"]))
-        line = (
-            f"reward {metrics['train/reward_mean']:.3f}  {self._watched}"
-            f"clip {metrics.get('train/clip_fraction', 0):.3f}  grad {metrics.get('train/grad_norm', 0):.3f}  "
-            f"{images / seconds:.1f} images/s  {_span(left)} left"
-        )
-        if not self._timed:
-            self._timed = True
-            self._out.print(
-                f"  an iteration takes about {_span(seconds)}, those left {_span(left)} without evaluations"
-            )
-        self._bar.update(self._task, completed=iteration, description=line)
+        first, seconds = not self._left.known, metrics["time/iteration"]
+        self._left.iterated(run.iteration, metrics)
+        line = "  ".join(self._numbers(run.iteration, metrics))
+        if first:
+            took = self._left.evaluation
+            evaluation = "" if took is None else f", an evaluation {span(took)}"
+            self._print(f"  an iteration takes about {span(seconds)}{evaluation}; {self._left}")
+        self._show_iteration(run.iteration, line)
         if not self._out.is_terminal:
-            self._out.print(f"iteration {iteration}/{self._config.iterations}  {line}")
+            self._print(f"iteration {run.iteration}/{self._config.iterations}  {line}")
+
+    def _numbers(self, iteration: int, metrics: Mapping[str, float]) -> Iterator[str]:
+        """What an iteration has to tell. What is switched off is not shown, and what is old says so."""
+        yield f"reward {metrics['train/reward_mean']:.3f}"
+        if self._watched is not None:
+            yield f"{self._watched[0]} ({_age(iteration - self._watched[1])})"
+        if "train/grad_norm" not in metrics:
+            yield "nothing trained"
+        elif getattr(self._config.algorithm, "clip_range", None) is not None and "train/clip_fraction" in metrics:
+            yield f"clip {metrics['train/clip_fraction']:.3f}"
+        if "train/grad_norm" in metrics:
+            yield f"grad {metrics['train/grad_norm']:.3f}"
+        yield f"{self._config.num_groups * self._config.group_size / metrics['time/iteration']:.1f} images/s"
+        yield str(self._left)
+
+    def _show_iteration(self, iteration: int, text: str) -> None:
+        name = f"iteration {iteration}/{self._config.iterations}"
+        self._bar.update(self._whole, description=name, completed=iteration, text=text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._out.print(text, style=style)
+        self._progress.printed()
 
     def _headlines(self) -> Iterator[str]:
         """The score to show while training goes on: a strict one, else the first watched, else the reward."""
@@ -134,6 +161,12 @@ class Console(Callback):
         for score in (*strict, *self._config.eval_rewards, "reward"):
             for name in self._config.eval_prompts:
                 yield f"eval/{name}/{score}"
+
+
+def say(text: str) -> None:
+    """Say what is under way before a run, or a command that draws, has its own lines. Only the first process does."""
+    if distributed.is_main():
+        _output().print(text)
 
 
 def _kinds(config: Config) -> str:
@@ -147,5 +180,10 @@ def _change(metrics: Mapping[str, float], key: str) -> str:
     return f" ({metrics[f'{key}/change']:+.3f})" if f"{key}/change" in metrics else ""
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+def _age(iterations: int) -> str:
+    return f"{iterations} iteration{'s' * (iterations != 1)} ago"
+
+
+def _output() -> RichConsole:
+    # ":train:" would be an emoji, and a path in brackets a style
+    return RichConsole(quiet=not distributed.is_main(), highlight=False, soft_wrap=True, markup=False, emoji=False)

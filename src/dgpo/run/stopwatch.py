@@ -1,4 +1,4 @@
-"""Wall time by phase. On CUDA a phase ends when its kernels have."""
+"""Wall time by phase, and who hears how far a phase is. On CUDA a phase ends when its kernels have."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from contextlib import contextmanager
 
 import torch
 
+from dgpo.utils.progress import Tell, silent
+
 
 class Stopwatch:
     """Adds up the seconds of named phases until `read` takes them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, tell: Tell = silent) -> None:
+        """tell: hears of progress; whoever works in a phase calls it"""
+        self.tell = tell
         self._device = device
         self._seconds: dict[str, float] = {}
 

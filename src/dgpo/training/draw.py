@@ -6,7 +6,7 @@ conditioning and on its own noise generator only; another batch size merely roun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -65,6 +65,16 @@ def draw(
             )
             x0, trajectory = path[:, -1], Trajectory(path, log_probs, sde)
         yield Drawn(x0, _decode(model, x0, weights), trajectory)
+
+
+def counted(batches: Iterable[Drawn], tell: Callable[[int], None]) -> Iterator[Drawn]:
+    """Pass batches on as they are drawn. tell: hears how many images there are, at first 0."""
+    images = 0
+    tell(images)
+    for batch in batches:
+        images += len(batch.x0)
+        tell(images)
+        yield batch
 
 
 def _decode(model: VelocityModel, x0: Tensor, weights: str) -> Tensor:

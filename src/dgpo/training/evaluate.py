@@ -10,7 +10,7 @@ dropped is left out of that score's mean, and of the reward's, and counted as `m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -28,7 +28,8 @@ from dgpo.models import Cond, VelocityModel
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.training.draw import Drawn, chunks, draw, for_evaluation
+from dgpo.training.draw import Drawn, chunks, counted, draw, for_evaluation
+from dgpo.utils.progress import Tell, silent
 
 DRIFT_T = (0.3, 0.6, 0.9)
 
@@ -50,18 +51,25 @@ def evaluate(
     reward: RewardSet,
     config: Config,
     weights: str = "ema",
+    tell: Tell = silent,
 ) -> Evaluation:
     """Score `weights` on every set; at least one."""
     metrics: dict[str, float] = {}
     means: dict[str, Tensor] = {}
     shown: list[Tensor] | None = None
     copies = config.eval_images_per_prompt
+    done, total = 0, copies * sum(len(range(len(some))[distributed.shard(len(some))]) for some in sets.values())
+
+    def further(before: int, images: int) -> None:
+        tell("evaluating", before + images, total)
+
     for name, prompts in sets.items():
         metadata = [row for row in prompts.metadata for _ in range(copies)]
         mine = range(len(prompts))[distributed.shard(len(prompts))]
         images, scores, failures = distributed.together(
-            partial(_score, model, encode, prompts, mine, reward, config, weights)
+            partial(_score, model, encode, prompts, mine, reward, config, weights, partial(further, done))
         )
+        done += copies * len(mine)
         parts = [part for part in distributed.gather_objects([scores]) if part]
         for score in dict.fromkeys(score for part in parts for score in part):
             values = torch.cat([part.get(score, torch.full_like(part["reward"], torch.nan)) for part in parts])
@@ -86,6 +94,7 @@ def _score(
     reward: RewardSet,
     config: Config,
     weights: str,
+    tell: Callable[[int], None],
 ) -> tuple[Tensor, dict[str, Tensor], Counter[str]]:
     """Images of the prompts `mine` (n, 3, H, W), scores {name: (n,)}, failures; nothing where `mine` is empty."""
     if not mine:
@@ -94,7 +103,7 @@ def _score(
     rows = prompts.subset(prompt for prompt, _ in keys)
     streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
     cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)
-    x0, images, _ = Drawn.cat([*draw(model, cond, streams, sampling, weights)])
+    x0, images, _ = Drawn.cat([*counted(draw(model, cond, streams, sampling, weights), tell)])
     group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
     scored = reward.scored(images, rows.prompts, rows.metadata, group_index)
     scores = {**scored.scores, "reward": reward.weighted(scored.scores, rows.metadata)}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from dgpo.report import ReportWriter
 from dgpo.report.grids import write_samples
 from dgpo.run import folder as runfolder
 from dgpo.run.callbacks import Callback, Callbacks, Evaluated, StopOnAlarm
-from dgpo.run.console import Console
+from dgpo.run.console import Console, RunCounts
 from dgpo.run.interrupt import Interrupt
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.run.trackers import Tracking
@@ -48,8 +49,8 @@ class Running:
     ) -> None:
         self.config, self.model, self.optimizer = setup.config, setup.model, setup.optimizer
         self.folder, self.state, self.callbacks = folder, state, callbacks
-        self.encode = CondCache(self.model, self.config.prompt_cache)
-        self.clock = Stopwatch(self.model.device)
+        self.encode = CondCache(self.model, self.config.prompt_cache, tell=self.tell)
+        self.clock = Stopwatch(self.model.device, self.tell)
         self.source = source_of(setup, self.encode, self.clock)
         self.source.sampler.position = state.position
         self._inputs, self._interrupt = setup.inputs, interrupt
@@ -62,6 +63,10 @@ class Running:
         """Finished iterations."""
         return self.state.iteration
 
+    def tell(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """Tell the callbacks how far a phase is."""
+        self.callbacks.on_progress(self, phase, done, total)
+
     def stop(self) -> None:
         """Save and end the run before its next iteration. Must be called on every process alike."""
         self._stop = True
@@ -73,6 +78,7 @@ class Running:
             self._evaluate(last)
         self._stop = self._interrupt.requested() or self._stop
         if self._saved < self.iteration and (self._stop or checkpoint_due(self.state, self.config)):
+            self.tell("saving")
             path = saving.save(self.folder, self.model, self.optimizer, self.state, self.config)
             self._saved = self.iteration
             self.callbacks.on_checkpoint(self, path)
@@ -83,7 +89,7 @@ class Running:
         """Take all optimizer steps of a rollout, and return their metrics."""
         with self.clock.phase("update"):
             images = to_train(rollout, self.encode, self.config)
-            return improve(self.model, self.optimizer, images, self.state, self.config)
+            return improve(self.model, self.optimizer, images, self.state, self.config, self.tell)
 
     def advance(self, metrics: dict[str, float]) -> None:
         """Count the iteration as done, and tell its metrics."""
@@ -106,14 +112,14 @@ class Running:
     def encode_all(self) -> None:
         """Encode every prompt that the run can need, and let the encoders go."""
         texts = [*self._inputs.prompts.prompts, *(t for some in self._inputs.eval_sets.values() for t in some.prompts)]
-        self.encode.know_all(texts, lambda left: self.callbacks.on_encoding(self, left))
+        self.encode.know_all(texts)
 
     def _evaluate(self, last: bool) -> None:
         """Score the averaged weights, and compare them with the run's first evaluation."""
         with self.clock.phase("eval"):
-            evaluation = evaluate(
-                self.model, self.encode, self._inputs.eval_sets, self._inputs.eval_reward, self.config
-            )
+            sets, reward = self._inputs.eval_sets, self._inputs.eval_reward
+            evaluation = evaluate(self.model, self.encode, sets, reward, self.config, tell=self.tell)
+        self.tell("reporting")
         self._latest, alarm = watched(self.folder, self.iteration, evaluation, self.config)
         picture = None
         if distributed.is_main() and evaluation.prompts:
@@ -151,6 +157,7 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
             if config.free_text_encoders:
                 run.encode_all()
             yield run
+            run.tell("saving")
             if distributed.is_main():
                 saving.finish(folder, model, state, config)
             told.on_end(run)
@@ -161,8 +168,12 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
 def built_in(setup: Setup) -> list[Callback]:
     """The callbacks that every run has, beside its trackers."""
     config, inputs = setup.config, setup.inputs
-    evaluations = network_evaluations(config, distributed.world_size())
-    console = Console(config, setup.model, len(inputs.prompts), evaluations, inputs.doubts)
+    counts = RunCounts(
+        len(inputs.prompts),
+        network_evaluations(config, distributed.world_size()),
+        partial(schedule.evaluations_between, config),
+    )
+    console = Console(config, setup.model, counts, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]
     if config.stop_on_alarm:
         told.append(StopOnAlarm())

@@ -109,4 +109,5 @@ def finish(run: Path, model: VelocityModel, state: State, config: Config) -> Non
 def upload(run: Path, state: State, config: Config) -> None:
     """Upload the final weights to the hub, if the config says so."""
     if done(state, config) and config.checkpoint_every and config.push_to_hub:
+        print(f"Uploading the final weights to {config.push_to_hub}", flush=True)
         print(f"Uploaded: {push(run / 'final', config.push_to_hub, config.hub_private)}")

@@ -128,6 +128,13 @@ def evaluates(config: Config, iteration: int, last: bool) -> bool:
     return bool(config.eval_every and config.eval_prompts) and (last or iteration % config.eval_every == 0)
 
 
+def evaluations_between(config: Config, iteration: int, end: int) -> int:
+    """Count the evaluations after `iteration`, in a run that ends with the iteration `end`."""
+    if iteration >= end or not evaluates(config, end, last=True):
+        return 0
+    return (end - 1) // config.eval_every - iteration // config.eval_every + 1
+
+
 def saves(config: Config, iteration: int, last: bool) -> bool:
     """Tell whether there is a checkpoint after so many iterations, beside one after each best evaluation."""
     return bool(config.checkpoint_every) and (last or iteration % config.checkpoint_every == 0)

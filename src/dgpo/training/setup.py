@@ -23,6 +23,7 @@ from dgpo.rewards.base import Reward
 from dgpo.rewards.combine import RewardSet, check_run
 from dgpo.run import checkpoint
 from dgpo.run import folder as runfolder
+from dgpo.run.console import say
 from dgpo.run.hub import require_login
 from dgpo.run.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.training import schedule
@@ -59,6 +60,7 @@ def prepare(config: Config, model: VelocityModel | None, reward_functions: Mappi
     device = distributed.init(device_of(config.device))
     config = runfolder.with_stored_lora(config) if resume else config
     config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
+    say(f"reading {_what(config)}; making the rewards {', '.join([*config.rewards, *config.eval_rewards])}")
     inputs = read_inputs(config, reward_functions)
     if inputs.dataset is not None:
         config = resolved(config, inputs.dataset)
@@ -66,12 +68,19 @@ def prepare(config: Config, model: VelocityModel | None, reward_functions: Mappi
     if config.push_to_hub:
         require_login(config.push_to_hub)
     if model is None:
+        say(f"loading the model {config.model}")
         model = load(config, device)
         config = replace(config, lora=getattr(model, "lora", config.lora))  # what a LoRA to continue told
     require_feasible(model, config, resume)
     if inputs.dataset is not None:
         require_trainable(inputs.dataset, model, config)
     return Setup(config, model, make_optimizer(model, config), inputs, resume)
+
+
+def _what(config: Config) -> str:
+    if config.offline is not None:
+        return f"the dataset {config.offline}"
+    return f"the prompts {config.prompts}" if isinstance(config.prompts, str) else "the prompts"
 
 
 def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = None) -> Inputs:

@@ -29,7 +29,7 @@ from dgpo.rewards.scoring import Scored
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training import schedule
 from dgpo.training.compare import compared, with_advantages
-from dgpo.training.draw import Drawn, draw, grid
+from dgpo.training.draw import Drawn, counted, draw, grid
 from dgpo.training.split_groups import on_several_ranks, scored_whole
 from dgpo.types import Rollout, Sde
 
@@ -101,10 +101,11 @@ class Sampled:
             drawn: list[Drawn] = []
             with self._reward.scoring(rows.prompts, rows.metadata, mine[:, 0], elsewhere=split) as scoring:
                 with clock.phase("rollout"):
-                    for part in batches:
+                    for part in counted(batches, lambda images: clock.tell("sampling", images, len(rows))):
                         drawn.append(part)
                         scoring.add(part.images)
                 with clock.phase("reward"):
+                    clock.tell("scoring", 0, 0)
                     return Drawn.cat(drawn), scoring.result()
 
         drawn, scored = distributed.together(drawn_and_scored)
@@ -162,6 +163,7 @@ class Replayed:
             return x0, self._encode(rows.prompts).to(device)
 
         with self._clock.phase("rollout"):
+            self._clock.tell("reading", 0, len(rows))
             x0, cond = distributed.together(read)
         rollout = Rollout(
             iteration=iteration,

@@ -26,6 +26,7 @@ from dgpo.training.meter import GradientMeter
 from dgpo.training.optim import set_lr
 from dgpo.training.state import State
 from dgpo.types import Rollout, TrainPoint, Velocities
+from dgpo.utils.progress import Tell, silent
 
 
 def improve(
@@ -34,6 +35,7 @@ def improve(
     rollout: Rollout,
     state: State,
     config: Config,
+    tell: Tell = silent,
 ) -> dict[str, float]:
     """Take all optimizer steps of one rollout; none where no image of it trains. Returns the last step's metrics."""
     algorithm, metrics = config.algorithm, {}
@@ -41,7 +43,7 @@ def improve(
         part = share_of_update(rollout, update, config)
         generator = seeds.generator(config.seed, "points", rollout.iteration, update)
         points = list(algorithm.points(part, generator))
-        metrics |= learn(model, optimizer, part, points, state, config)
+        metrics |= learn(model, optimizer, part, points, state, config, tell)
         if schedule.old_follows(config, update):
             follow(model, algorithm.old_decay(state.step - 1))
     return metrics
@@ -54,12 +56,15 @@ def learn(
     points: Sequence[TrainPoint],
     state: State,
     config: Config,
+    tell: Tell = silent,
 ) -> dict[str, float]:
     """Take one optimizer step: its loss is the mean over groups, their trained images and points."""
     algorithm, parameters = config.algorithm, model.weights.parameters()
     measures = schedule.measures_noise(config, state.step, distributed.world_size()) and of_one_size(rollout)
     meter = GradientMeter(parameters) if measures else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
+    passes = len(micro) * len(points)
+    tell("updating", 0, passes)
     split = algorithm.couples_group and splits_group(rollout, micro)
     trained = int(rollout.group_sizes.sum())  # images over all ranks
     # a group that was dropped counts like the others, with a loss of 0
@@ -74,14 +79,15 @@ def learn(
 
     def backward() -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
-        for rows in micro:
+        for batch, rows in enumerate(micro):
             part = rollout.rows(rows)
-            for point, given, reduce in zip(points, fixed, reducers):
+            for place, (point, given, reduce) in enumerate(zip(points, fixed, reducers), start=1):
                 at, given = point.rows(rows), given.rows(rows)
                 v = model.velocity(at.x_t, at.t, part.cond, guidance)
                 old = v.detach() if model.weights.old_is_policy else given.old
                 loss, metrics = algorithm.loss(at, Velocities(v, given.ref, old), part, reduce)
                 (loss * (len(part.prompts) / divisor / len(points))).backward()
+                tell("updating", batch * len(points) + place, passes)
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0) + value * (len(part.prompts) / trained / len(points))
             if meter:
