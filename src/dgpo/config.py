@@ -109,6 +109,10 @@ class Optimizer:
     """Decay of `ema`, the slow average that is evaluated and exported; it starts smaller, (1 + n) / (10 + n)."""
 
 
+AUTOMATIC = {"auto": "prompts"}
+"""`eval_prompts` where none are given. A run puts the set there that its prompts allow: data/own_prompts.py."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides a run. With the same config, versions and machine a run repeats bit for bit."""
@@ -188,8 +192,10 @@ class Config:
     out), or retry(N, SECONDS)+drop. SECONDS double at every retry."""
     eval_rewards: tuple[str, ...] = ()
     """Scores that are watched at evaluations and never trained."""
-    eval_prompts: dict[str, str] = field(default_factory=dict)
-    """Name of an evaluation set -> where its prompts come from, as in `prompts`."""
+    eval_prompts: dict[str, str] = field(default_factory=AUTOMATIC.copy)
+    """Name of an evaluation set -> where its prompts come from, as in `prompts`, or prompts:held_out or prompts:trained.
+    auto=prompts: a tenth of the run's own prompts, 4 to 32, is held out of training; of fewer than 20 prompts none is,
+    and the trained ones are evaluated."""
     eval_images_per_prompt: int = 2
     """Images per prompt of an evaluation set, from fixed noise."""
     eval_every: int = 10

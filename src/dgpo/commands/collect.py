@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from dgpo.commands.words import take_option
+from dgpo.commands.words import announce, take_option
 from dgpo.errors import UserError
 
 USAGE = {"dgpo collect RUN|MODEL --groups N [...]": "draw and score groups into a dataset"}
@@ -24,6 +24,7 @@ FIELDS = (
 
 def run(given: list[str]) -> int:
     """Write the dataset, and print what is in it."""
+    announce("collect", given)
     from dgpo.commands.configs import config_of, take_source
     from dgpo.commands.parse import parse
 

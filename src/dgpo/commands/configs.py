@@ -8,9 +8,10 @@ from pathlib import Path
 from dgpo.algorithms import ALGORITHMS, DGPO
 from dgpo.commands.parse import parse
 from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
-from dgpo.config import MAY_CHANGE, Config, load_yaml
+from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, load_yaml
 from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import recipe
+from dgpo.rewards.registry import OF_WORLDS
 
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
@@ -22,6 +23,7 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
         name, *given = given
         file = name.endswith((".yaml", ".yml"))
         base = load_yaml(name) if file else recipe(name)
+    base = base if file else for_own_task(base, given)
     if not file and any(word.split("=")[0] == "--lora.start" for word in given):
         # a LoRA to continue brings its own, and the recipe's are nobody's wish
         base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
@@ -31,6 +33,21 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
             raise UserError(f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, ALGORITHMS)}")
         base = replace(base, algorithm=ALGORITHMS[algorithm]())
     return parse(base, given, usage, about)
+
+
+def for_own_task(base: Config, given: list[str]) -> Config:
+    """Drop what a recipe evaluates where the command line brings prompts or rewards of its own.
+
+    Other prompts are evaluated themselves, in the place of the recipe's lists. Metrics of an embedded world know
+    nothing of another one's pictures.
+    """
+    flags = {word.partition("=")[0] for word in given}
+    if not flags & {"--prompts", "--rewards"}:
+        return base
+    lists = AUTOMATIC if "--prompts" in flags else base.eval_prompts
+    return replace(
+        base, eval_prompts=dict(lists), eval_rewards=tuple(n for n in base.eval_rewards if n not in OF_WORLDS)
+    )
 
 
 def resumed_config(run: str, given: list[str]) -> Config:

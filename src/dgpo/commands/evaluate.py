@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dgpo.commands.words import announce
+
 USAGE = {"dgpo eval RUN|MODEL [--FIELD VALUE ...]": "score a run's best weights, or a model"}
 FIELDS = (
     *("eval_prompts", "eval_images_per_prompt", "rewards", "eval_rewards", "reward_tags", "reward_failures"),
@@ -12,6 +14,7 @@ FIELDS = (
 
 def run(given: list[str]) -> int:
     """Print a table of all scores."""
+    announce("eval", given)
     from dgpo.commands.configs import config_of, take_source
     from dgpo.commands.parse import parse
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgpo.commands.words import take_flag, take_option
+from dgpo.commands.words import announce, take_flag, take_option
 from dgpo.errors import UserError
 
 USAGE = {"dgpo plan [RECIPE|FILE.yaml] [--gpu NAME] [...]": "what a run would take and whether it could start"}
@@ -17,6 +17,7 @@ HELP = (
 
 def run(given: list[str]) -> int:
     """Print the plan; 2 where the run could not start."""
+    announce("plan", given)
     from dgpo.commands.configs import recipe_config
     from dgpo.plan import plan
 

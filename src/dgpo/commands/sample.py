@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dgpo.commands.words import announce
+
 USAGE = {"dgpo sample RUN|MODEL --prompt TEXT": "draw pictures"}
 
 
@@ -28,6 +30,7 @@ class Pictures:
 
 def run(given: list[str]) -> int:
     """Write the PNG, and print where it is."""
+    announce("sample", given)
     from dgpo.commands.configs import config_of, take_source
     from dgpo.commands.parse import parse
 

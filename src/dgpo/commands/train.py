@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dgpo.commands.words import take_flag, take_option
+from dgpo.commands.words import announce, take_flag, take_option
 from dgpo.run.interrupt import Interrupt
 
 USAGE = {
@@ -16,6 +16,7 @@ USAGE = {
 
 def run(given: list[str]) -> int:
     """Train, and name the report; from here on a signal says that nothing is lost."""
+    announce("train", given)
     with Interrupt():
         return _train(given)
 

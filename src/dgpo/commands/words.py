@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from dgpo.errors import UserError
 
 HELP = ("-h", "--help")
@@ -14,6 +17,13 @@ class ParserExit(Exception):
     def __init__(self, code: int) -> None:
         super().__init__()
         self.code = code
+
+
+def announce(command: str, given: list[str]) -> None:
+    """Say at once that a command has begun, where PyTorch, whose import takes seconds, is still to be imported."""
+    quiet = "torch" in sys.modules or {*HELP, HELP_ALL} & {*given} or os.environ.get("RANK", "0") != "0"
+    if not quiet:
+        print(f"dgpo {command}: starting; importing PyTorch takes some seconds", file=sys.stderr, flush=True)
 
 
 def take_name(given: list[str]) -> tuple[str, list[str]]:

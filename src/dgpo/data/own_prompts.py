@@ -1,59 +1,82 @@
 """The evaluation sets that a run takes from its own prompts.
 
 `prompts:held_out` is a tenth of the different prompts, at least 4 and at most 32, and these never train. With fewer than
-20 different prompts there is none to spare: `prompts:trained` is at most 32 of those that train, and says so by its
-name. Which ones they are depends on nothing but their texts and the seed: those with the smallest hashes.
+20 different prompts there is none to spare: `prompts:trained` is at most 32 of those that train, and its name says so.
+Which ones they are depends on nothing but their texts and the seed: those whose hashes are smallest.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
+from dgpo.config import AUTOMATIC, Config
+from dgpo.data.groups import GroupDataset
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 
 HELD_OUT, TRAINED = "prompts:held_out", "prompts:trained"
-AUTOMATIC = {"auto": "prompts"}
-"""`eval_prompts` of a config that names none: `named` says which set it becomes."""
 ENOUGH, FEWEST, MOST = 20, 4, 32
 
 
-def named(eval_prompts: Mapping[str, str], prompts: PromptSet, may_hold_out: bool = True) -> dict[str, str]:
-    """Put the set that these prompts allow in the place of the automatic one."""
-    if eval_prompts != AUTOMATIC:
-        return dict(eval_prompts)
-    held_out = may_hold_out and len({*prompts.prompts}) >= ENOUGH
-    return {"held_out": HELD_OUT} if held_out else {"trained": TRAINED}
+class Parted(NamedTuple):
+    """What a run does with which prompts."""
+
+    trained: PromptSet
+    evaluated: dict[str, PromptSet]  # empty where the run never evaluates
+    sources: dict[str, str]  # `eval_prompts`, with the automatic set under its own name
 
 
-def split(
-    eval_prompts: Mapping[str, str],
-    prompts: PromptSet,
-    seed: int,
-    read: Callable[[str], PromptSet] = load_prompts,
-) -> tuple[PromptSet, dict[str, PromptSet]]:
-    """The prompts that train, and the evaluation sets. read: reads those that come from elsewhere."""
-    sources = named(eval_prompts, prompts)
-    ranked = _by_hash(prompts.prompts, seed)
+def part(config: Config, prompts: PromptSet, read: Callable[[str], PromptSet] = load_prompts) -> Parted:
+    """Part the prompts of a run, or of its dataset. read: reads evaluation sets that come from elsewhere."""
+    sources, ranked = _named(config, prompts), _by_hash(prompts.prompts, config.seed)
     held_out = set[str]()
     if HELD_OUT in sources.values():
-        if len(ranked) < ENOUGH:
-            raise UserError(
-                f"{HELD_OUT} takes a tenth of the prompts out of training, and there are only {len(ranked)} different "
-                f"ones; bring at least {ENOUGH}, or evaluate {TRAINED}"
-            )
+        _require_enough(config, len(ranked))
         held_out = {*ranked[: min(MOST, max(FEWEST, len(ranked) // 10))]}
-    trained = {*[text for text in ranked if text not in held_out][:MOST]}
-    own = {HELD_OUT: held_out, TRAINED: trained}
-    train = prompts.subset(i for i, text in enumerate(prompts.prompts) if text not in held_out)
-    sets = {name: _once(prompts, own[source]) if source in own else read(source) for name, source in sources.items()}
-    return train, sets
+    shown = {*[text for text in ranked if text not in held_out][:MOST]}
+    own = {HELD_OUT: held_out, TRAINED: shown}
+    trained = prompts.subset(i for i, text in enumerate(prompts.prompts) if text not in held_out)
+    evaluated = {
+        name: _once(prompts, own[source]) if source in own else read(source)
+        for name, source in (sources if config.eval_every else {}).items()
+    }
+    return Parted(trained, evaluated, sources)
+
+
+def evaluation_sets(config: Config) -> dict[str, PromptSet]:
+    """Read the evaluation sets of a config outside of a run. Its own prompts are read only where a set is of them."""
+    if config.eval_prompts != AUTOMATIC and not {HELD_OUT, TRAINED} & {*config.eval_prompts.values()}:
+        return {name: load_prompts(source) for name, source in config.eval_prompts.items()}
+    own = load_prompts(config.prompts) if config.offline is None else GroupDataset(config.offline).prompts
+    return part(replace(config, eval_every=1), own).evaluated
+
+
+def _named(config: Config, prompts: PromptSet) -> dict[str, str]:
+    """Put the set that these prompts allow in the place of the automatic one."""
+    if config.eval_prompts != AUTOMATIC:
+        return config.eval_prompts
+    if not config.rewards:  # a dataset brings its own
+        return {}
+    spare = bool(config.eval_every) and config.offline is None and len({*prompts.prompts}) >= ENOUGH
+    return {"held_out": HELD_OUT} if spare else {"trained": TRAINED}
+
+
+def _require_enough(config: Config, count: int) -> None:
+    if config.offline is not None:
+        raise UserError(f"{HELD_OUT} takes prompts out of training, and offline trains all groups; evaluate {TRAINED}")
+    if count < ENOUGH:
+        raise UserError(
+            f"{HELD_OUT} takes a tenth of the prompts out of training, and there are only {count} different ones; "
+            f"bring at least {ENOUGH}, or evaluate {TRAINED}"
+        )
 
 
 def _by_hash(texts: Iterable[str], seed: int) -> list[str]:
     """The different texts, in an order that has nothing to do with theirs."""
-    return sorted({*texts}, key=lambda text: (hashlib.sha256(f"{seed}\n{text}".encode()).digest(), text))
+    return sorted({*texts}, key=lambda text: hashlib.sha256(f"{seed}\n{text}".encode()).digest())
 
 
 def _once(prompts: PromptSet, texts: set[str]) -> PromptSet:

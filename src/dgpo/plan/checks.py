@@ -12,6 +12,7 @@ import torch
 
 from dgpo.config import Config
 from dgpo.data.groups import GroupDataset
+from dgpo.data.own_prompts import Parted, part
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.models import locate
@@ -160,20 +161,19 @@ def _read(source: str | tuple[str, ...], online: bool) -> PromptSet:
 
 
 def _prompts(config: Config, online: bool) -> str:
-    evaluated = [f"{len(some)} in {name}" for name, some in _evaluated(config, online).items()]
-    return ", ".join([f"{len(read_prompts(config, online))} to train", *evaluated])
+    trained, sets, _ = _parted(config, online)
+    return ", ".join([f"{len(trained)} to train", *(f"{len(some)} in {name}" for name, some in sets.items())])
 
 
-def _evaluated(config: Config, online: bool) -> dict[str, PromptSet]:
-    sets = config.eval_prompts if config.eval_every else {}
-    return {name: _read(source, online) for name, source in sets.items()}
+def _parted(config: Config, online: bool) -> Parted:
+    return part(config, read_prompts(config, online), lambda source: _read(source, online))
 
 
 def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     """Imports them, which makes those that are classes, and shows them every prompt; their doubts go into `doubts`."""
     reward, watched = reward_sets(config, {})
     try:
-        trained, evaluated = read_prompts(config, online), _evaluated(config, online)
+        trained, evaluated, _ = _parted(config, online)
     except UserError:
         return f"{', '.join(watched.rewards)}; whether prompts have the metadata they read is not known"
     names = ", ".join(watched.rewards)

@@ -35,6 +35,9 @@ BUILT_IN = {
     "redness": "dgpo.rewards.builtin.simple:redness",
 }
 
+OF_WORLDS = ("shapes", "shapes_strict", "crispness", "diversity", "legibility", "words_diversity")
+"""Those that judge the pictures of an embedded world, by its own rules."""
+
 
 def resolve(name: str) -> Reward:
     """A built-in reward's name, `package.module:name` of a function, an object or a class without arguments, or the

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dgpo import __version__
-from dgpo.config import MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
+from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
 from dgpo.errors import UserError
 from dgpo.run import checkpoint, lock
 from dgpo.run.trackers import read_metrics
@@ -94,9 +94,11 @@ def require_same_run(run: Path, config: Config) -> None:
         )
 
 
-def with_stored_lora(config: Config) -> Config:
-    """With the ranks and alphas that the run in `config.out` took from the LoRA it began with, where not given."""
-    return replace(config, lora=config.lora.filled(stored_config(config.out or "").lora))
+def with_stored(config: Config) -> Config:
+    """With what the run in `config.out` found out at its start, where not given: its LoRA's ranks, its evaluation sets."""
+    stored = stored_config(config.out or "")
+    sets = stored.eval_prompts if config.eval_prompts == AUTOMATIC else config.eval_prompts
+    return replace(config, lora=config.lora.filled(stored.lora), eval_prompts=sets)
 
 
 def stored_config(run: str | Path) -> Config:

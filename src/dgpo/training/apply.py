@@ -14,6 +14,7 @@ from torch import Tensor
 from dgpo.config import Config
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
+from dgpo.data.own_prompts import evaluation_sets
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.data.sampler import PromptSampler
 from dgpo.errors import UserError, warn
@@ -64,7 +65,7 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     """Print a table of all scores on the config's evaluation sets, and return them."""
     if not config.eval_prompts:
         raise UserError("eval_prompts is empty: name a set, such as --eval-prompts seen=shapes:seen")
-    sets = {name: load_prompts(prompts) for name, prompts in config.eval_prompts.items()}
+    sets = evaluation_sets(config)
     reward = all_rewards(config)
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))

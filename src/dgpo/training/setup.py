@@ -15,6 +15,7 @@ import torch
 from dgpo import distributed
 from dgpo.config import Config, to_dict
 from dgpo.data.groups import GroupDataset
+from dgpo.data.own_prompts import part
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
@@ -38,7 +39,8 @@ class Inputs:
 
     dataset: GroupDataset | None  # groups to learn from; None where rollouts are sampled
     prompts: PromptSet  # that train
-    eval_sets: dict[str, PromptSet]
+    eval_sets: dict[str, PromptSet]  # none where the run never evaluates
+    eval_sources: dict[str, str]  # where they come from: `eval_prompts`, the automatic set under its own name
     reward: RewardSet  # those that train
     eval_reward: RewardSet  # and those that are only watched
     doubts: list[str]  # what may be scored otherwise than meant
@@ -58,10 +60,11 @@ class Setup:
 def prepare(config: Config, model: VelocityModel | None, reward_functions: Mapping[str, Reward], resume: bool) -> Setup:
     """Read, load and check everything; UserError for what cannot work."""
     device = distributed.init(device_of(config.device))
-    config = runfolder.with_stored_lora(config) if resume else config
+    config = runfolder.with_stored(config) if resume else config
     config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
     say(f"reading {_what(config)}; making the rewards {', '.join([*config.rewards, *config.eval_rewards])}")
     inputs = read_inputs(config, reward_functions)
+    config = replace(config, eval_prompts=inputs.eval_sources)
     if inputs.dataset is not None:
         config = resolved(config, inputs.dataset)
     require_trackers(config.trackers)
@@ -87,12 +90,11 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     """Read the prompts, or the dataset, make the rewards, and show them every prompt."""
     dataset = None if config.offline is None else GroupDataset(config.offline)
     prompts = load_prompts(config.prompts) if dataset is None else dataset.prompts
-    sources = config.eval_prompts if config.eval_every else {}
-    eval_sets = {name: load_prompts(source) for name, source in sources.items()}
+    prompts, eval_sets, eval_sources = part(config, prompts)
     reward, eval_reward = reward_sets(config, reward_functions or {})
     trained = prompts if dataset is None else None
     doubts = check_run(reward, eval_reward, trained, eval_sets, config.eval_images_per_prompt)
-    return Inputs(dataset, prompts, eval_sets, reward, eval_reward, doubts)
+    return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts)
 
 
 def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:
