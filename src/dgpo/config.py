@@ -193,9 +193,9 @@ class Config:
     eval_rewards: tuple[str, ...] = ()
     """Scores that are watched at evaluations and never trained."""
     eval_prompts: dict[str, str] = field(default_factory=AUTOMATIC.copy)
-    """Name of an evaluation set -> where its prompts come from, as in `prompts`, or prompts:held_out or prompts:trained.
-    auto=prompts: a tenth of the run's own prompts, 4 to 32, is held out of training; of fewer than 20 prompts none is,
-    and the trained ones are evaluated."""
+    """Name of an evaluation set -> where its prompts come from, as in `prompts`; or prompts:held_out or
+    prompts:trained. auto=prompts: a tenth of the run's own prompts, 4 to 32, is held out of training; of fewer than 20
+    none is, and those that train are evaluated."""
     eval_images_per_prompt: int = 2
     """Images per prompt of an evaluation set, from fixed noise."""
     eval_every: int = 10

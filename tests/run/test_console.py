@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +12,13 @@ import pytest
 import torch
 from rich.console import Console as RichConsole
 
+from dgpo.algorithms import DGPO
 from dgpo.config import Config
 from dgpo.run import console as module
 from dgpo.run.callbacks import Evaluated
-from dgpo.run.console import Console
+from dgpo.run.console import Console, RunCounts
+from dgpo.run.pace import PhaseProgress, TimeLeft, span
+from dgpo.training import schedule
 
 ROW = {"train/reward_mean": 0.5, "train/clip_fraction": 0.25, "train/grad_norm": 2.0, "time/iteration": 100.0}
 CONFIG = Config(
@@ -28,8 +30,10 @@ CONFIG = Config(
     prompts="shapes:train:counting",
     num_groups=4,
     group_size=5,
+    rewards={"shapes": 1.0},
     eval_rewards=("shapes_strict", "crispness"),
     eval_prompts={"seen": "shapes:seen", "unseen": "shapes:unseen"},
+    eval_every=5,
 )
 
 
@@ -46,106 +50,208 @@ class Model:
 
 def make(config: Config = CONFIG) -> Console:
     model: Any = Model()
-    return Console(config, model, num_prompts=99, evaluations=12_345)
+    return Console(config, model, RunCounts(99, 1234, partial(schedule.evaluations_ahead, config)))
 
 
-def after(iteration: int) -> Any:
-    """A run that has finished so many iterations."""
+def at(iteration: int) -> Any:
+    """A run after so many iterations."""
     return SimpleNamespace(iteration=iteration)
 
 
-@contextmanager
-def started(config: Config = CONFIG) -> Iterator[Console]:
-    console = make(config)
-    console.on_start(after(0))
-    yield console
-    console.close()
+def evaluated(metrics: dict[str, float], alarm: str | None = None, last: bool = False) -> Evaluated:
+    # by name: what else an evaluation holds is not printed
+    fields = dict.fromkeys(Evaluated._fields)
+    return Evaluated(**{**fields, "metrics": metrics, "alarm": alarm, "last": last})  # pyright: ignore
 
 
-def evaluated(metrics: Mapping[str, float], alarm: str | None = None, last: bool = False) -> Evaluated:
-    return Evaluated(dict(metrics), torch.zeros(0, 3, 8, 8), [], None, alarm, last)
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_the_plan_tells_what_will_be_done(capsys: pytest.CaptureFixture[str]) -> None:
-    with started():
-        pass
+    console = make()
+    console.on_start(at(0))
+    console.close()
     out = capsys.readouterr().out
     for part in (
         "mine: DGPO on models/[red], prompts shapes:train:counting, reward 1 shapes",
         "trains 3,007 parameters (lora), fp32 on cpu",
         "4 of 99 prompts x 5 images = 20 images, 1 optimizer step(s)",
-        "12,345 network evaluations",
+        "1,234 network evaluations",
         "10 iterations; run folder runs/mine",
     ):
         assert part in out
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with started() as console:
-        console.on_evaluation(
-            after(0), evaluated({"eval/seen/shapes_strict": 0.4, "eval/seen/shapes_strict/counting": 0.1})
-        )
-        capsys.readouterr()
-        console.on_iteration(after(1), ROW)
-        console.on_iteration(after(2), {**ROW, "time/iteration": 1.0})
+    console = make()
+    console.on_evaluation(at(0), evaluated({"eval/seen/shapes_strict": 0.4, "eval/seen/shapes_strict/counting": 0.1}))
+    capsys.readouterr()
+    console.on_iteration(at(1), ROW)
+    console.on_iteration(at(2), {**ROW, "time/iteration": 50.0})
     first, *lines = capsys.readouterr().out.splitlines()
-    assert first.strip() == "an iteration takes about 2 min, those left 15 min without evaluations"
+    assert first.strip() == "an iteration takes about 2 min; 15 min and 2 evaluations left"
+    watched = "reward 0.500  seen/shapes_strict 0.400"
     assert lines == [
-        "iteration 1/10  reward 0.500  seen/shapes_strict 0.400  clip 0.250  grad 2.000  0.2 images/s  15 min left",
-        "iteration 2/10  reward 0.500  seen/shapes_strict 0.400  clip 0.250  grad 2.000  20.0 images/s  8.0 s left",
+        f"iteration 1/10  {watched} (1 iteration ago)  clip 0.250  grad 2.000  0.2 images/s  "
+        "15 min and 2 evaluations left",
+        f"iteration 2/10  {watched} (2 iterations ago)  clip 0.250  grad 2.000  0.4 images/s  "
+        "10 min and 2 evaluations left",
     ]
+
+
+def test_what_is_switched_off_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    make(replace(CONFIG, algorithm=DGPO(clip_range=None))).on_iteration(at(1), ROW)
+    make().on_iteration(at(1), {"train/reward_mean": 0.5, "time/iteration": 100.0})
+    unclipped, untrained = (line for line in capsys.readouterr().out.splitlines() if line.startswith("iteration"))
+    assert "clip" not in unclipped
+    assert "grad 2.000" in unclipped
+    assert "clip" not in untrained
+    assert "grad" not in untrained
+    assert "nothing trained" in untrained
 
 
 def test_evaluations_show_every_set_and_the_change_since_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     console = make()
     before = {"eval/seen/reward": 0.5, "eval/seen/reward/stderr": 0.1, "eval/unseen/reward": 0.25}
-    console.on_evaluation(after(0), evaluated(before))
+    console.on_evaluation(at(0), evaluated(before))
     changes = {"eval/seen/reward/change": 0.25, "eval/seen/reward/change_low": 0.1, "eval/unseen/reward/change": 0.0}
     later = {"eval/seen/reward": 0.75, "eval/seen/http://host:8000/v1": 1.0, "eval/alarms": 1}
-    console.on_evaluation(after(5), evaluated({**before, **changes, **later}, "crispness fell"))
+    console.on_evaluation(at(5), evaluated({**before, **changes, **later}, "crispness fell"))
     stopping = make(replace(CONFIG, stop_on_alarm=True))
-    stopping.on_evaluation(after(6), evaluated({}, "crispness fell"))
-    stopping.on_evaluation(after(7), evaluated({}, "crispness fell", last=True))
+    stopping.on_evaluation(at(5), evaluated({}, "crispness fell"))
+    stopping.on_evaluation(at(10), evaluated({}, "crispness fell", last=True))
     assert capsys.readouterr().out.splitlines() == [
         "evaluation after iteration 0, seen: reward 0.500",
         "evaluation after iteration 0, unseen: reward 0.250",
         "evaluation after iteration 5, seen: reward 0.750 (+0.250), http://host:8000/v1 1.000",
         "evaluation after iteration 5, unseen: reward 0.250 (+0.000)",
         "alarm after iteration 5: crispness fell",
-        *[f"evaluation after iteration 6, {name}: " for name in ("seen", "unseen")],
-        "alarm after iteration 6: crispness fell",
+        "evaluation after iteration 5, seen: ",
+        "evaluation after iteration 5, unseen: ",
+        "alarm after iteration 5: crispness fell",
         "  stop_on_alarm is on: the run is saved and stops here",
-        *[f"evaluation after iteration 7, {name}: " for name in ("seen", "unseen")],
-        "alarm after iteration 7: crispness fell",
+        "evaluation after iteration 10, seen: ",
+        "evaluation after iteration 10, unseen: ",
+        "alarm after iteration 10: crispness fell",
     ]
 
 
-def test_a_live_line_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_lines_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(
         module, "RichConsole", lambda **options: RichConsole(file=screen, force_terminal=True, width=160, **options)
     )
-    with started() as console:
-        console.on_iteration(after(3), ROW)
-    out = screen.getvalue()
-    assert "3/10" in out
-    assert "reward 0.500" in out
-    assert "iteration 3/10" not in out
+    console = make()
+    console.on_start(at(0))
+    console.on_iteration(at(3), ROW)
+    console.on_progress(at(3), "sampling", 64, 144)
+    console._bar.refresh()
+    shown = screen.getvalue()
+    console.close()
+    assert "iteration 3/10" in shown
+    assert "reward 0.500" in shown
+    assert "sampling" in shown
+    assert "64/144 images" in shown
 
 
 def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgpo.distributed.is_main", lambda: False)
-    with started() as console:
-        console.on_evaluation(after(0), evaluated({"eval/seen/reward": 0.5}))
-        console.on_iteration(after(1), ROW)
+    console = make()
+    console.on_start(at(0))
+    console.on_progress(at(0), "evaluating", 0, 8)
+    console.on_evaluation(at(0), evaluated({"eval/seen/reward": 0.5}))
+    console.on_iteration(at(1), ROW)
+    console.close()
+    module.say("loading")
     assert capsys.readouterr().out == ""
 
 
 def test_a_constant_reward_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with started() as shown:
-        shown.constant(1, {"shapes": 0.0})
-        shown.constant(2, {"shapes": 0.0, "clip": 0.5})
+    console = make()
+    console.constant(1, {"shapes": 0.0})
+    console.constant(2, {"shapes": 0.0, "clip": 0.5})
     out = capsys.readouterr().out
     assert "warning: the reward 'shapes' gave all images of iteration 1 the score 0, from which nothing can be" in out
     assert "warning: the reward 'clip' gave all images of iteration 2 the score 0.5" in out
     assert out.count("warning") == 2
+
+
+def test_time_left_counts_evaluations() -> None:
+    clock = Clock()
+    left = TimeLeft(CONFIG, partial(schedule.evaluations_ahead, CONFIG), clock)
+    left.iterated(1, {"time/iteration": 10.0})
+    assert str(left) == "2 min and 2 evaluations left", "9 iterations, and evaluations after 5 and 10"
+    left.evaluating()
+    clock.now += 40  # of which the next iteration takes 10
+    left.iterated(6, {"time/iteration": 10.0})
+    assert left.evaluation == 30
+    assert str(left) == f"{span(4 * 10 + 30)} left"
+    left.iterated(10, {"time/iteration": 10.0})
+    assert str(left) == "30 s left", "the last evaluation is still to come"
+
+
+def test_time_left_ends_with_the_minutes_of_a_run() -> None:
+    config = replace(CONFIG, max_minutes=2.0, eval_every=0)
+    left = TimeLeft(config, partial(schedule.evaluations_ahead, config), Clock())
+    left.iterated(1, {"time/iteration": 30.0, "time/elapsed": 30.0})
+    assert str(left) == "2 min left"
+    left.iterated(2, {"time/iteration": 30.0, "time/elapsed": 60.0})
+    assert str(left) == "60 s left"
+
+
+@pytest.mark.parametrize("every", [0, 1, 3, 5, 20])
+@pytest.mark.parametrize("iteration", [1, 4, 5, 9, 10])
+@pytest.mark.parametrize("end", [10, 12])
+def test_evaluations_ahead_are_those_that_the_loop_makes(every: int, iteration: int, end: int) -> None:
+    config = replace(CONFIG, eval_every=every)
+    made = sum(schedule.evaluates(config, i, last=i == end) for i in range(iteration, end + 1))
+    assert schedule.evaluations_ahead(config, iteration, end) == made
+
+
+def lines(told: list[tuple[float, str, int, int]]) -> list[str]:
+    """The lines that a log file gets. told: (seconds since the last, phase, done, total)"""
+    clock, found = Clock(), []
+    phases = PhaseProgress(clock)
+    for seconds, phase, done, total in told:
+        clock.now += seconds
+        text = phases.text(phase, done, total, foretell=True)
+        if phases.due(phase, done, total):
+            found.append(f"{phase} {text}")
+            phases.printed()
+    return found
+
+
+def test_a_phase_is_announced_once_and_then_told_at_quarters_ten_seconds_apart() -> None:
+    steps = [(0.0 if not done else 4.0, "evaluating", done, 100) for done in range(0, 101, 10)]
+    assert lines(steps) == [
+        "evaluating 0/100 images",
+        "evaluating 30/100 images, 28 s left",
+        "evaluating 60/100 images, 16 s left",
+        "evaluating 90/100 images",
+    ], "at 100 the result follows"
+    fast = [(0.1, phase, done, 2) for _ in range(20) for phase in ("sampling", "updating") for done in (0, 1, 2)]
+    assert lines(fast) == ["sampling 0/2 images", "updating 0/2 backward passes"]
+
+
+def test_a_long_phase_is_told_every_minute() -> None:
+    slow = [(20.0, "sampling", done, 1000) for done in range(10)]
+    assert [line.split(",")[0] for line in lines(slow)] == [f"sampling {n}/1000 images" for n in (0, 3, 6, 9)]
+    assert lines([(0, "sampling", 0, 9), (70.0, "scoring", 0, 0)]) == ["sampling 0/9 images", "scoring "]
+
+
+def test_of_several_processes_the_first_says_that_the_count_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgpo.distributed.world_size", lambda: 8)
+    assert PhaseProgress().text("sampling", 2, 18, foretell=False) == "2/18 images of process 1 of 8"
+
+
+def test_spans() -> None:
+    assert [span(s) for s in (1.24, 45.2, 89, 90, 720, 5400, 90000)] == [
+        *("1.2 s", "45 s", "89 s", "2 min", "12 min", "1.5 h", "25.0 h"),
+    ]

@@ -45,9 +45,8 @@ def for_own_task(base: Config, given: list[str]) -> Config:
     if not flags & {"--prompts", "--rewards"}:
         return base
     lists = AUTOMATIC if "--prompts" in flags else base.eval_prompts
-    return replace(
-        base, eval_prompts=dict(lists), eval_rewards=tuple(n for n in base.eval_rewards if n not in OF_WORLDS)
-    )
+    watched = tuple(name for name in base.eval_rewards if name not in OF_WORLDS)
+    return replace(base, eval_prompts=dict(lists), eval_rewards=watched)
 
 
 def resumed_config(run: str, given: list[str]) -> Config:

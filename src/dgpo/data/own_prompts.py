@@ -1,8 +1,8 @@
 """The evaluation sets that a run takes from its own prompts.
 
-`prompts:held_out` is a tenth of the different prompts, at least 4 and at most 32, and these never train. With fewer than
-20 different prompts there is none to spare: `prompts:trained` is at most 32 of those that train, and its name says so.
-Which ones they are depends on nothing but their texts and the seed: those whose hashes are smallest.
+`prompts:held_out` is a tenth of the different prompts, at least 4 and at most 32, and these never train. With fewer
+than 20 different prompts there is none to spare: `prompts:trained` is at most 32 of those that train, and its name says
+so. Which ones they are depends on nothing but their texts and the seed: those whose hashes are smallest.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class RunCounts(NamedTuple):
 
     prompts: int  # that train, or groups of a dataset
     network_evaluations: int  # in an iteration
-    evaluations_between: Callable[[int, int], int]  # after an iteration, in a run that ends with another
+    evaluations_ahead: Callable[[int, int], int]  # once an iteration is done, in a run that ends with another
 
 
 class Console(Callback):
@@ -42,7 +42,7 @@ class Console(Callback):
         )
         self._whole = self._bar.add_task("", total=config.iterations, text="")
         self._phase = self._bar.add_task("", total=None, text="", visible=False)
-        self._progress, self._left = PhaseProgress(), TimeLeft(config, counts.evaluations_between)
+        self._progress, self._left = PhaseProgress(), TimeLeft(config, counts.evaluations_ahead)
         self._watched: tuple[str, int] | None = None  # a score of the last evaluation, and the iteration before it
         self._constant: set[str] = set()
 

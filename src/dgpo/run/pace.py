@@ -18,11 +18,11 @@ class TimeLeft:
     def __init__(
         self,
         config: Config,
-        evaluations_between: Callable[[int, int], int],
+        evaluations_ahead: Callable[[int, int], int],
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """evaluations_between: counts them after an iteration, in a run that ends with another"""
-        self._config, self._evaluations_between, self._now = config, evaluations_between, now
+        """evaluations_ahead: counts those to come once an iteration is done, in a run that ends with another"""
+        self._config, self._evaluations_ahead, self._now = config, evaluations_ahead, now
         self._iterations: deque[float] = deque(maxlen=10)  # seconds
         self._end = config.iterations
         self._iteration = 0
@@ -51,7 +51,7 @@ class TimeLeft:
 
     def __str__(self) -> str:
         """Such as "4 min left"; evaluations are named apart as long as none was timed."""
-        evaluations = self._evaluations_between(self._iteration, self._end)
+        evaluations = self._evaluations_ahead(self._iteration, self._end)
         training = (self._end - self._iteration) * self._mean()
         if evaluations and self.evaluation is None:
             return f"{span(training)} and {evaluations} evaluation{'s' * (evaluations > 1)} left"
@@ -64,8 +64,8 @@ class TimeLeft:
 class PhaseProgress:
     """What there is to say of the phase under way, and when a file that keeps every line gets one.
 
-    A phase is announced when the run first comes to it. After that there are at least ten seconds between two lines,
-    and in a long phase a quarter of it or a minute.
+    A phase that is counted is announced when the run first comes to it. After that there are at least ten seconds
+    between two lines, and in a long phase a quarter of it or a minute.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -86,7 +86,7 @@ class PhaseProgress:
 
     def due(self, phase: str, done: int, total: int) -> bool:
         """Whether a line is due. Call `text` before."""
-        if phase not in self._announced:
+        if total and phase not in self._announced:
             self._announced.add(phase)
             return True
         since, quarter = self._now() - self._last, 4 * done // total if total else 0

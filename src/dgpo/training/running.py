@@ -171,7 +171,7 @@ def built_in(setup: Setup) -> list[Callback]:
     counts = RunCounts(
         len(inputs.prompts),
         network_evaluations(config, distributed.world_size()),
-        partial(schedule.evaluations_between, config),
+        partial(schedule.evaluations_ahead, config),
     )
     console = Console(config, setup.model, counts, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]

@@ -128,11 +128,11 @@ def evaluates(config: Config, iteration: int, last: bool) -> bool:
     return bool(config.eval_every and config.eval_prompts) and (last or iteration % config.eval_every == 0)
 
 
-def evaluations_between(config: Config, iteration: int, end: int) -> int:
-    """Count the evaluations after `iteration`, in a run that ends with the iteration `end`."""
-    if iteration >= end or not evaluates(config, end, last=True):
+def evaluations_ahead(config: Config, iteration: int, end: int) -> int:
+    """Count the evaluations to come once `iteration` is done, in a run that ends with the iteration `end`."""
+    if not evaluates(config, end, last=True):
         return 0
-    return (end - 1) // config.eval_every - iteration // config.eval_every + 1
+    return (end - 1) // config.eval_every - (iteration - 1) // config.eval_every + 1
 
 
 def saves(config: Config, iteration: int, last: bool) -> bool:
