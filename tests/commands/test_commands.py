@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from dgpo import __version__
 from dgpo.algorithms import FlowGRPO
 from dgpo.commands.main import main
-from dgpo.config import Config, load_yaml, save_yaml
+from dgpo.config import AUTOMATIC, Config, load_yaml, save_yaml
 from dgpo.errors import NonFiniteError
 from dgpo.recipes import recipe
 from dgpo.rewards.base import RewardError
@@ -111,6 +111,30 @@ def test_prompts_are_a_source_or_several_texts(trained: list[tuple[Config, bool]
     assert main(["train", "--prompts", "a red cat", "two dogs", "--eval-prompts"]) == 0
     assert [config.prompts for config, _ in trained] == ["mine.txt", ("a red cat", "two dogs")]
     assert trained[1][0].eval_prompts == {}
+
+
+def test_prompts_of_ones_own_are_evaluated_in_the_place_of_the_recipes_lists(
+    trained: list[tuple[Config, bool]], tmp_path: Path
+) -> None:
+    for words in (
+        "--prompts mine.txt --rewards my_rewards:warm",
+        "--prompts mine.txt --eval-prompts test=test.txt --eval-rewards crispness",
+        "--prompts shapes:train:counting",
+        "--rewards my_rewards:warm",
+        "--recipe sd35m_ocr --prompts mine.txt",
+    ):
+        assert main(["train", *words.split()]) == 0
+    own, given, world, reward, published = (config for config, _ in trained)
+    assert (own.eval_prompts, own.eval_rewards, own.rewards) == (AUTOMATIC, (), {"my_rewards:warm": 1.0})
+    assert (given.eval_prompts, given.eval_rewards) == ({"test": "test.txt"}, ("crispness",))
+    assert (world.eval_prompts, world.eval_rewards) == (AUTOMATIC, ("crispness", "diversity"))
+    assert (reward.eval_prompts, reward.eval_rewards) == (recipe("tiny").eval_prompts, recipe("tiny").eval_rewards)
+    assert (published.eval_prompts, published.eval_rewards) == (AUTOMATIC, recipe("sd35m_ocr").eval_rewards)
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("prompts: [a cat]\neval_prompts: {test: test.txt}\n")
+    assert main(["train", str(path), "--prompts", "other.txt"]) == 0
+    assert trained[-1][0].eval_prompts == {"test": "test.txt"}, "a file's own are not a recipe's"
 
 
 def test_a_config_file_and_its_overrides(trained: list[tuple[Config, bool]], tmp_path: Path) -> None:

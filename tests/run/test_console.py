@@ -236,7 +236,7 @@ def test_a_phase_is_announced_once_and_then_told_at_quarters_ten_seconds_apart()
         "evaluating 60/100 images, 16 s left",
         "evaluating 90/100 images",
     ], "at 100 the result follows"
-    fast = [(0.1, phase, done, 2) for _ in range(20) for phase in ("sampling", "updating") for done in (0, 1, 2)]
+    fast = [(0.1, phase, done, 2) for _ in range(15) for phase in ("sampling", "updating") for done in (0, 1, 2)]
     assert lines(fast) == ["sampling 0/2 images", "updating 0/2 backward passes"]
 
 

@@ -23,7 +23,7 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
         name, *given = given
         file = name.endswith((".yaml", ".yml"))
         base = load_yaml(name) if file else recipe(name)
-    base = base if file else for_own_task(base, given)
+    base = base if file else for_own_prompts(base, given)
     if not file and any(word.split("=")[0] == "--lora.start" for word in given):
         # a LoRA to continue brings its own, and the recipe's are nobody's wish
         base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
@@ -35,18 +35,17 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
     return parse(base, given, usage, about)
 
 
-def for_own_task(base: Config, given: list[str]) -> Config:
-    """Drop what a recipe evaluates where the command line brings prompts or rewards of its own.
+def for_own_prompts(base: Config, given: list[str]) -> Config:
+    """Drop what a recipe evaluates where the command line brings prompts of its own, which are evaluated instead.
 
-    Other prompts are evaluated themselves, in the place of the recipe's lists. Metrics of an embedded world know
-    nothing of another one's pictures.
+    Metrics of an embedded world stay with prompts of a world only: they know nothing of other pictures.
     """
-    flags = {word.partition("=")[0] for word in given}
-    if not flags & {"--prompts", "--rewards"}:
+    prompts, _ = take_option(given, "--prompts", "a file or several texts")
+    if prompts is None:
         return base
-    lists = AUTOMATIC if "--prompts" in flags else base.eval_prompts
-    watched = tuple(name for name in base.eval_rewards if name not in OF_WORLDS)
-    return replace(base, eval_prompts=dict(lists), eval_rewards=watched)
+    of_world = prompts.startswith(("shapes:", "words:"))
+    watched = tuple(name for name in base.eval_rewards if of_world or name not in OF_WORLDS)
+    return replace(base, eval_prompts=AUTOMATIC.copy(), eval_rewards=watched)
 
 
 def resumed_config(run: str, given: list[str]) -> Config:

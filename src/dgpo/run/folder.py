@@ -95,7 +95,7 @@ def require_same_run(run: Path, config: Config) -> None:
 
 
 def with_stored(config: Config) -> Config:
-    """Take what is not given from the run in `config.out`, which found it out: its LoRA's ranks, its evaluation sets."""
+    """Take what is not given from the run in `config.out`: the ranks of the LoRA it began with, its evaluation sets."""
     stored = stored_config(config.out or "")
     sets = stored.eval_prompts if config.eval_prompts == AUTOMATIC else config.eval_prompts
     return replace(config, lora=config.lora.filled(stored.lora), eval_prompts=sets)

@@ -1,0 +1,87 @@
+"""A run that names no evaluation set evaluates its own prompts, and says how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from runs import assert_same_run, run, small
+
+from dgpo.config import AUTOMATIC, load_yaml
+from dgpo.data.own_prompts import HELD_OUT, TRAINED
+from dgpo.run.callbacks import Callback
+from dgpo.types import Rollout
+
+MANY = tuple(f"a {colour} {thing}" for colour in ("red", "green", "blue", "grey", "pink") for thing in "abcd")
+
+
+class Heard(Callback):
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.progress: list[tuple[str, int, int]] = []
+        self.trained: set[str] = set()
+        self.evaluated: list[dict[str, float]] = []
+
+    def on_progress(self, run, phase, done, total) -> None:
+        self.progress.append((phase, done, total))
+
+    def on_rollout(self, run, rollout: Rollout) -> None:
+        self.trained |= {*rollout.prompts}
+
+    def on_evaluation(self, run, evaluated) -> None:
+        self.evaluated.append(evaluated.metrics)
+
+
+def own(model: Path, out: Path, **changes):
+    fields = {"prompts": MANY, "eval_prompts": AUTOMATIC, "eval_every": 2, "num_samples": 1, **changes}
+    return small(model, out, **fields)
+
+
+def test_what_is_held_out_never_trains_and_a_resume_knows_it(tiny_folder: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    config = own(tiny_folder, tmp_path / "whole", iterations=4, num_groups=8, group_size=2)
+    run(config, callbacks=[heard])
+    assert [sorted(k for k in m if k.endswith("/reward")) for m in heard.evaluated] == [["eval/held_out/reward"]] * 3
+    assert len(heard.trained) == 16, "two rollouts of eight prompts are an epoch of those left"
+    stored = load_yaml(tmp_path / "whole" / "config.yaml")
+    assert stored.eval_prompts == {"held_out": HELD_OUT}
+
+    parted = replace(config, out=str(tmp_path / "parted"))
+    run(replace(parted, iterations=2))
+    run(parted, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parted", 4)
+
+
+def test_few_prompts_are_trained_and_evaluated(tiny_folder: Path, tmp_path: Path) -> None:
+    run(own(tiny_folder, tmp_path / "run", prompts=MANY[:5], iterations=1))
+    assert load_yaml(tmp_path / "run" / "config.yaml").eval_prompts == {"trained": TRAINED}
+
+
+def test_an_earlier_run_without_evaluations_goes_on_without(tiny_folder: Path, tmp_path: Path) -> None:
+    config = own(tiny_folder, tmp_path / "run", iterations=1)
+    run(replace(config, eval_prompts={}))
+    heard = Heard()
+    run(replace(config, iterations=2), resume=True, callbacks=[heard])
+    assert heard.evaluated == []
+    assert load_yaml(tmp_path / "run" / "config.yaml").eval_prompts == {}
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_every_phase_tells_how_far_it_is(tiny_folder: Path, tmp_path: Path, free: bool) -> None:
+    heard, batch = Heard(), 4
+    config = own(tiny_folder, tmp_path / "run", iterations=1, free_text_encoders=free, micro_batch_size=3)
+    run(replace(config, sampling=replace(config.sampling, batch_size=batch)), callbacks=[heard])
+    counts: dict[str, list[tuple[int, int]]] = {}
+    for phase, done, total in heard.progress:
+        counts.setdefault(phase, []).append((done, total))
+    assert counts["evaluating"] == [(done, 8) for done in (0, 4, 8)] * 2, "before and after"
+    assert counts["sampling"] == [(done, 6) for done in (0, 4, 6)]
+    assert counts["updating"] == [(done, 4) for done in range(5)], "two points, two micro-batches"
+    assert counts["scoring"] == [(0, 0)]
+    assert {"saving", "reporting"} <= counts.keys()
+    if free:
+        assert counts["encoding"] == [(0, 21), (16, 21)], "all prompts and the empty one, sixteen at a time"
+    else:
+        assert counts["encoding"] == [(n, 4) for n in range(4)] + [(0, 2), (1, 2)], "when they are first drawn"
