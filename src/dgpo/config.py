@@ -204,7 +204,7 @@ class Config:
     """Save and stop, as Ctrl-C does, after an evaluation in which a trained score has risen since the first one while
     a score of eval_rewards has fallen, both beyond their intervals over prompts."""
     num_samples: int = 12
-    """Pictures of fixed prompts and noise kept at every evaluation."""
+    """Pictures kept at every evaluation: the first images of the first prompts, several of each, from fixed noise."""
 
     checkpoint_every: int = 10
     """Iterations between checkpoints; the last iteration always leaves one, unless this is 0: never, but for

@@ -34,10 +34,11 @@ def test_samples_come_back_as_written(tmp_path: Path):
     grid = write_samples(tmp_path, 20, images, ["a", "b"])
     write_samples(tmp_path, 0, images.flip(0), ["a", "b"])
     assert grid == tmp_path / "samples" / "iteration-000020.png"
-    assert json.loads((tmp_path / "samples" / "prompts.json").read_text())["images_per_prompt"] == 2
+    assert json.loads((tmp_path / "samples" / "iteration-000020.json").read_text())["images_per_prompt"] == 2
     samples = read_samples(tmp_path)
     assert samples is not None
     assert samples.prompts == ["a", "a", "b", "b"]
+    assert samples.images_per_prompt == 2
     assert list(samples.iterations) == [0, 20]
     pixels = np.asarray(Image.open(samples.iterations[20][3]))
     torch.testing.assert_close(torch.from_numpy(pixels.copy()).permute(2, 0, 1), (images[3] * 255).round().byte())
@@ -57,7 +58,34 @@ def test_an_iteration_cut_short_is_not_shown(tmp_path: Path):
 def test_what_cannot_be_shared_or_read_is_an_error(tmp_path: Path):
     with pytest.raises(ValueError, match="3 images cannot be shared evenly by 2 prompts"):
         write_samples(tmp_path, 0, torch.zeros(3, 3, 8, 8), ["a", "b"])
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "prompts.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"prompts\.json"):
+    grid = write_samples(tmp_path, 0, torch.zeros(1, 3, 8, 8), ["a"])
+    grid.with_suffix(".json").write_text("[1]")
+    with pytest.raises(UserError, match=r"iteration-000000\.json"):
         read_samples(tmp_path)
+
+
+def test_scores_lie_beside_the_pictures(tmp_path: Path):
+    images, scores = torch.zeros(4, 3, 8, 8), {"reward": torch.tensor([0.5, 1.0, torch.nan, 0.0])}
+    grid = write_samples(tmp_path, 3, images, ["a", "b"], scores)
+    assert json.loads(grid.with_suffix(".json").read_text())["scores"] == {"reward": [0.5, 1.0, None, 0.0]}
+    samples = read_samples(tmp_path)
+    assert samples is not None
+    np.testing.assert_equal(samples.scores, {3: {"reward": [0.5, 1.0, np.nan, 0.0]}})
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_several_pictures_of_a_prompt(tmp_path: Path):
+    """Its four pictures belonged to four prompts; the same number of new ones belongs to two."""
+    old, new = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
+    write_samples(tmp_path, 0, old, ["a", "b", "c", "d"]).with_suffix(".json").unlink()
+    index = {"prompts": ["a", "b", "c", "d"], "images_per_prompt": 1, "columns": 2}
+    (tmp_path / "samples" / "prompts.json").write_text(json.dumps(index))
+    samples = read_samples(tmp_path)
+    assert samples is not None
+    assert (samples.prompts, samples.scores) == (["a", "b", "c", "d"], {0: {}})
+    write_samples(tmp_path, 10, new, ["a", "b"], {"reward": torch.tensor([0.0, 1.0, 2.0, 3.0])})
+    samples = read_samples(tmp_path)
+    assert samples is not None
+    assert (samples.prompts, samples.images_per_prompt) == (["a", "b"], 1)
+    assert [path.name for path in samples.iterations[0]] == ["000.png", "001.png"]
+    assert [path.name for path in samples.iterations[10]] == ["000.png", "002.png"]
+    assert samples.scores == {0: {}, 10: {"reward": [0.0, 2.0]}}

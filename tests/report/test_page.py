@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from synthetic import CONFIG, PROMPTS, make_run
 
+from dgpo.algorithms import ALGORITHMS
 from dgpo.errors import UserError
 from dgpo.report import sections
 from dgpo.report.grids import read_samples, write_samples
+from dgpo.report.health import HEALTH
 from dgpo.report.log import from_rows, read_log
 from dgpo.report.page import render, write_report
 from dgpo.report.pictures import pictures
@@ -67,12 +70,13 @@ def test_the_whole_page_stands_alone(run_dir: Path):
     assert text.count("data:image/png;base64,") == 2 * len(PROMPTS)
     for words in (
         "Improved.",
-        "shapes strict",
+        "shapes_strict",
         "seen prompts",
-        "held-out",
+        "only watched",
+        "distance from the base model",
         "clip_range",
         "0a1b2c3",
-        "single object",
+        "single_object",
         "95 %: −0.030 to +0.010",
     ):
         assert words in reader.words
@@ -108,16 +112,36 @@ def test_no_run_folder_is_one_clear_message_and_no_file(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_pictures_pair_the_first_and_the_last_and_shrink_large_ones(tmp_path: Path):
+def test_pictures_show_the_first_and_the_last_and_shrink_large_ones(tmp_path: Path):
     write_samples(tmp_path, 0, torch.zeros(4, 3, 8, 8), ["a", "b"])
     write_samples(tmp_path, 5, torch.rand(4, 3, 8, 8), ["a", "b"])
     write_samples(tmp_path, 10, torch.ones(4, 3, 500, 600), ["a", "b"])
-    shown = pictures(read_samples(tmp_path))
+    shown = pictures(read_samples(tmp_path), {})
     assert shown is not None
-    assert (shown.first, shown.last, shown.shown, shown.total) == (0, 10, 4, 4)
-    assert [(prompt, len(pairs)) for prompt, pairs in shown.cards] == [("a", 2), ("b", 2)]
-    assert shown.cards[0][1][0].before.startswith("data:image/png")
-    assert shown.cards[0][1][0].after.startswith("data:image/webp")
+    assert (shown.iterations, shown.images_per_prompt, shown.prompts) == ([0, 10], 2, 2)
+    assert [(prompt, [len(row.tiles) for row in rows]) for prompt, rows in shown.cards] == [
+        ("a", [2, 2]),
+        ("b", [2, 2]),
+    ]
+    before, after = shown.cards[0][1]
+    assert before.tiles[1].image.startswith("data:image/png")
+    assert after.tiles[1].image.startswith("data:image/webp")
+    assert before.tiles[0].mark is None
+
+
+def test_a_tick_stands_below_each_picture_that_is_right(tmp_path: Path):
+    """Two prompts of two pictures: one of four is right before, three are after."""
+    for iteration, right in ((0, [0.0, 1.0, 0.0, 0.0]), (10, [1.0, 1.0, 0.0, 1.0])):
+        scores = {"shapes": torch.tensor([0.5, 1.0, 0.5, 1.0]), "shapes_strict": torch.tensor(right)}
+        write_samples(tmp_path, iteration, torch.zeros(4, 3, 8, 8), ["a", "b"], scores | {"reward": scores["shapes"]})
+    (tmp_path / "config.yaml").write_text("rewards: {shapes: 0.5, shapes_strict: 0.5}")
+    shown = pictures(read_samples(tmp_path), {"rewards": {"shapes": 0.5, "shapes_strict": 0.5}})
+    assert shown is not None
+    marks = [["".join(tile.mark.text for tile in row.tiles if tile.mark) for row in rows] for _, rows in shown.cards]
+    assert marks == [["✗✓", "✓✓"], ["✗✗", "✗✓"]]
+    words = " ".join(Reader(render(tmp_path)).words.split())
+    assert "2 prompts, the first of the evaluation list, with 2 pictures each." in words
+    assert "✓ and ✗ say whether shapes_strict is 1 or 0. Right: 1 of 4 → 3 of 4." in words
 
 
 def test_time_is_split_over_the_whole_run():
@@ -125,6 +149,30 @@ def test_time_is_split_over_the_whole_run():
     log = from_rows([row | {"iteration": 1}, row | {"iteration": 2, "time/elapsed": 8.0}])
     phases = {phase.name: (phase.seconds, phase.share) for phase in sections.times(log)}
     assert phases == {"rollout": (2.0, 0.5), "update": (1.0, 0.25), "other": (1.0, 0.25)}
+
+
+def test_evaluations_lie_between_the_iterations_and_the_bar_adds_up():
+    row = {"train/loss": 0.0, "time/rollout": 2.0, "time/update": 0.5}
+    evaluated = {"iteration": 2, "time/eval": 3.0}
+    log = from_rows([row | {"iteration": i, "time/elapsed": 3.0 * i} for i in (1, 2)] + [evaluated])
+    phases = sections.times(log)
+    assert {phase.name: phase.seconds for phase in phases} == {
+        "rollout": 2.0, "update": 0.5, "other": 0.5, "evaluation": 1.5
+    }  # fmt: skip
+    assert sum(phase.share for phase in phases) == pytest.approx(1)
+    assert sum(phase.percent for phase in phases) == 100
+
+
+def test_every_health_chart_has_a_line_of_help(run_dir: Path):
+    panels = sections.health(read_log(run_dir / "metrics.jsonl"), CONFIG)
+    assert all(panel.note.endswith(".") for panel in panels)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_metric_of_every_algorithm_is_explained(name: str):
+    options = {"num_points": 2} if "num_points" in ALGORITHMS[name].__dataclass_fields__ else {}
+    _, history = toy.train(ALGORITHMS[name](**options), iterations=1)
+    assert set(history[-1]) - {"reward_mean"} <= set(HEALTH)
 
 
 def test_rewards_at_work_beside_the_sampling_are_no_part_of_the_wall_time(tmp_path: Path):
@@ -138,8 +186,8 @@ def test_rewards_at_work_beside_the_sampling_are_no_part_of_the_wall_time(tmp_pa
     assert sections.reward_seconds(log) == 1.75
     (tmp_path / "config.yaml").write_text("name: x")
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "4.00 s an iteration" in page
-    assert "Rewards were at work for 1.75 s" in page
+    assert "An iteration took 4.00 s" in page
+    assert "The rewards worked for 1.75 s of it" in page
     assert "reward busy" not in page
 
 

@@ -23,7 +23,7 @@ def test_an_improvement_names_both_sets_and_the_effort():
     )
     said = verdict(log, CONFIG)
     assert (said.tone, said.word) == ("good", "Improved")
-    assert said.sentence == "shapes strict 0.46 → 0.81 on seen, 0.40 → 0.62 on unseen; 0 iterations in 14 min."
+    assert said.sentence == "shapes_strict 0.46 → 0.81 on seen, 0.40 → 0.62 on unseen; 0 iterations in 14 min."
     assert said.caveats == []
 
 
@@ -32,7 +32,7 @@ def test_a_hacked_reward_is_called_worse():
     said = verdict(log, CONFIG)
     assert (said.tone, said.word) == ("bad", "Got worse")
     assert said.caveats == [
-        "It had been better at iteration 10: shapes strict on seen 0.50 → 0.04.",
+        "It had been better at iteration 10: shapes_strict on seen 0.50 → 0.04.",
         "The training reward rose meanwhile, 0.30 → 0.60: it is probably being gamed.",
         "Still going, or stopped early: 3 of 20 iterations.",
     ]
@@ -64,9 +64,12 @@ def test_an_alarm_at_the_end_is_told_and_takes_the_green():
     said = verdict(run(**values, eval__alarms=[0, 1, 1]), config)
     assert (said.tone, said.word) == ("mixed", "Improved")
     assert said.caveats[0] == (
-        "Alarm at iteration 20: held out, crispness on seen -0.2 (-0.2 to -0.2) while shapes on seen +0.2 "
-        "(+0.2 to +0.2). The others: 10."
+        "Alarm at iteration 20: crispness on seen fell by −0.20 (95 %: −0.20 to −0.20), while shapes on seen rose by "
+        "+0.20 (95 %: +0.20 to +0.20). Earlier alarms: iteration 10."
     )
+    assert said.caveats[1].startswith("An alarm means that")
+    assert "use an earlier checkpoint" in said.caveats[1]
+    assert "crispness among the rewards" in said.caveats[1]
     assert verdict(run(**values, eval__alarms=[0, 1, 0]), config).tone == "good"
 
 
@@ -76,9 +79,9 @@ def test_sets_that_disagree_are_mixed():
 
 
 @pytest.mark.parametrize(
-    ("score", "after", "told"), [("diversity", 0.4, True), ("drift", 0.6, True), ("drift", 0.4, False)]
+    ("score", "after", "told"), [("diversity", 0.4, True), ("diversity", 0.6, False), ("drift", 0.6, False)]
 )
-def test_held_out_losses_are_told_in_the_direction_that_is_worse(score: str, after: float, told: bool):
+def test_watched_losses_are_told_and_drift_is_none(score: str, after: float, told: bool):
     log = run(**{"eval__seen__shapes": [0.3, 0.4, 0.5], f"eval__seen__{score}": [0.5, 0.5, after]})
     assert any(score in caveat for caveat in verdict(log, CONFIG).caveats) == told
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dgpo.report.words import duration, from_to, number, plural, seconds, signed, title
+from dgpo.report.words import duration, from_to, number, percentages, plural, seconds, signed
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,11 @@ def test_signs_times_and_names():
     assert (signed(0.35), signed(-0.35), signed(0.0)) == ("+0.35", "−0.35", "0")
     assert (duration(48), duration(14 * 60), duration(2 * 3600 + 299)) == ("48 s", "14 min", "2 h 05 min")
     assert (seconds(0.4), seconds(12.34), seconds(140)) == ("0.40 s", "12.3 s", "140 s")
-    assert (plural(1, "iteration"), plural(2, "iteration"), title("color_attr")) == (
-        "1 iteration",
-        "2 iterations",
-        "color attr",
-    )
+    assert (plural(1, "iteration"), plural(2, "iteration")) == ("1 iteration", "2 iterations")
+
+
+def test_whole_percentages_add_up_to_a_hundred():
+    assert percentages([1 / 3, 1 / 3, 1 / 3]) == [34, 33, 33]
+    assert percentages([0.555, 0.248, 0.197]) == [55, 25, 20]
+    assert percentages([0.996, 0.004]) == [100, 0]
+    assert percentages([1.0]) == [100]

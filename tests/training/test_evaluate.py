@@ -14,7 +14,7 @@ from dgpo.core.flow import interpolate
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.training.evaluate import DRIFT_T, evaluate
+from dgpo.training.evaluate import DRIFT_T, evaluate, spread
 
 SETS = {
     "seen": load_prompts([("a cup", {"tag": "one"}), ("two dogs", {"tag": "two"}), ("green", {"tag": "one"})]),
@@ -46,7 +46,7 @@ def score(model, tiny_folder, tmp_path):
 def test_noise_is_fixed(score):
     one, two = score(), score()
     assert one.metrics == two.metrics
-    assert torch.equal(one.images, two.images)
+    assert torch.equal(one.samples.images, two.samples.images)
     assert score(weights="policy").metrics != one.metrics
     assert score(seed=1).metrics != one.metrics
 
@@ -97,11 +97,41 @@ def test_samples_are_the_first_image_of_the_first_prompts(score):
         images.append(batch)
         return colour(batch, prompts, metadata)
 
-    found = score(reward=keep)
+    found = score(reward=keep).samples
     assert found.prompts == ["a cup", "two dogs"]
     assert torch.equal(found.images, images[0][[0, 3]])
-    assert score(num_samples=0).prompts == []
-    assert score(num_samples=99).prompts == ["a cup", "two dogs", "green"]
+    assert score(num_samples=0).samples.prompts == []
+    assert score(num_samples=99).samples.prompts == ["a cup", "two dogs", "green"]
+
+
+def test_several_images_of_a_prompt_are_kept_with_their_scores(score):
+    """Six of nine images: the first two of each of three prompts. What is kept changes no score."""
+    values, few = torch.arange(9.0), score(reward=lambda images, *_: torch.arange(float(len(images))), num_samples=1)
+    found = score(reward=lambda images, *_: values[: len(images)], num_samples=6)
+    assert found.metrics == few.metrics
+    samples = found.samples
+    assert samples.prompts == ["a cup", "two dogs", "green"]
+    assert len(samples.images) == 6
+    assert samples.scores["colour"].tolist() == [0, 1, 3, 4, 6, 7]
+    assert samples.scores["reward"].tolist() == [0, 2, 6, 8, 12, 14]
+    assert set(samples.scores) == {"colour", "reward", "drift"}
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "images_per_prompt", "prompts", "expected"),
+    [
+        (24, 6, 48, (4, 6)),
+        (12, 6, 48, (4, 3)),
+        (16, 2, 48, (8, 2)),
+        (12, 1, 48, (12, 1)),
+        (3, 6, 48, (3, 1)),
+        (12, 6, 2, (2, 6)),
+        (99, 6, 3, (3, 6)),
+        (0, 6, 48, (0, 1)),
+    ],
+)
+def test_pictures_are_spread_over_four_prompts(num_samples, images_per_prompt, prompts, expected):
+    assert spread(num_samples, images_per_prompt, prompts) == expected
 
 
 def test_drift_is_the_references_own_loss_on_the_images(score, tiny_folder, model):

@@ -69,6 +69,7 @@ def _shapes(
         eval_rewards=("crispness", "diversity"),
         eval_prompts={split: f"shapes:{split}{chosen}" for split in ("seen", "unseen")},
         eval_images_per_prompt=6,
+        num_samples=24,
         eval_every=eval_every,
         checkpoint_every=12,
         algorithm=DGPO(

@@ -25,6 +25,7 @@ def words() -> Config:
         eval_rewards=("legibility", "words_diversity"),
         eval_prompts={split: f"words:{split}" for split in ("seen", "unseen")},
         eval_images_per_prompt=6,
+        num_samples=24,
         eval_every=16,
         checkpoint_every=16,
         algorithm=DGPO(

@@ -1,8 +1,8 @@
 """Every evaluation metric from its first evaluation to its last.
 
-A change counts as one only if zero lies outside its paired interval over prompts (watch.py), and only if a reader could
-see it in the printed digits. Where no interval is logged it counts beyond twice its standard error; before and after
-share prompts and noise, so the standard error of two independent evaluations used there is an upper bound.
+A change counts as one only if zero lies outside its paired interval over prompts (run/changes.py), and only if a
+reader could see it in the printed digits. Where no interval is logged it counts beyond twice its standard error; before
+and after share prompts and noise, so the standard error of two independent evaluations used there is an upper bound.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgpo.report.log import Log, Point, is_in_domain
-from dgpo.report.words import from_to, number, signed, title
+from dgpo.report.words import from_to, number, signed
 from dgpo.run.metric_names import EvalName
 
-LOWER_IS_BETTER = frozenset({"drift"})
+DRIFT = "drift"
+"""The distance from the base model. It grows with any training, so it is neither better nor worse."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,21 @@ class Change:
         return max(abs(self.first.value), abs(self.last.value))
 
     @property
-    def moved(self) -> int:
-        """1 better, -1 worse, 0 no change that can be told from noise."""
+    def clear(self) -> bool:
+        """Whether it can be told from noise and seen in the printed digits."""
         seen = number(self.first.value, self.size) != number(self.last.value, self.size)
         low, high = self.interval or (self.delta - self.noise, self.delta + self.noise)
-        if not seen or low <= 0 <= high:
-            return 0
-        return int(math.copysign(1, self.delta * _direction(self.name.score)))
+        return seen and not low <= 0 <= high
+
+    @property
+    def moved(self) -> int:
+        """1 better, -1 worse, 0 neither or not clear."""
+        return int(math.copysign(1, self.delta)) if self.clear and self.name.score != DRIFT else 0
+
+    @property
+    def kind(self) -> str:
+        """Whether the run trains on it."""
+        return kind(self.name.score, self.in_domain)
 
     @property
     def single(self) -> bool:
@@ -55,7 +64,7 @@ class Change:
 
     @property
     def where(self) -> str:
-        return f"{title(self.name.score)} on {title(self.name.eval_set)}"
+        return f"{self.name.score} on {self.name.eval_set}"
 
     @property
     def values(self) -> str:
@@ -73,14 +82,19 @@ class Change:
 
 
 def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
-    """Every evaluation metric, per task ones included, in-domain before held-out."""
+    """Every evaluation metric, per task ones included, trained ones first."""
     found = [_change(log, name, is_in_domain(name.score, config)) for name in log.evals()]
     return sorted(found, key=lambda change: not change.in_domain)
 
 
+def kind(score: str, in_domain: bool) -> str:
+    """trained: the run earns it. watched: it is only measured. distance: from the base model."""
+    return "distance" if score == DRIFT else "trained" if in_domain else "watched"
+
+
 def headline(found: list[Change]) -> list[Change]:
     """The scores a verdict rests on: strict ones, else the single rewards, else whatever was evaluated."""
-    whole = [change for change in found if not change.name.tag]
+    whole = [change for change in found if not change.name.tag and change.name.score != DRIFT]
     strict = [change for change in whole if change.name.score.endswith("_strict")]
     chosen = strict or [change for change in whole if change.in_domain and change.name.score != "reward"] or whole
     return sorted(chosen, key=lambda change: change.name.score)
@@ -93,9 +107,5 @@ def _change(log: Log, name: EvalName, in_domain: bool) -> Change:
     noise = 2 * math.hypot(errors.get(first.iteration, 0.0), errors.get(last.iteration, 0.0))
     low, high = (dict(log.series(f"{name.key}/change_{end}")).get(last.iteration) for end in ("low", "high"))
     interval = None if low is None or high is None else (low, high)
-    best = max(points, key=lambda point: point.value * _direction(name.score))
+    best = max(points, key=lambda point: point.value)
     return Change(name, first, last, best, noise, interval, in_domain)
-
-
-def _direction(score: str) -> int:
-    return -1 if score in LOWER_IS_BETTER else 1

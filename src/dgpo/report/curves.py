@@ -1,61 +1,61 @@
-"""Small line charts as inline SVG that takes its colours and its font from the page, in light and in dark.
+"""Line charts as inline SVG that takes its colours and its font from the page, in light and in dark.
 
-matplotlib draws with placeholder colours, and each becomes a CSS variable of the template afterwards. A chart stays
-small because the page sets many side by side; its horizontal ticks read iteration and, under it, wall time.
+They are written directly, because a page has twenty of them and is written at every evaluation: all of them take a few
+milliseconds. The horizontal ticks read iteration and, under it, wall time.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from dgpo.report.log import Point
 from dgpo.report.words import duration, number
 
-SERIES = ("--train", "--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
-INK, GRID = "#0a0a01", "#0a0a02"
-COLOURS = {INK: "--ink-2", GRID: "--line"} | {f"#0b0b{i:02x}": name for i, name in enumerate(SERIES)}
-PLACEHOLDER = dict(zip(COLOURS.values(), COLOURS))
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 7.5,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.5,
-    "lines.solid_capstyle": "round",
-}
-END_LABEL_GAP = 0.1  # of the chart's height
+SERIES = ("--train", "--series-1", "--series-2", "--series-3", "--series-4", "--series-5", "--series-6")
+FONT, FEW = 10, 25
+SMOOTHED_FROM = 15
+"""Points; fewer are drawn as they are, because an average of two or three of them is flat whatever they do."""
 
 
 class Line(NamedTuple):
-    """One series. `colour` is one of `SERIES`; a smooth line shows its raw values faintly behind it."""
+    """One series, ascending. `colour` is one of `SERIES`; a smooth line shows its raw values faintly behind it."""
 
-    points: list[Point]
+    points: Sequence[tuple[float, float]]
     colour: str
     smooth: bool = False
-    stderr: dict[int, float] = {}  # noqa: RUF012  (never written to)
+    band: Sequence[tuple[float, float]] = ()  # (low, high) at each point
+    name: str = ""  # written at the line's end in the place of its last value
+    dashed: bool = False
+
+
+class Frame(NamedTuple):
+    """A chart's size and margins in the units of its text."""
+
+    width: float = 300
+    height: float = 168
+    left: float = 34
+    right: float = 38
+    top: float = 8
+    bottom: float = 30
+
+
+class _Axis(NamedTuple):
+    """Values from `low` to `high` over `start` to `end` of the picture."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, at = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return self.start + (at - low) / (high - low) * (self.end - self.start)
 
 
 def chart(
@@ -65,87 +65,136 @@ def chart(
     share: bool = False,
     log_scale: bool = False,
     reference: float | None = None,
+    frame: Frame = Frame(),  # noqa: B008  (immutable)
 ) -> Markup:
     """One chart. `share`: the full range is [0, 1]. `log_scale`: all are positive. `reference`: a dashed level."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": label}):
-        figure = Figure(figsize=(3.6, 2.0))
-        axes = figure.add_axes((0.125, 0.17, 0.745, 0.79))
-        ends = [_draw(axes, line, log_scale) for line in lines]
-        if reference is not None:
-            axes.axhline(reference, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        _scale(axes, lines, share, log_scale)
-        _iteration_ticks(axes, elapsed)
-        _label_ends(axes, ends)
-        return _inline(figure, label)
+    curves = [_curve(line, log_scale) for line in lines]
+    values = [
+        value
+        for line in lines
+        for value in (*(v for _, v in line.points), *(end for ends in line.band for end in ends))
+    ]
+    values += [] if reference is None else [reference]
+    x = _across([at for line in lines for at, _ in line.points], frame)
+    y = _up(values, share, log_scale, frame)
+    body = [
+        *_grid(x, y, elapsed, frame),
+        *(part for line, curve in zip(lines, curves) for part in _draw(line, curve, x, y, log_scale)),
+        *([] if reference is None else [_rule(frame, y(reference), "var(--ink-2)", ' stroke-dasharray="4 3"')]),
+        *_label_ends(lines, curves, x, y, frame),
+    ]
+    head = f'<svg viewBox="0 0 {frame.width:g} {frame.height:g}" role="img" aria-label="{escape(label)}"'
+    return Markup(f'{head} font-size="{FONT}">{"".join(body)}</svg>')
 
 
 def smoothed(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Centred moving average over a fifteenth of the run on either side, shorter at the ends."""
     sums = np.cumsum([0.0, *values])
-    at, reach = np.arange(len(values)), max(1, len(values) // 15)
+    at, reach = np.arange(len(values)), len(values) // SMOOTHED_FROM
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _draw(axes: Axes, line: Line, log_scale: bool) -> tuple[float, float, str]:
-    """Draw a line and return its end and colour."""
-    x, raw = np.array(line.points, dtype=float).T
-    colour = PLACEHOLDER[line.colour]
-    y = raw
-    if line.smooth:
-        y = np.exp(smoothed(np.log(raw))) if log_scale else smoothed(raw)
-        axes.plot(x, raw, color=colour, alpha=0.3, linewidth=0.8)
-    errors = np.array([line.stderr.get(int(i), 0.0) for i in x])
-    if errors.any():
-        axes.fill_between(x, y - errors, y + errors, color=colour, alpha=0.15, linewidth=0)
-    few = not line.smooth and len(x) <= 25
-    axes.plot(x, y, color=colour, marker="o" if few or len(x) == 1 else "", markersize=3)
-    return float(x[-1]), float(y[-1]), colour
+def _curve(line: Line, log_scale: bool) -> list[float]:
+    """The values that are drawn."""
+    raw = [value for _, value in line.points]
+    if not line.smooth or len(raw) < SMOOTHED_FROM:
+        return raw
+    return (np.exp(smoothed(np.log(raw))) if log_scale else smoothed(raw)).tolist()
 
 
-def _scale(axes: Axes, lines: Sequence[Line], share: bool, log_scale: bool) -> None:
-    values = [point.value for line in lines for point in line.points]
+def _across(at: Sequence[float], frame: Frame) -> _Axis:
+    low, high = min(at), max(at)
+    pad = 0.03 * (high - low) or 0.5
+    return _Axis(low - pad, high + pad, frame.left, frame.width - frame.right)
+
+
+def _up(values: Sequence[float], share: bool, log_scale: bool, frame: Frame) -> _Axis:
+    low, high = min(values), max(values)
     if log_scale:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-        axes.yaxis.set_minor_locator(NullLocator())
+        return _Axis(low / 1.2, high * 1.2, frame.height - frame.bottom, frame.top, log=True)
+    if share and low >= 0 and 0.25 < high <= 1:
+        low, high = 0.0, 1.04
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        axes.set_ylim(bottom=0 if min(values) >= 0 else None)
-    if share and min(values) >= 0 and 0.25 < max(values) <= 1:
-        axes.set_ylim(0, 1.04)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+        pad = 0.05 * (high - low) or abs(high) or 1.0
+        low, high = (0.0 if low >= 0 else low - pad), high + pad
+    return _Axis(low, high, frame.height - frame.bottom, frame.top)
 
 
-def _iteration_ticks(axes: Axes, elapsed: Sequence[Point]) -> None:
-    def label(iteration: float, _: int) -> str:
-        seconds = f"\n{duration(np.interp(iteration, *np.array(elapsed).T, left=0.0))}" if elapsed else ""
-        return f"{iteration:.0f}{seconds}"
-
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(label))
-
-
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
-    """Each line's last value at its end, moved apart where two would touch."""
-    to_share = axes.transData + axes.transAxes.inverted()
-    ceiling = 1.0
-    for x, y, colour in sorted(ends, key=lambda end: -end[1]):
-        right, height = to_share.transform((x, y))
-        ceiling = min(ceiling, height)
-        label = axes.text(right + 0.02, ceiling, number(y), color=colour, weight="bold", va="center")
-        label.set_transform(axes.transAxes)
-        ceiling -= END_LABEL_GAP
+def _grid(x: _Axis, y: _Axis, elapsed: Sequence[Point], frame: Frame) -> Iterator[str]:
+    for value in _log_ticks(y) if y.log else _ticks(y, 4, (1, 2, 2.5, 5, 10)):
+        yield _rule(frame, y(value), "var(--line)")
+        yield _text(frame.left - 4, y(value) + 0.35 * FONT, f"{value:g}".replace("-", "−"), "end")
+    for value in _ticks(x, 5, (1, 2, 5, 10), least=1):
+        if value >= 0:
+            yield _text(x(value), frame.height - frame.bottom + 1.4 * FONT, f"{value:,.0f}", "middle")
+            if elapsed:
+                seconds = np.interp(value, *np.array(elapsed, dtype=float).T, left=0.0)
+                yield _text(x(value), frame.height - frame.bottom + 2.5 * FONT, duration(float(seconds)), "middle")
 
 
-def _inline(figure: Figure, label: str) -> Markup:
-    """The figure's SVG without its own size, font, style sheet and group names, in the page's colours."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
-    width, height = 72 * figure.get_size_inches()
-    body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(?<=<g) id="[^"]*"| font-family: [^;"]*;', "", body)
-    for placeholder, variable in COLOURS.items():
-        body = body.replace(placeholder, f"var({variable})")
-    return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}')
+def _ticks(axis: _Axis, most: int, steps: Sequence[float], least: float = 0.0) -> list[float]:
+    """Round values with at most `most` intervals between them, each at least `least` wide."""
+    power = 10 ** math.floor(math.log10((axis.high - axis.low) / most))
+    widths = (step * power for step in (*steps, 10 * steps[-1]) if step * power >= least)
+    return next(ticks for width in widths if len(ticks := _multiples(axis, width)) <= most + 1)
+
+
+def _multiples(axis: _Axis, width: float) -> list[float]:
+    first, last = math.ceil(axis.low / width - 1e-9), math.floor(axis.high / width + 1e-9)
+    return [round(i * width, 12) for i in range(first, last + 1)]
+
+
+def _log_ticks(axis: _Axis) -> list[float]:
+    decades = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * 10.0**decade for decade in decades for factor in factors]
+        inside = [tick for tick in ticks if axis.low <= tick <= axis.high]
+        if len(inside) <= 6:
+            break
+    return inside[:: math.ceil(len(inside) / 6) or 1]
+
+
+def _draw(line: Line, curve: list[float], x: _Axis, y: _Axis, log_scale: bool) -> Iterator[str]:
+    colour, raw = f"var({line.colour})", [value for _, value in line.points]
+    across = [x(at) for at, _ in line.points]
+    if curve != raw:
+        yield _path(across, map(y, raw), f'stroke="{colour}" stroke-width="1" stroke-opacity="0.3"')
+    if line.band:
+        edge = [*zip(across, (low for low, _ in line.band)), *zip(across[::-1], (high for _, high in line.band[::-1]))]
+        corners = " ".join(f"{at:.1f},{y(value):.1f}" for at, value in edge)
+        yield f'<polygon points="{corners}" fill="{colour}" fill-opacity="0.15"/>'
+    dashes = ' stroke-dasharray="5 3"' if line.dashed else ""
+    yield _path(across, map(y, curve), f'stroke="{colour}" stroke-width="2"{dashes}')
+    if curve == raw and len(raw) <= FEW:
+        for (at, value), place in zip(line.points, across):
+            tip = f"<title>{at:,.0f}: {number(value)}</title>"
+            yield f'<circle cx="{place:.1f}" cy="{y(value):.1f}" r="2.5" fill="{colour}">{tip}</circle>'
+
+
+def _label_ends(
+    lines: Sequence[Line], curves: Sequence[list[float]], x: _Axis, y: _Axis, frame: Frame
+) -> Iterator[str]:
+    """Each line's name or last value at its end, moved apart where two would touch."""
+    ends = sorted((y(curve[-1]), x(line.points[-1][0]), i) for i, (line, curve) in enumerate(zip(lines, curves)))
+    places = []
+    for height, _, _ in ends:
+        places.append(max(height, places[-1] + 1.1 * FONT if places else 0.0))
+    below = max(0.0, places[-1] - (frame.height - frame.bottom + FONT))
+    for place, (_, right, i) in zip(places, ends):
+        text = lines[i].name or number(curves[i][-1])
+        style = f' font-weight="bold" fill="var({lines[i].colour})"'
+        yield _text(right + 6, place - below + 0.35 * FONT, text, "start", style)
+
+
+def _rule(frame: Frame, height: float, colour: str, more: str = "") -> str:
+    return f'<path d="M{frame.left:g} {height:.1f}H{frame.width - frame.right:g}" stroke="{colour}"{more}/>'
+
+
+def _path(across: Sequence[float], up: Iterator[float], style: str) -> str:
+    places = "L".join(f"{at:.1f} {height:.1f}" for at, height in zip(across, up))
+    return f'<path d="M{places}" fill="none" {style}/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str, style: str = ' fill="var(--ink-2)"') -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'

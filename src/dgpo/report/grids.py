@@ -1,16 +1,19 @@
 """The sample pictures of a run: fixed prompts and fixed noise, written at each evaluation and read by the report.
 
-    samples/prompts.json              {"prompts": [...], "images_per_prompt": k, "columns": c}
-    samples/iteration-000020.png      all of them in rows of `columns`, for a quick look
-    samples/iteration-000020/003.png  image 3, as drawn; it belongs to prompts[3 // k]
+    samples/iteration-000020.png      all pictures, those of a prompt in one row, for a quick look
+    samples/iteration-000020/003.png  picture 3, as drawn; it belongs to prompts[3 // k]
+    samples/iteration-000020.json     {"prompts": [...], "images_per_prompt": k, "scores": {"reward": [...], ...}}
 
-The grid is written last, by renaming, so an iteration is complete once its grid exists.
+Each score has one number for each picture, null where there is none. The grid is written last, by renaming, so an
+iteration is complete once its grid exists. Earlier versions kept one picture of a prompt and no scores, and wrote
+samples/prompts.json with the prompts of all iterations instead.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +27,24 @@ from dgpo.utils.pictures import to_pil
 COMFORTABLE, MAX_COLUMNS = 160, 8
 
 
-class Samples(NamedTuple):
-    """What `read_samples` found. Every iteration holds one file per image, in the order of `prompts`."""
+Scores = dict[str, list[float]]  # name -> one for each picture, NaN where there is none
 
-    prompts: list[str]  # one per image
+
+class Samples(NamedTuple):
+    """What `read_samples` found: the same pictures of every iteration, k of each prompt beside each other."""
+
+    prompts: list[str]  # one per picture
     iterations: dict[int, list[Path]]  # ascending
+    images_per_prompt: int
+    scores: dict[int, Scores]  # empty for an iteration of an earlier version
+
+
+class _Index(NamedTuple):
+    """What the pictures of one iteration are."""
+
+    prompts: list[str]
+    images_per_prompt: int
+    scores: Scores
 
 
 def sample_grid(images: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
@@ -47,19 +63,23 @@ def sample_grid(images: Tensor, columns: int, scale: int | None = None, gap: int
     return canvas
 
 
-def write_samples(run_dir: Path, iteration: int, images: Tensor, prompts: list[str]) -> Path:
+def write_samples(
+    run_dir: Path, iteration: int, images: Tensor, prompts: list[str], scores: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write one evaluation's pictures under `run_dir/samples` and return the grid's path.
 
     images: (n, 3, H, W) float in [0, 1], n a multiple of len(prompts), a prompt's images beside each other
+    scores: name -> (n,), NaN where an image has none
     """
     if not prompts or len(images) % len(prompts):
         raise ValueError(f"{len(images)} images cannot be shared evenly by {len(prompts)} prompts")
     per_prompt = len(images) // len(prompts)
     columns = per_prompt if per_prompt > 1 else min(MAX_COLUMNS, math.ceil(math.sqrt(len(images))))
-    folder, tiles = run_dir / "samples", run_dir / "samples" / f"iteration-{iteration:06d}"
+    tiles = run_dir / "samples" / f"iteration-{iteration:06d}"
     tiles.mkdir(parents=True, exist_ok=True)
-    index = {"prompts": prompts, "images_per_prompt": per_prompt, "columns": columns}
-    (folder / "prompts.json").write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
+    told = {name: [None if math.isnan(v) else v for v in each.tolist()] for name, each in (scores or {}).items()}
+    index = {"prompts": prompts, "images_per_prompt": per_prompt, "scores": told}
+    tiles.with_suffix(".json").write_text(json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8")
     for i, image in enumerate(images):
         to_pil(image).save(tiles / f"{i:03d}.png")
     grid = tiles.with_suffix(".png")
@@ -69,16 +89,54 @@ def write_samples(run_dir: Path, iteration: int, images: Tensor, prompts: list[s
 
 
 def read_samples(run_dir: Path) -> Samples | None:
-    """The complete iterations of `write_samples`, None where there are none."""
-    folder = run_dir / "samples"
-    if not (folder / "prompts.json").exists():
+    """The pictures that every complete iteration has; None where there are none.
+
+    Iterations differ in how many they have where a run went on with another `num_samples`. All begin with the first
+    images of the first prompts.
+    """
+    grids = {int(grid.stem.removeprefix("iteration-")): grid for grid in _grids(run_dir / "samples")}
+    found = {i: (grid, index) for i, grid in grids.items() if (index := _index(grid)) and _complete(grid, index)}
+    if not found:
+        return None
+    p = min(len(index.prompts) for _, index in found.values())
+    k = min(index.images_per_prompt for _, index in found.values())
+    rows = {i: _rows(index, p, k) for i, (_, index) in found.items()}
+    prompts = next(iter(found.values()))[1].prompts[:p]
+    return Samples(
+        [prompt for prompt in prompts for _ in range(k)],
+        {i: [_tile(grid, row) for row in rows[i]] for i, (grid, _) in found.items()},
+        k,
+        {i: {n: [s[row] for row in rows[i]] for n, s in index.scores.items()} for i, (_, index) in found.items()},
+    )
+
+
+def _grids(folder: Path) -> list[Path]:
+    return sorted(folder.glob("iteration-[0-9]*.png"))
+
+
+def _tile(grid: Path, row: int) -> Path:
+    return grid.with_suffix("") / f"{row:03d}.png"
+
+
+def _rows(index: _Index, p: int, k: int) -> list[int]:
+    """Where the first k pictures of the first p prompts are."""
+    return [prompt * index.images_per_prompt + image for prompt in range(p) for image in range(k)]
+
+
+def _complete(grid: Path, index: _Index) -> bool:
+    return all(_tile(grid, row).exists() for row in range(len(index.prompts) * index.images_per_prompt))
+
+
+def _index(grid: Path) -> _Index | None:
+    """What an iteration's pictures are; None where no file tells."""
+    files = (grid.with_suffix(".json"), grid.with_name("prompts.json"))
+    path = next((path for path in files if path.exists()), None)
+    if path is None:
         return None
     try:
-        index = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-        prompts = [prompt for prompt in index["prompts"] for _ in range(index["images_per_prompt"])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'prompts.json'} is not what write_samples writes: {error!r}") from error
-    found = {int(grid.stem.removeprefix("iteration-")): grid for grid in sorted(folder.glob("iteration-[0-9]*.png"))}
-    tiles = {i: [grid.with_suffix("") / f"{k:03d}.png" for k in range(len(prompts))] for i, grid in found.items()}
-    complete = {i: paths for i, paths in tiles.items() if all(path.exists() for path in paths)}
-    return Samples(prompts, complete) if complete else None
+        index = json.loads(path.read_text(encoding="utf-8"))
+        scores = index.get("scores", {}).items()
+        numbers = {name: [math.nan if v is None else float(v) for v in each] for name, each in scores}
+        return _Index(index["prompts"], index["images_per_prompt"], numbers)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not what write_samples writes: {error!r}") from error

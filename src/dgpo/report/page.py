@@ -15,7 +15,7 @@ from dgpo.report.log import find, read_log, read_mapping
 from dgpo.report.pictures import pictures
 from dgpo.report.templates import template
 from dgpo.report.verdict import noise_scale_sentence, verdict
-from dgpo.run.callbacks import Callback, Progress
+from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.utils.files import whole
 
 
@@ -29,7 +29,10 @@ def write_report(run_dir: Path) -> Path:
 
 
 class ReportWriter(Callback):
-    """Writes the page when a run ends."""
+    """Writes the page at every evaluation and when the run ends."""
+
+    def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+        write_report(run.folder)
 
     def on_end(self, run: Progress) -> None:
         write_report(run.folder)
@@ -48,7 +51,7 @@ def render(run_dir: Path) -> str:
         heading=sections.heading(config, run_dir.resolve().name),
         verdict=verdict(log, config),
         scores=sections.scores(log, config),
-        pictures=pictures(read_samples(run_dir)),
+        pictures=pictures(read_samples(run_dir), config),
         legend=sections.set_colours(log),
         curves=sections.curves(log, config),
         tasks=sections.tasks(log, config),

@@ -4,47 +4,75 @@ from __future__ import annotations
 
 import base64
 import io
-from itertools import groupby
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from dgpo.report.grids import Samples
+from dgpo.report.marks import Mark, Marking, marking
 
 MAX_PICTURES, TINY, LARGEST = 48, 128, 384
 
 
-class Pair(NamedTuple):
-    """One picture before and after, as data URIs."""
+class Tile(NamedTuple):
+    """One picture, as a data URI."""
 
-    before: str
-    after: str
+    image: str
+    mark: Mark | None
+
+
+class Row(NamedTuple):
+    """The pictures of one prompt at one iteration."""
+
+    iteration: int
+    tiles: list[Tile]
 
 
 class Pictures(NamedTuple):
-    """(prompt, its pairs) in order, and the two iterations compared; the same one twice before a second evaluation."""
+    """(prompt, its row at each of the iterations compared), and how the pictures are marked."""
 
-    first: int
-    last: int
-    cards: list[tuple[str, list[Pair]]]
-    shown: int
-    total: int
+    iterations: list[int]  # the first and the last; one before a second evaluation
+    cards: list[tuple[str, list[Row]]]
+    images_per_prompt: int
+    prompts: int  # of which cards show the first
+    marking: Marking | None
+    change: str  # of the mark over all pictures shown, empty before a second evaluation
 
 
-def pictures(samples: Samples | None) -> Pictures | None:
+def pictures(samples: Samples | None, config: Mapping[str, Any]) -> Pictures | None:
     """The same prompts and noise at the first and the last evaluation."""
     if not samples:
         return None
-    first, last = min(samples.iterations), max(samples.iterations)
-    tiles = list(zip(samples.prompts, samples.iterations[first], samples.iterations[last]))[:MAX_PICTURES]
-    groups = groupby(tiles, key=lambda tile: tile[0])
-    cards = [(prompt, [Pair(_data_uri(a), _data_uri(b)) for _, a, b in group]) for prompt, group in groups]
-    return Pictures(first, last, cards, len(tiles), len(samples.prompts))
+    iterations, k = sorted({min(samples.iterations), max(samples.iterations)}), samples.images_per_prompt
+    marked_by = marking([samples.scores[i] for i in iterations], config)
+    prompts = samples.prompts[::k]
+    shown = min(len(prompts), max(1, MAX_PICTURES // k))
+    cards = [
+        (prompt, [_row(samples, i, range(p * k, p * k + k), marked_by) for i in iterations])
+        for p, prompt in enumerate(prompts[:shown])
+    ]
+    change = ""
+    if marked_by and len(iterations) > 1:
+        change = marked_by.change(*(samples.scores[i][marked_by.score][: shown * k] for i in iterations))
+    return Pictures(iterations, cards, k, len(prompts), marked_by, change)
 
 
-def _data_uri(path: Path) -> str:
-    """Tiny pictures exactly as drawn; large ones made smaller, as WebP."""
+def _row(samples: Samples, iteration: int, places: range, marked_by: Marking | None) -> Row:
+    scores = samples.scores[iteration][marked_by.score] if marked_by else []
+    tiles = [samples.iterations[iteration][place] for place in places]
+    marks = [marked_by.mark(scores[place]) if marked_by else None for place in places]
+    return Row(iteration, [Tile(_data_uri(path, path.stat().st_mtime_ns), mark) for path, mark in zip(tiles, marks)])
+
+
+@lru_cache(maxsize=4 * MAX_PICTURES)
+def _data_uri(path: Path, modified: int) -> str:
+    """Tiny pictures exactly as drawn; large ones made smaller, as WebP.
+
+    Kept, because a run writes its page at every evaluation; `modified` tells a picture that was drawn again.
+    """
     with Image.open(path) as image:
         if max(image.size) <= TINY:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -8,27 +8,18 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from dgpo.report.changes import Change, changes, headline
+from dgpo.report.changes import DRIFT, Change, changes, headline, kind
 from dgpo.report.curves import SERIES, Line, chart
+from dgpo.report.health import HEALTH, SHARES, help_line
 from dgpo.report.log import Log, find, is_in_domain
-from dgpo.report.words import title
+from dgpo.report.words import percentages
 from dgpo.run.metric_names import EvalName
 
-HEALTH = {
-    "clip_fraction": "Images the clip left without gradient",
-    "kl": "Squared velocity distance to the reference",
-    "grad_norm": "Gradient norm before clipping",
-    "frac_reward_zero_std": "Groups whose images all earned the same: they teach nothing",
-    "grad_noise_scale": "Gradient noise scale in groups; dashed: groups in use",
-    "loss": "Its value means little; its stability does",
-    "reward_std": "Spread of rewards, what the advantages are made of",
-}
-SHARES = {"clip_fraction", "frac_reward_zero_std"}
 BUSY = "reward_busy"  # seconds in rewards, which pass while images are sampled: no phase of the wall time
 
 
 class Panel(NamedTuple):
-    """A chart with its words. `kind` is 'in-domain', 'held-out' or ''."""
+    """A chart with its words. `kind` is that of a score (changes.py), 'training' or ''."""
 
     title: str
     note: str
@@ -48,6 +39,7 @@ class Phase(NamedTuple):
     name: str
     seconds: float  # per iteration
     share: float
+    percent: int  # they add up to 100
     colour: str
 
 
@@ -71,9 +63,10 @@ def set_colours(log: Log) -> dict[str, str]:
 
 
 def curves(log: Log, config: Mapping[str, Any]) -> list[Panel]:
-    """Training rewards, then every evaluation score, in-domain before held-out; one point makes no curve."""
+    """Training rewards, then every evaluation score, trained ones first; one point makes no curve."""
     rewards = [f"score/{name}" for name in log.names("train/score/")]
-    trained = [_train_panel(log, name, "") for name in ["reward_mean", *(rewards if len(rewards) > 1 else [])]]
+    names = ["reward_mean", *(rewards if len(rewards) > 1 else [])]
+    trained = [_train_panel(log, name, "Mean over the images of each rollout.", "training") for name in names]
     names = dict.fromkeys(name.score for name in log.evals() if not name.tag)
     ordered = sorted(names, key=lambda score: not is_in_domain(score, config))
     return [panel for panel in [*trained, *(_eval_panel(log, config, score) for score in ordered)] if panel]
@@ -84,7 +77,7 @@ def health(log: Log, config: Mapping[str, Any]) -> list[Panel]:
     shown = {"reward_mean", *(f"score/{name}" for name in log.names("train/score/"))}
     names = [*HEALTH, *(name for name in log.names("train/") if name not in shown and name not in HEALTH)]
     groups = find(config, "num_groups")
-    panels = (_train_panel(log, n, HEALTH.get(n, ""), groups if n == "grad_noise_scale" else None) for n in names)
+    panels = (_train_panel(log, n, help_line(n), "", groups if n == "grad_noise_scale" else None) for n in names)
     return [panel for panel in panels if panel]
 
 
@@ -101,18 +94,25 @@ def tasks(log: Log, config: Mapping[str, Any]) -> list[tuple[EvalName, list[Bar]
 
 
 def times(log: Log) -> list[Phase]:
-    """The whole run's wall time, in seconds per iteration: the logged phases, and what no phase accounts for."""
-    beside = ("iteration", "elapsed", BUSY)
+    """The run's wall time, in seconds per iteration: the phases of an iteration, the rest of it, and evaluations.
+
+    time/elapsed holds the iterations only. Evaluations lie between them and are added.
+    """
+    beside = ("iteration", "elapsed", "eval", BUSY)
     names = [name for name in log.names("time/") if name not in beside and "/" not in name]
     count = log.trained()
     if not names or not count:
         return []
     seconds = {name: _sum(log, f"time/{name}") / count for name in names}
     rest = (log.elapsed() or _sum(log, "time/iteration")) / count - sum(seconds.values())
-    total = sum(seconds.values()) + max(0.0, rest)
+    seconds |= {"other": rest} if rest > 0 else {}
+    seconds |= {"evaluation": _sum(log, "time/eval") / count} if log.series("time/eval") else {}
+    shares = [value / sum(seconds.values()) for value in seconds.values()]
     colours = cycle(SERIES[1:])
-    phases = [Phase(name, value, value / total, colour) for (name, value), colour in zip(seconds.items(), colours)]
-    return phases + ([Phase("other", rest, rest / total, "--before")] if rest > 0 else [])
+    return [
+        Phase(name, value, share, percent, "--before" if name == "other" else next(colours))
+        for (name, value), share, percent in zip(seconds.items(), shares, percentages(shares))
+    ]
 
 
 def reward_seconds(log: Log) -> float:
@@ -131,25 +131,33 @@ def _sum(log: Log, key: str) -> float:
     return sum(point.value for point in log.series(key))
 
 
-def _train_panel(log: Log, name: str, note: str, reference: float | None = None) -> Panel | None:
+def _train_panel(log: Log, name: str, note: str, kind: str, reference: float | None = None) -> Panel | None:
     points, positive = log.series(f"train/{name}"), name == "grad_noise_scale"
     points = [point for point in points if point.value > 0] if positive else points
     if len(points) < 2:
         return None
-    label = title(name.replace("score/", "train reward: ").replace("reward_mean", "train reward"))
+    label = "reward" if name == "reward_mean" else name.removeprefix("score/")
     line = Line(points, "--train", smooth=True)
     svg = chart([line], label, log.series("time/elapsed"), name in SHARES, positive, reference)
-    return Panel(label, note, "", svg)
+    return Panel(label, note, kind, svg)
 
 
 def _eval_panel(log: Log, config: Mapping[str, Any], score: str) -> Panel | None:
     keys = {name.eval_set: name.key for name in log.evals() if name.score == score and not name.tag}
     colours = set_colours(log)
-    lines = [Line(log.series(key), colours[s], stderr=dict(log.series(f"{key}/stderr"))) for s, key in keys.items()]
+    lines = [Line(log.series(key), colours[s], band=_errors(log, key)) for s, key in keys.items()]
     if max(len(line.points) for line in lines) < 2:
         return None
-    kind = "in-domain" if is_in_domain(score, config) else "held-out"
-    return Panel(title(score), "", kind, chart(lines, title(score), log.series("time/elapsed"), share=True))
+    note = "It grows with any training and is no reward." if score == DRIFT else "Mean over the evaluation prompts."
+    svg = chart(lines, score, log.series("time/elapsed"), share=True)
+    return Panel(score, note, kind(score, is_in_domain(score, config)), svg)
+
+
+def _errors(log: Log, key: str) -> list[tuple[float, float]]:
+    """One standard error on either side of each value; nothing where none is logged."""
+    errors = dict(log.series(f"{key}/stderr"))
+    ends = [(value - errors.get(i, 0.0), value + errors.get(i, 0.0)) for i, value in log.series(key)]
+    return ends if errors else []
 
 
 def _bars(found: list[Change]) -> list[Bar]:

@@ -8,13 +8,13 @@ from dgpo.report import words
 
 
 def template(package: str, name: str) -> jinja2.Template:
-    """A template that lies in dgpo/`package`."""
+    """A template that lies in dgpo/`package`. It may extend report/base.html.j2, the look of all pages."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dgpo", package),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("dgpo", name) for name in (package, "report")]),
         autoescape=jinja2.select_autoescape(("html.j2",)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: getattr(words, name) for name in ("title", "seconds", "duration")}
+    environment.filters |= {name: getattr(words, name) for name in ("seconds", "duration", "plural")}
     return environment.get_template(name)

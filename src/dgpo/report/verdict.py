@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.log import Log, find
-from dgpo.report.words import duration, from_to, number, plural, title
-from dgpo.run.changes import ALARMS, alarm
+from dgpo.report.words import duration, from_to, number, plural, signed
+from dgpo.run.changes import ALARMS, Moved, alarm
 
-HELD_OUT_TOLERANCE = 0.10
+WATCHED_TOLERANCE = 0.10
 PEAK_TOLERANCE = 0.05
 
 
@@ -51,14 +51,14 @@ def noise_scale_sentence(log: Log, num_groups: int | None) -> str | None:
     low, scale, high = (_quantile(late, share) for share in (0.25, 0.5, 0.75))
     if math.isinf(scale):
         return (
-            f"In most estimates noise drowned the gradient: its noise scale is far above the {num_groups} groups "
-            "of a step, and more groups per step would help nearly linearly."
+            f"In most estimates noise drowned the gradient: the noise scale is far above the {num_groups} groups "
+            "of a step. More groups per step would help nearly linearly."
         )
     share, gain = num_groups / (num_groups + scale), 2 * (num_groups + scale) / (2 * num_groups + scale)
     middle = f" (middle half of the estimates: {_whole(low)} to {_whole(high)})" if low != high else ""
     return (
-        f"The gradient noise scale is about {_whole(scale)} groups{middle}, and a step uses {num_groups}: it makes "
-        f"about {share:.0%} of a noiseless step's progress, and twice the groups would make {gain:.2f} times as much. "
+        f"The gradient noise scale is about {_whole(scale)} groups{middle}. A step of {num_groups} groups makes about "
+        f"{share:.0%} of the progress of a step without noise; twice as many would make {gain:.2f} times as much. "
         + _groups_advice(scale / num_groups)
     )
 
@@ -79,7 +79,7 @@ def _groups_advice(ratio: float) -> str:
         return "More groups per step would help nearly linearly."
     if ratio > 0.25:
         return "More groups per step would help, but less than in proportion to their cost."
-    return "More groups per step would be wasted: fewer groups would learn as much a step from fewer images."
+    return "More groups per step would be wasted. Fewer groups would learn as much per step from fewer images."
 
 
 def _judgement(moves: list[int], log: Log) -> tuple[str, str]:
@@ -94,7 +94,7 @@ def _judgement(moves: list[int], log: Log) -> tuple[str, str]:
 
 def _scores(compared: list[Change]) -> str:
     by_score = groupby(compared, key=_score)
-    told = (f"{title(score)} " + ", ".join(map(_on_set, group)) for score, group in by_score)
+    told = (f"{score} " + ", ".join(map(_on_set, group)) for score, group in by_score)
     return "; ".join(told)
 
 
@@ -104,7 +104,7 @@ def _score(change: Change) -> str:
 
 def _on_set(change: Change) -> str:
     unclear = "" if change.moved else " (no clear change)"
-    return f"{change.values} on {title(change.name.eval_set)}{unclear}"
+    return f"{change.values} on {change.name.eval_set}{unclear}"
 
 
 def _without_comparison(log: Log, evaluated: list[Change]) -> str:
@@ -138,12 +138,25 @@ def _caveats(log: Log, config: Mapping[str, Any], found: list[Change], compared:
 
 
 def _alarms(log: Log, config: Mapping[str, Any]) -> Iterator[str]:
-    """The last alarm in full, and which others there were."""
+    """The last alarm in full, which others there were, and what to do about them."""
     at = [point.iteration for point in log.series(ALARMS) if point.value > 0]
     told = alarm(log.at(at[-1]), find(config, "rewards"), find(config, "eval_rewards")) if at else None
     if told:
-        earlier = f" The others: {', '.join(map(str, at[:-1]))}." if len(at) > 1 else ""
-        yield f"Alarm at iteration {at[-1]}: {told}.{earlier}"
+        fell = " and ".join(f"{_moved(one)}" for one in told.fell)
+        earlier = f" Earlier alarms: iteration {', '.join(map(str, at[:-1]))}." if len(at) > 1 else ""
+        watched = ", ".join(dict.fromkeys(one.score for one in told.fell))
+        yield f"Alarm at iteration {at[-1]}: {fell}, while {_moved(told.rose)}.{earlier}"
+        yield (
+            "An alarm means that a trained score rose and a watched score fell, both beyond chance: the model may be "
+            "earning reward with worse pictures. Compare the pictures on this page. If they did get worse, use an "
+            f"earlier checkpoint, and train again with a lower learning rate or with {watched} among the rewards."
+        )
+
+
+def _moved(one: Moved) -> str:
+    size = max(map(abs, (one.change, one.low, one.high)))
+    change, low, high = (signed(value, size) for value in (one.change, one.low, one.high))
+    return f"{one.score} on {one.eval_set} {'rose' if one.change > 0 else 'fell'} by {change} (95 %: {low} to {high})"
 
 
 def _peak(change: Change) -> str | None:
@@ -155,9 +168,9 @@ def _peak(change: Change) -> str | None:
 
 
 def _paid(found: list[Change]) -> Iterator[str]:
-    """The held-out scores that got worse by more than the tolerance, one sentence for each score."""
-    paid = [change for change in found if not change.in_domain and not change.name.tag and change.moved < 0]
-    paid = [change for change in paid if abs(change.delta) > HELD_OUT_TOLERANCE * abs(change.first.value)]
+    """The watched scores that got worse by more than the tolerance, one sentence for each score."""
+    paid = [change for change in found if change.kind == "watched" and not change.name.tag and change.moved < 0]
+    paid = [change for change in paid if abs(change.delta) > WATCHED_TOLERANCE * abs(change.first.value)]
     for score, group in groupby(sorted(paid, key=_score), key=_score):
-        told = ", ".join(f"{change.values} on {title(change.name.eval_set)}" for change in group)
-        yield f"Held out, and worse by more than {HELD_OUT_TOLERANCE:.0%}: {title(score)} {told}."
+        told = ", ".join(f"{change.values} on {change.name.eval_set}" for change in group)
+        yield f"{score}, which is watched and not trained, fell by more than {WATCHED_TOLERANCE:.0%}: {told}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def number(value: float, like: float | None = None) -> str:
@@ -40,9 +41,13 @@ def seconds(value: float) -> str:
     return f"{number(value)} s" if value < 10 else f"{value:.1f} s" if value < 100 else f"{value:,.0f} s"
 
 
-def title(name: str) -> str:
-    """A metric's or a task's name in plain letters: `single_object` is 'single object'."""
-    return name.replace("_", " ")
+def percentages(shares: Sequence[float]) -> list[int]:
+    """Whole percentages that add up to 100, by largest remainder; the shares add up to 1."""
+    whole = [math.floor(100 * share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: whole[i] - 100 * shares[i])
+    for i in by_remainder[: 100 - sum(whole)]:
+        whole[i] += 1
+    return whole
 
 
 def plural(count: int, noun: str) -> str:

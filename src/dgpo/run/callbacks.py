@@ -21,8 +21,8 @@ class Evaluated(NamedTuple):
     """One evaluation, compared with the run's first."""
 
     metrics: dict[str, float]  # eval/SET/SCORE and, below it, change, stderr, ...; seconds
-    images: Tensor  # (k, 3, H, W) in [0, 1], the first image of the first prompts
-    prompts: list[str]  # k
+    images: Tensor  # (n, 3, H, W) in [0, 1], the first images of the first prompts, from the same noise each time
+    prompts: list[str]  # n, of each image
     picture: Path | None  # the PNG of these images, in the run folder; None without images
     alarm: str | None  # which held-out scores fell while a trained one rose
     last: bool  # whether the run ends with this evaluation

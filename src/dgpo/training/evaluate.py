@@ -34,13 +34,25 @@ from dgpo.utils.progress import Tell, silent
 DRIFT_T = (0.3, 0.6, 0.9)
 
 
+class Samples(NamedTuple):
+    """Evaluated images that are kept to be looked at: k of each of p prompts."""
+
+    images: Tensor  # (p * k, 3, H, W) in [0, 1], a prompt's images beside each other
+    prompts: list[str]  # p
+    scores: dict[str, Tensor]  # name -> (p * k,), NaN where an image has none
+
+    @property
+    def prompt_of_each(self) -> list[str]:
+        """p * k, the prompt of each image."""
+        return [prompt for prompt in self.prompts for _ in range(len(self.images) // len(self.prompts))]
+
+
 class Evaluation(NamedTuple):
     """What one evaluation found."""
 
     metrics: dict[str, float]  # eval/SET/SCORE and, below it, TAG, stderr, missing, retries
     scores: dict[str, Tensor]  # SET/SCORE -> (prompts,) means over a prompt's images, NaN where it has none
-    images: Tensor  # (k, 3, H, W) the first image of the first prompts of the first set, at most num_samples
-    prompts: list[str]  # k
+    samples: Samples  # the first images of the first prompts of the first set, at most num_samples of them
     distinct: dict[str, Tensor]  # SET -> (prompts,) int64, the same number for the same prompt
 
 
@@ -56,7 +68,7 @@ def evaluate(
     """Score `weights` on every set; at least one."""
     metrics: dict[str, float] = {}
     means: dict[str, Tensor] = {}
-    shown: list[Tensor] | None = None
+    samples: Samples | None = None
     copies = config.eval_images_per_prompt
     done, total = 0, copies * sum(len(range(len(some))[distributed.shard(len(some))]) for some in sets.values())
 
@@ -70,20 +82,50 @@ def evaluate(
             partial(_score, model, encode, prompts, mine, reward, config, weights, partial(further, done))
         )
         done += copies * len(mine)
-        parts = [part for part in distributed.gather_objects([scores]) if part]
-        for score in dict.fromkeys(score for part in parts for score in part):
-            values = torch.cat([part.get(score, torch.full_like(part["reward"], torch.nan)) for part in parts])
-            means[f"{name}/{score}"] = values.view(len(prompts), copies).nanmean(1)
-            missing = int(reward.missing(score, values, metadata).sum())
+        values = _of_all_ranks(scores)
+        for score, each in values.items():
+            means[f"{name}/{score}"] = each.view(len(prompts), copies).nanmean(1)
+            missing = int(reward.missing(score, each, metadata).sum())
             metrics |= _summary(f"eval/{name}/{score}", means[f"{name}/{score}"], missing, prompts)
         retries = _retries(distributed.gather_objects([failures]))
         metrics |= {f"eval/{name}/{score}/retries": float(times) for score, times in retries.items()}
-        if shown is None:
-            shown = distributed.gather_objects(list(images[::copies][: max(0, config.num_samples - mine.start)]))
-    prompts = next(iter(sets.values())).prompts
+        samples = samples or _samples(images, values, prompts.prompts, mine, config)
+    assert samples is not None, "there is at least one set"
     distinct = {name: numbered(some.prompts) for name, some in sets.items()}
-    images = torch.stack(shown) if shown else torch.empty(0)
-    return Evaluation(metrics, means, images, prompts[: len(shown or [])], distinct)
+    return Evaluation(metrics, means, samples, distinct)
+
+
+def spread(num_samples: int, images_per_prompt: int, prompts: int) -> tuple[int, int]:
+    """(p, k) of the p * k <= num_samples pictures that are kept: the first k images of the first p prompts.
+
+    Several images show how often a prompt succeeds, so k is as large as four prompts leave room for.
+    """
+    k = min(images_per_prompt, max(1, num_samples // min(4, prompts)))
+    return min(prompts, num_samples // k), k
+
+
+def _samples(images: Tensor, scores: Mapping[str, Tensor], prompts: list[str], mine: range, config: Config) -> Samples:
+    """images: this rank's, of the prompts `mine`; scores: those of all ranks."""
+    copies = config.eval_images_per_prompt
+    p, k = spread(config.num_samples, copies, len(prompts))
+    kept = [prompt * copies + copy for prompt in range(p) for copy in range(k)]
+    own = [row - mine.start * copies for row in kept if row // copies in mine]
+    shown = distributed.gather_objects([*images[own]])
+    return Samples(
+        torch.stack(shown) if shown else torch.empty(0),
+        prompts[:p],
+        {name: each[kept] for name, each in scores.items()},
+    )
+
+
+def _of_all_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every score of all images; NaN for those of a rank that lacks it, as no reward there was for its prompts."""
+    parts = [part for part in distributed.gather_objects([scores]) if part]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: torch.cat([part.get(name, torch.full_like(part["reward"], torch.nan)) for part in parts])
+        for name in names
+    }
 
 
 def _score(

@@ -121,13 +121,13 @@ class Running:
             evaluation = evaluate(self.model, self.encode, sets, reward, self.config, tell=self.tell)
         self.tell("reporting")
         self._latest, alarm = watched(self.folder, self.iteration, evaluation, self.config)
-        picture = None
-        if distributed.is_main() and evaluation.prompts:
-            picture = write_samples(self.folder, self.iteration, evaluation.images, evaluation.prompts)
+        samples, picture = evaluation.samples, None
+        if distributed.is_main() and samples.prompts:
+            picture = write_samples(self.folder, self.iteration, samples.images, samples.prompts, samples.scores)
         metrics = {**self._latest, **self.clock.read(), "time/elapsed": self.state.elapsed}
         alarmed = str(alarm) if alarm else None
         self.callbacks.on_evaluation(
-            self, Evaluated(metrics, evaluation.images, evaluation.prompts, picture, alarmed, last)
+            self, Evaluated(metrics, samples.images, samples.prompt_of_each, picture, alarmed, last)
         )
         note_evaluation(self.state, self._latest)
 
