@@ -36,10 +36,10 @@ class Line(NamedTuple):
 class Frame(NamedTuple):
     """A chart's size and margins in the units of its text."""
 
-    width: float = 300
+    width: float = 310
     height: float = 168
-    left: float = 34
-    right: float = 38
+    left: float = 44
+    right: float = 46
     top: float = 8
     bottom: float = 30
 
