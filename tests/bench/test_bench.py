@@ -2,18 +2,21 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from synthetic import make_run
 
-from dgpo.bench import CONTENDERS, Plan, bench, plan, run, write_page
-from dgpo.bench.page import Curve, noise_over_signal, read_rows, time_to
+from dgpo.bench import CONTENDERS, Plan, bench, page, plan, run, write_page
+from dgpo.bench.page import Curve, Row, noise_over_signal, read_rows, time_to
 from dgpo.commands.main import main
 from dgpo.config import from_dict, to_dict
 from dgpo.errors import UserError
 from dgpo.report.grids import write_samples
+from dgpo.report.page import render
 from dgpo.training.loop import Result
 
 MACHINE = {"platform": "an OS", "cpus": 2, "torch_threads": 2, "gpus": []}
@@ -156,6 +159,9 @@ def test_the_page_shows_contenders_scores_and_pictures(trained, tmp_path):
     assert text.count("data:image/png;base64,") == 2
     assert text.count("<svg") == 4
     assert "secret" not in text
+    assert "ends with the highest shapes_strict on seen prompts: 0.700, mean over 3 seeds." in text
+    style = re.compile("<style>.*</style>", re.DOTALL)
+    assert style.findall(text) == style.findall(render(make_run(tmp_path / "run", 4, 2)))
     assert "2 CPU cores, 2 threads, no GPU, torch 2.13.0" in text
     assert "5 min (3/3)" in text, "0.7 is reached with the last evaluation"
     with pytest.raises(UserError, match="no finished run"):
@@ -167,6 +173,15 @@ def test_times_to_a_score_are_read_between_evaluations():
     assert time_to(curve, 0.1) == 0.0
     assert time_to(curve, 0.5) == pytest.approx(75.0)
     assert time_to(curve, 0.9) is None
+
+
+def test_lines_of_contenders_differ(trained, tmp_path):
+    """In colour, or by being dashed: those that change one setting of DGPO."""
+    rows = [Row(name, 0.1, [0], {"seen": [Curve([0.0, 1.0], [0, 1], [0.1, 0.2])]}, []) for name in CONTENDERS]
+    svg = page._plot(rows, "seen", "images", "images")
+    lines = re.findall(r'fill="none" stroke="([^"]*)" stroke-width="2"( stroke-dasharray)?', svg)
+    assert len(set(lines)) == len(CONTENDERS)
+    assert {name for name in CONTENDERS if f">{name}<" in svg} == set(CONTENDERS)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,19 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, searcher
+from dgpo.bench.plan import CONTENDERS, EXTRAS, LEARNING_RATES, METHODS, SEARCH_SEED, searcher
 from dgpo.bench.run import late_rewards, load, results
 from dgpo.config import from_dict
 from dgpo.errors import UserError
+from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
-from dgpo.report.words import duration
+from dgpo.report.words import duration, plural
 from dgpo.training.geometry import network_evaluations
 
 SCORE = "shapes_strict"
 SETS = ("seen", "unseen")
 HELD_OUT = ("crispness", "diversity", "drift")
+COLOURS = (*SERIES[1:], SERIES[0])
+FRAME = Frame(width=400, height=210, left=36, right=108, bottom=18)
 TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -54,20 +55,23 @@ def write_page(out: str | Path) -> Path:
     page = Path(out) / "bench.html"
     text = template("bench", "bench.html.j2").render(
         plots=[
-            (f"{SCORE}, {split}, over {label}", _plot(rows, split, axis, label))
+            (f"{split} prompts", label, _plot(rows, split, axis, label))
             for split in SETS
-            for axis, label in (("seconds", "wall time"), ("images", "rollout images"))
+            for axis, label in (("seconds", "minutes of training"), ("images", "sampled images"))
         ],
-        times=_times(rows),
-        finals=[(row.name, f"{row.lr:g}", _finals(row)) for row in rows],
+        times=[(name, *cells) for name, cells in _times(rows)],
+        finals=[(row.name, f"{row.lr:g}", *_finals(row)) for row in rows],
         score_names=[f"{split} {SCORE}" for split in SETS] + [f"{split} {name}" for split in SETS for name in HELD_OUT],
-        costs=[(row.name, _costs(row)) for row in rows],
-        search=_search(out, rows),
+        costs=[(row.name, *_costs(row)) for row in rows],
+        search=[(name, *cells, chosen) for name, cells, chosen in _search(out, rows)],
         grids=[(row.name, grid) for row in rows if (grid := _grid(out, row))],
+        score=SCORE,
+        verdict=_verdict(rows),
+        dashed=any(row.name in EXTRAS for row in rows),
         targets=TARGETS,
         rates=[f"{rate:g}" for rate in LEARNING_RATES],
         machines=sorted({_machine(run["environment"]) for row in rows for run in row.runs}),
-        minutes=sorted({run["minutes"] for row in rows for run in row.runs}),
+        minutes=sorted({f"{run['minutes']:g}" for row in rows for run in row.runs}),
     )
     page.write_text(text, encoding="utf-8")
     return page
@@ -107,6 +111,17 @@ def time_to(curve: Curve, target: float) -> float | None:
             share = (target - curve.score[k - 1]) / (score - curve.score[k - 1])
             return curve.seconds[k - 1] + share * (curve.seconds[k] - curve.seconds[k - 1])
     return None
+
+
+def _verdict(rows: Sequence[Row]) -> str:
+    """The highest mean score at the end, and who has it."""
+    ends = {row.name: [curve.score[-1] for curve in row.curves["seen"] if curve.score] for row in rows}
+    means = {name: statistics.mean(scores) for name, scores in ends.items() if scores}
+    if not means:
+        return "No contender has been evaluated yet."
+    best = max(means, key=lambda name: means[name])
+    seeds = plural(len(ends[best]), "seed")
+    return f"{best} ends with the highest {SCORE} on seen prompts: {means[best]:.3f}, mean over {seeds}."
 
 
 def _times(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
@@ -187,32 +202,37 @@ def _search(out: str | Path, rows: Sequence[Row]) -> list[tuple[str, list[str], 
 
 
 def _plot(rows: Sequence[Row], split: str, axis: str, label: str) -> Markup:
-    """Mean over seeds with its range, one line a contender, as inline SVG."""
-    figure = Figure(figsize=(7, 4))
-    axes = figure.add_axes((0.09, 0.13, 0.6, 0.82))
+    """Mean over seeds with its range, one line a contender; those that change one setting of DGPO are dashed."""
+    lines = []
     for row in rows:
         curves = [curve for curve in row.curves[split] if len(curve.score) > 1]
         if not curves:
             continue
-        end = min(getattr(curve, axis)[-1] for curve in curves)
-        at = np.linspace(0, end, 60)
+        at = np.linspace(0, min(getattr(curve, axis)[-1] for curve in curves), 60)
         values = np.array([np.interp(at, getattr(curve, axis), curve.score) for curve in curves])
-        scale = 60 if axis == "seconds" else 1
-        (line,) = axes.plot(at / scale, values.mean(0), label=row.name)
-        axes.fill_between(at / scale, values.min(0), values.max(0), alpha=0.15, color=line.get_color(), linewidth=0)
-    axes.set(xlabel=f"{label}, minutes" if axis == "seconds" else label, ylabel=f"{SCORE}, {split}", ylim=(0, 1))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return Markup("<svg" + buffer.getvalue().partition("<svg")[2])
+        points = [*zip((at / (60 if axis == "seconds" else 1)).tolist(), values.mean(0).tolist())]
+        band = [*zip(values.min(0).tolist(), values.max(0).tolist())]
+        # the range of every dashed line would bury the others
+        lines.append(
+            Line(
+                points, _colour(row), band=() if row.name in EXTRAS else band, name=row.name, dashed=row.name in EXTRAS
+            )
+        )
+    return chart(lines, f"{SCORE}, {split}, over {label}", share=True, frame=FRAME) if lines else Markup()
+
+
+def _colour(row: Row) -> str:
+    """The same on all plots and in every page."""
+    group = EXTRAS if row.name in EXTRAS else METHODS
+    return COLOURS[[*group].index(row.name) % len(COLOURS)]
 
 
 def _machine(environment: dict[str, Any]) -> str:
     """2 CPU cores, 2 threads, no GPU, torch 2.13.0."""
     machine = environment["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
-    return f"{machine['cpus']} CPU cores, {machine['torch_threads']} threads, {gpus}, torch {environment['torch']}"
+    threads = plural(machine["torch_threads"], "thread")
+    return f"{machine['cpus']} CPU cores, {threads}, {gpus}, torch {environment['torch']}"
 
 
 def _grid(out: str | Path, row: Row) -> str | None:
