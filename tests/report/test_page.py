@@ -3,10 +3,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 import toy
+from runs import run, small
 from synthetic import CONFIG, PROMPTS, make_run
 
 from dgpo.algorithms import ALGORITHMS
@@ -17,6 +19,7 @@ from dgpo.report.health import HEALTH
 from dgpo.report.log import from_rows, read_log
 from dgpo.report.page import render, write_report
 from dgpo.report.pictures import pictures
+from dgpo.run.callbacks import Callback, Evaluated, Progress
 
 
 class Reader(html.parser.HTMLParser):
@@ -219,3 +222,25 @@ def test_nested_settings_become_one_table_each():
         ("", [("seed", "0"), ("note", "–")]),
         ("lora", [("rank", "4"), ("on.attn", "q, k")]),
     ]
+
+
+def test_a_run_writes_its_page_at_every_evaluation(tiny_folder: Path, tmp_path: Path):
+    """The page of an evaluation shows that evaluation."""
+
+    class Pages(Callback):
+        seen: ClassVar[dict[int, str]] = {}
+
+        def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
+            self.seen[run.iteration] = (run.folder / "report.html").read_text(encoding="utf-8")
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\na green cat\n")
+    config = small(
+        tiny_folder, tmp_path / "run", iterations=2, eval_every=1, eval_prompts={"seen": str(prompts)}, num_samples=4,
+        eval_images_per_prompt=2, report=True,
+    )  # fmt: skip
+    run(config, callbacks=[Pages()])
+    assert [*Pages.seen] == [0, 1, 2]
+    assert all(f"iteration {last}</small>" in page for last, page in Pages.seen.items())
+    assert "the first of the evaluation list, with 2 pictures each." in Pages.seen[2]
+    assert "The number under a picture is its <code>reward</code>. Mean:" in Pages.seen[2]
