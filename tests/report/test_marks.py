@@ -6,14 +6,14 @@ import pytest
 
 from dgpo.report.marks import Mark, Marking, marking
 
-NAN = math.nan
+NAN, SHAPES = math.nan, ["shapes", "shapes_strict"]
 
 
 @pytest.mark.parametrize(
     ("scores", "rewards", "expected"),
     [
-        ({"shapes": [0.5, 1.0], "shapes_strict": [0.0, 1.0], "reward": [0.2, 1.0]}, ["shapes", "shapes_strict"], "shapes_strict"),
-        ({"shapes": [0.0, 1.0], "shapes_strict": [0.0, 1.0]}, ["shapes", "shapes_strict"], "shapes_strict"),
+        ({"shapes": [0.5, 1.0], "shapes_strict": [0.0, 1.0], "reward": [0.2, 1.0]}, SHAPES, "shapes_strict"),
+        ({"shapes": [0.0, 1.0], "shapes_strict": [0.0, 1.0]}, SHAPES, "shapes_strict"),
         ({"ocr": [0.5, 1.0], "ocr/exact": [0.0, 1.0], "reward": [0.5, 1.0]}, ["ocr"], "ocr/exact"),
         ({"ok": [0.0, NAN], "reward": [0.0, NAN]}, ["ok"], "ok"),
     ],

@@ -64,8 +64,8 @@ def test_an_alarm_at_the_end_is_told_and_takes_the_green():
     said = verdict(run(**values, eval__alarms=[0, 1, 1]), config)
     assert (said.tone, said.word) == ("mixed", "Improved")
     assert said.caveats[0] == (
-        "Alarm at iteration 20: crispness on seen fell by −0.20 (95 %: −0.20 to −0.20), while shapes on seen rose by "
-        "+0.20 (95 %: +0.20 to +0.20). Earlier alarms: iteration 10."
+        "Alarm at iteration 20: crispness on seen fell by 0.20 (95 %: 0.20 to 0.20), while shapes on seen rose by "
+        "0.20 (95 %: 0.20 to 0.20). Earlier alarms: iteration 10."
     )
     assert said.caveats[1].startswith("An alarm means that")
     assert "use an earlier checkpoint" in said.caveats[1]

@@ -180,7 +180,8 @@ def test_a_run_tells_changes_alarms_and_keeps_the_best_without_one(config):
     assert [checkpoint.iteration_of(path) for path in checkpoint.list_checkpoints(result.run)] == [1, 3]
     log, told = read_log(result.run / "metrics.jsonl"), {"rewards": {"colour": 1.0}, "eval_rewards": ["other"]}
     assert verdict(log, told).caveats[0] == (
-        "Alarm at iteration 2: held out, other on seen -10 (-10 to -10) while colour on seen +20 (+20 to +20)."
+        "Alarm at iteration 2: other on seen fell by 10.00 (95 %: 10.00 to 10.00), "
+        "while colour on seen rose by 20.00 (95 %: 20.00 to 20.00)."
     )
     (other,) = [change for change in reported(log, told) if change.name.score == "other"]
     assert (other.interval, other.between, other.moved) == ((-10, -10), "−10.00 to −10.00", -1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.log import Log, find
-from dgpo.report.words import duration, from_to, number, plural, signed
+from dgpo.report.words import duration, from_to, number, plural
 from dgpo.run.changes import ALARMS, Moved, alarm
 
 WATCHED_TOLERANCE = 0.10
@@ -154,9 +154,9 @@ def _alarms(log: Log, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _moved(one: Moved) -> str:
-    size = max(map(abs, (one.change, one.low, one.high)))
-    change, low, high = (signed(value, size) for value in (one.change, one.low, one.high))
-    return f"{one.score} on {one.eval_set} {'rose' if one.change > 0 else 'fell'} by {change} (95 %: {low} to {high})"
+    change, *ends = (abs(value) for value in (one.change, one.low, one.high))
+    by, low, high = (number(value, max(ends)) for value in (change, min(ends), max(ends)))
+    return f"{one.score} on {one.eval_set} {'rose' if one.change > 0 else 'fell'} by {by} (95 %: {low} to {high})"
 
 
 def _peak(change: Change) -> str | None:
