@@ -78,7 +78,7 @@ def main() -> None:
 
 def drawn(config: Config, checkpoints: Sequence[Path], prompts: PromptSet, k: int) -> list[Drawings]:
     """k images of each prompt with the averaged weights of each checkpoint, from the noise of evaluations."""
-    model, reward = load_configured(config, ("ref", "ema")), RewardSet.of(config)
+    model, reward = load_configured(config, ("ref", "ema")), RewardSet(config.rewards, tags=config.reward_tags)
     rows = prompts.subset(prompt for prompt in range(len(prompts)) for _ in range(k))
     cond, found = CondCache(model)(rows.prompts), []
     for path in checkpoints:
