@@ -171,6 +171,7 @@ def test_micro_batches_hold_whole_groups_where_they_fit(tiny_folder, tmp_path, s
     assert [part.start for part in parts] == [sum(expected[:i]) for i in range(len(expected))]
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
     """Rollouts bit for bit; weights and metrics of two iterations to rounding; one rank's failure stops both."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -213,6 +214,7 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
 # --- what is evaluated
 
 
+@pytest.mark.slow
 def test_nothing_is_evaluated_that_is_not_needed(fresh, tiny_folder, tmp_path):
     """Images through the network in one update of 6 images at 2 points, by weight set."""
     base = small(tiny_folder, tmp_path)
@@ -359,6 +361,7 @@ def test_old_is_kept_if_a_longer_run_would_sample_from_it(tiny_folder, tmp_path,
 # --- what stops a run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoiled", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_stops_before_the_step(fresh, tiny_folder, tmp_path, spoiled):
     config = small(tiny_folder, tmp_path / "run", checkpoint_every=10, noise_scale_every=1)
@@ -377,6 +380,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(fresh, tiny_folder,
     assert_same_run(tmp_path / "run", tmp_path / "unhurt", 3)
 
 
+@pytest.mark.slow
 def test_a_failure_amid_an_iteration_is_kept_aside(fresh, tiny_folder, tmp_path):
     """After the first of two updates the weights belong to no iteration: they are kept, and not resumed from."""
     config = small(tiny_folder, tmp_path / "run", updates_per_rollout=2)
@@ -404,6 +408,7 @@ def fail(images, prompts, metadata):
     raise ConnectionError("the judge is away")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -454,6 +459,7 @@ def test_a_run_goes_on_without_what_a_reward_dropped_and_resumes_bit_for_bit(tin
         assert row["train/grad_norm"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [0, 1])
 def test_a_reward_that_fails_in_an_evaluation_is_evaluated_again(tiny_folder, tmp_path, iteration):
     (tmp_path / "eval.txt").write_text("a cup\n")
@@ -498,6 +504,7 @@ def test_a_model_with_other_sets_than_the_checkpoint_is_refused(tiny_folder, tmp
         run(replace(config, iterations=2), model=other, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_limited_in_time_and_go_on_later(tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path / "run", iterations=4, max_minutes=1e-6)
     result = run(config)
@@ -546,6 +553,7 @@ def test_moments_in_8_bits_train_alike_and_resume_bit_for_bit(without_compiling,
     assert 0 < distance(policies[0], policies[1]) < 0.3 * moved
 
 
+@pytest.mark.slow
 def test_a_compiled_run_resumes_bit_for_bit(tiny_folder, tmp_path, monkeypatch):
     """Traced as always; run without code generation, which takes minutes."""
     default = torch.nn.Module.compile
