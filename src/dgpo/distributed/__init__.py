@@ -2,6 +2,8 @@
 
 Images are spread over ranks by contiguous rows (`shard`), whatever the group size: a group may lie on two ranks, since
 losses that couple a group take its total from `all_reduce_sum`. Collectives carry no gradient.
+
+Read `sharding.py` (whose rows are whose), `collectives.py` (sums and gathers) and `process_group.py` (`init`).
 """
 
 from dgpo.distributed.collectives import (
