@@ -75,7 +75,7 @@ def test_it_is_as_small_as_the_settings_take(tiny_folder: Path, tmp_path: Path) 
 def test_what_would_stop_the_run_stops_the_dry_run(tiny_folder: Path, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(UserError, match="unknown reward 'colors'"):
         dry_run(config_of(tiny_folder, tmp_path, rewards={"colors": 1.0}))
-    save_yaml(config_of(tiny_folder, tmp_path, rewards={"test_dry_run:broken": 1.0}), tmp_path / "mine.yaml")
+    save_yaml(config_of(tiny_folder, tmp_path, rewards={f"{__name__}:broken": 1.0}), tmp_path / "mine.yaml")
     assert main(["train", str(tmp_path / "mine.yaml"), "--dry-run"]) == 1
     assert "raised ZeroDivisionError" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "mine.yaml"), "--dry-run", "--rewards", "runs:colour=1"]) == 0
@@ -122,7 +122,7 @@ def test_groups_are_cut_as_the_run_cuts_them(
 
 
 def test_an_update_that_was_not_tried_is_not_said_to_be_fine(tiny_folder: Path, tmp_path: Path) -> None:
-    config = config_of(tiny_folder, tmp_path, rewards={"test_dry_run:equal": 1.0}, drop_equal_groups=True)
+    config = config_of(tiny_folder, tmp_path, rewards={f"{__name__}:equal": 1.0}, drop_equal_groups=True)
     found = dry_run(config)
     assert "no update by DGPO was tried: the few images of each prompt earned the same, and then none trains" in found
     assert not any("gradient finite" in line for line in found)
