@@ -45,7 +45,7 @@ def stage() -> None:
     shutil.rmtree(STAGED, ignore_errors=True)
     shutil.copytree(ROOT / "docs", STAGED)
     shutil.copytree(ROOT / "assets", STAGED / "assets")
-    shutil.copy(ROOT / "tools" / "site" / "style.css", STAGED)
+    shutil.copy(ROOT / "tools" / "web" / "style.css", STAGED)
     for source in [*(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")), *ELSEWHERE]:
         target = STAGED / ELSEWHERE.get(source, Path(source).name)
         target.write_text(staged_text(ROOT / source), encoding="utf-8")
@@ -68,7 +68,7 @@ def staged_link(link: str, folder: Path) -> str:
 
 def vendor() -> int:
     """Put beside the pages what they would fetch: a worker for search in files, and a font for formulas."""
-    shutil.copy(ROOT / "tools" / "site" / "iframe-worker.js", ROOT / "site" / "assets")
+    shutil.copy(ROOT / "tools" / "web" / "iframe-worker.js", ROOT / "site" / "assets")
     font = files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"
     (ROOT / "site" / "assets" / font.name).write_bytes(font.read_bytes())
     outside = []
