@@ -14,7 +14,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_adapter_of_the_docs_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "models.md").read_text(), re.DOTALL)
+    (_, code) = re.findall(r"```python\n(.*?)```", (DOCS / "models.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) < 80
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "docs/models.md", "exec"), {"__name__": "docs"})

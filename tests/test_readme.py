@@ -11,6 +11,7 @@ from dgpo.config import Config
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+MY_RUN = "model: tiny-sd3\nprompts: shapes:train\nrewards: {shapes: 1}\niterations: 3\n"
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
@@ -52,7 +53,7 @@ def test_train_commands_are_understood(line: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("dgpo.training.loop.train", record)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_run.yaml").write_text("iterations: 3\n")
+    (tmp_path / "my_run.yaml").write_text(MY_RUN)
     assert cli.main(shlex.split(line)[1:]) == 130
     assert len(seen) == 1
 
@@ -68,6 +69,6 @@ def test_the_dry_run_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen: list[Config] = []
     monkeypatch.setattr("dgpo.training.dry_run.dry_run", lambda config: seen.append(config) or ["everything"])
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_run.yaml").write_text("iterations: 3\n")
+    (tmp_path / "my_run.yaml").write_text(MY_RUN)
     assert cli.main(shlex.split(line)[1:]) == 0
     assert seen[0].iterations == 3

@@ -1,31 +1,82 @@
 """Direct Group Preference Optimization for text-to-image models.
 
 import dgpo
-result = dgpo.train(dgpo.Config(iterations=20, out="runs/first"))
+config = dgpo.Config(model="tiny-sd3", prompts="shapes:train", rewards={"shapes": 1.0}, iterations=20, out="runs/first")
+result = dgpo.train(config)
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
-from dgpo.config import Config, LoraConfig, Optimizer, Sampling
-from dgpo.data.prompts import load_prompts
-from dgpo.errors import UserError
-from dgpo.models import load_model
-from dgpo.training.loop import Result, train
+if TYPE_CHECKING:
+    from dgpo.algorithms import AWM, DGPO, Algorithm, DiffusionDPO, DiffusionNFT, FlowGRPO
+    from dgpo.algorithms.registry import register_algorithm
+    from dgpo.config import Config, LoraConfig, Optimizer, Sampling
+    from dgpo.data.prompts import load_prompts
+    from dgpo.errors import NonFiniteError, RunFailed, UserError
+    from dgpo.models import load_model, model_path
+    from dgpo.rewards.base import RewardAway, RewardError, group_reward, requires
+    from dgpo.run.callbacks import Callback
+    from dgpo.training.apply import collect, evaluate, sample
+    from dgpo.training.loop import train
+    from dgpo.training.running import Result
 
 __all__ = [
     "AWM",
     "DGPO",
+    "Algorithm",
+    "Callback",
     "Config",
     "DiffusionDPO",
     "DiffusionNFT",
     "FlowGRPO",
     "LoraConfig",
+    "NonFiniteError",
     "Optimizer",
     "Result",
+    "RewardAway",
+    "RewardError",
+    "RunFailed",
     "Sampling",
     "UserError",
+    "collect",
+    "evaluate",
+    "group_reward",
     "load_model",
     "load_prompts",
+    "model_path",
+    "register_algorithm",
+    "requires",
+    "sample",
     "train",
 ]
+
+_HOMES = {
+    "algorithms": ("AWM", "DGPO", "Algorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"),
+    "algorithms.registry": ("register_algorithm",),
+    "config": ("Config", "LoraConfig", "Optimizer", "Sampling"),
+    "data.prompts": ("load_prompts",),
+    "errors": ("NonFiniteError", "RunFailed", "UserError"),
+    "models": ("load_model", "model_path"),
+    "rewards.base": ("RewardAway", "RewardError", "group_reward", "requires"),
+    "run.callbacks": ("Callback",),
+    "training.apply": ("collect", "evaluate", "sample"),
+    "training.loop": ("train",),
+    "training.running": ("Result",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then, so that `import dgpo` does not import torch."""
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,23 +8,27 @@ lists as tuples.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
 
-from dgpo.algorithms import ALGORITHMS, DGPO, AnyAlgorithm
 from dgpo.algorithms.base import require
-from dgpo.core.guidance import require_guidance
-from dgpo.core.solvers import SOLVERS
-from dgpo.errors import UserError, did_you_mean
+from dgpo.algorithms.dgpo import DGPO
+from dgpo.algorithms.registry import known_algorithms, make_algorithm, path_of
+from dgpo.config_checks import check
+from dgpo.errors import UserError
 from dgpo.utils import fields
 from dgpo.utils.files import whole
+from dgpo.utils.strict_yaml import read_mapping
+
+if TYPE_CHECKING:
+    from dgpo.algorithms.base import Algorithm
+else:  # any object that keeps the protocol, which `check` looks at; whatever asks for the type gets the object's own
+    Algorithm = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +132,11 @@ class Config:
     max_minutes: float | None = None
     """End after the iteration in which training, evaluations not counted, has taken so long; None: no limit."""
 
-    model: str = "tiny-sd3"
+    model: str = ""
     """A diffusers pipeline folder, a Hugging Face id owner/name, or tiny-sd3 or tiny-sd3-words, inside this package."""
+    family: str | None = None
+    """package.module:Class, a class of your own that derives from Family, for a pipeline of no known family; None: the
+    family that the pipeline tells."""
     finetune: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or the whole transformer."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
@@ -157,7 +164,7 @@ class Config:
     prompt_cache: str | None = None
     """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 
-    prompts: str | tuple[str, ...] = "shapes:train"
+    prompts: str | tuple[str, ...] = ()
     """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KINDS], words:train[:TAGS],
     geneval:train[:TAGS], or a list."""
     offline: str | None = None
@@ -181,7 +188,7 @@ class Config:
     text_dropout: float = 0.0
     """Share of the trained images whose prompt is replaced by the empty one, so that guidance keeps its meaning."""
 
-    rewards: dict[str, float] = field(default_factory=lambda: {"shapes": 1.0})
+    rewards: dict[str, float] = field(default_factory=dict)
     """Name of a built-in reward, or package.module:name, with its weight in the sum."""
     reward_normalization: Literal["none", "group"] = "none"
     """group: each reward is made mean 0 and deviation 1 within a prompt's images before it is weighted (GDPO)."""
@@ -224,177 +231,18 @@ class Config:
     trackers: tuple[str, ...] = ()
     """tensorboard, wandb or trackio, beside metrics.jsonl, which is always written."""
 
-    algorithm: AnyAlgorithm = DGPO()
-    """The paper's constants."""
+    algorithm: Algorithm = DGPO()
+    """The paper's constants; or any object that keeps the protocol of `dgpo.Algorithm`."""
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
-        fields.check_types(self)
-        _check_ranges(self)
-        require(
-            self.name not in ("", ".", "..") and not re.search(r"[/\\\0]", self.name),
-            f"name={self.name!r} cannot work: it becomes a folder of runs/, so it takes no separators of folders; "
-            "--out says where a run is written",
-        )
-        require(bool(self.rewards), "rewards is empty: a run needs at least one reward, such as {'shapes': 1.0}")
-        _check_reward_names(self)
-        for name in self.eval_prompts:
-            require(
-                bool(re.fullmatch(r"[\w.-]+", name)),
-                f"eval_prompts has a set called {name!r}; names are part of eval/NAME/SCORE, so use letters and digits",
-            )
-        require(
-            not (self.split_updates and self.algorithm.couples_group),
-            f"split_updates gives an update part of each group, and {type(self.algorithm).__name__} needs whole groups",
-        )
-        require(
-            not self.stop_on_alarm or bool(self.eval_every and self.eval_prompts and self.eval_rewards),
-            "stop_on_alarm compares the scores of eval_rewards at evaluations, and there are none; name eval_rewards "
-            "and eval_prompts and let eval_every be above 0, or switch it off",
-        )
-        solver = self.sampling.solver
-        require(solver in SOLVERS, f"sampling.solver={solver!r} is unknown. {did_you_mean(solver, SOLVERS)}")
-        self.algorithm.check_sampling(self.sampling.num_inference_steps)
-        require(
-            self.redraw_groups == 0 or self.drop_equal_groups,
-            f"redraw_groups={self.redraw_groups} draws new prompts for dropped groups, and drop_equal_groups is off; "
-            "switch it on, or take redraw_groups=0",
-        )
-        require(
-            self.train_images is None or (self.train_images % 2 == 0 and 2 <= self.train_images <= self.group_size),
-            f"train_images={self.train_images} must be an even number from 2 to group_size={self.group_size}, half of "
-            "it from either end of a group; or None for all",
-        )
-        require(
-            self.train_images is None or not self.algorithm.skips_zero,
-            f"train_images={self.train_images} chooses images, and {type(self.algorithm).__name__} chooses its own; "
-            "take train_images=None",
-        )
-        require(
-            not self.text_dropout or self.is_deterministic(),
-            f"text_dropout={self.text_dropout}: {type(self.algorithm).__name__} trains on the densities of the "
-            "rollout's own steps, which were sampled with their prompts; take text_dropout=0",
-        )
-        require(
-            self.offline is None or (self.is_deterministic() and self.algorithm.rollout_weights(0) == "policy"),
-            f"offline={self.offline!r}: {type(self.algorithm).__name__} learns only from rollouts that it samples "
-            "itself (as does dgpo with sampling_switch=0); take algorithm dgpo, awm or diffusion_dpo",
-        )
-        require(
-            self.offline is None or self.redraw_groups == 0,
-            f"redraw_groups={self.redraw_groups} samples anew, and offline={self.offline!r} samples nothing; take "
-            "redraw_groups=0",
-        )
-        require(
-            self.offline is None or self.reward_normalization == "none",
-            f"reward_normalization={self.reward_normalization!r} normalises scores as they are made, and the groups of "
-            f"offline={self.offline!r} have their rewards; take reward_normalization='none'",
-        )
-        require(
-            self.lora.start is None or self.finetune == "lora",
-            f"lora.start={self.lora.start!r} continues a LoRA, and finetune={self.finetune!r} trains none; take "
-            "finetune='lora', or fuse the LoRA into the model first",
-        )
-        require(0 <= self.text_dropout <= 1, f"text_dropout={self.text_dropout} is a share; it must be in [0, 1]")
+        check(self)
 
     def is_deterministic(self) -> bool:
         """Whether the algorithm's rollouts are those of an ODE solver."""
         return self.algorithm.sampler(0, self.sampling.num_inference_steps, torch.Generator()) is None
-
-
-_AT_LEAST = {
-    "iterations": 1,
-    "num_groups": 1,
-    "group_size": 2,
-    "micro_batch_size": 1,
-    "updates_per_rollout": 1,
-    "redraw_groups": 0,
-    "eval_images_per_prompt": 1,
-    "eval_every": 0,
-    "num_samples": 0,
-    "checkpoint_every": 0,
-    "keep_checkpoints": 1,
-    "noise_scale_every": 0,
-    "sampling.num_inference_steps": 1,
-    "sampling.eval_num_inference_steps": 1,
-    "sampling.batch_size": 1,
-    "optimizer.warmup_steps": 0,
-    "optimizer.decay_steps": 0,
-    "optimizer.weight_decay": 0,
-    "lora.rank": 1,
-}
-_ABOVE_ZERO = (
-    "max_minutes",
-    "lora.alpha",
-    "sampling.shift",
-    "optimizer.lr",
-    "optimizer.eps",
-    "optimizer.max_grad_norm",
-)
-_WHY = {
-    "group_size": ", because the images of a prompt are compared with each other",
-    "micro_batch_size": ", or None for the whole batch",
-    "eval_every": ", where 0 is never",
-    "checkpoint_every": ", where 0 is never",
-}
-
-
-def _check_reward_names(config: Config) -> None:
-    known = (*config.rewards, *config.eval_rewards)
-    for field_name in ("reward_tags", "reward_failures"):
-        for name in getattr(config, field_name):
-            require(
-                name in known,
-                f"{field_name} names {name!r}, which neither rewards nor eval_rewards has. {did_you_mean(name, known)}",
-            )
-    for name in known:
-        require(
-            name not in ("reward", "drift"),
-            f"a reward cannot be called {name!r}: evaluations report the weighted sum as reward and the distance from "
-            "the base model as drift; give it another name",
-        )
-        longer = next((other for other in known if other.startswith(f"{name}/")), None)
-        require(
-            longer is None,
-            f"the rewards {name!r} and {longer!r} cannot be told apart in the names of their scores, NAME/PART; let "
-            "one be a function of yours that calls it, or give a server another address",
-        )
-    for name, tags in config.reward_tags.items():
-        require(
-            bool(tags),
-            f"reward_tags has no tag for {name!r}, which would score nothing; name one, or leave it out",
-        )
-
-
-def _check_ranges(config: Config) -> None:
-    for name, least in _AT_LEAST.items():
-        value = attrgetter(name)(config)
-        require(
-            value is None or value >= least,
-            f"{name}={value} cannot work: it must be at least {least}{_WHY.get(name, '')}",
-        )
-    for name in _ABOVE_ZERO:
-        value = attrgetter(name)(config)
-        require(value is None or value > 0, f"{name}={value} cannot work: it must be above 0")
-    for name in ("lora.rank_pattern", "lora.alpha_pattern"):
-        for layer, value in attrgetter(name)(config).items():
-            require(value > 0, f"{name} gives {layer!r} {value}: it must be above 0")
-    for name in ("sampling.guidance_scale", "sampling.eval_guidance_scale"):
-        require_guidance(name, attrgetter(name)(config))
-    for name, weight in config.rewards.items():
-        require(
-            weight != 0,
-            f"the reward {name!r} has the weight 0, which trains on nothing; let eval_rewards name it, which are "
-            "scored at evaluations and never trained, or give it a weight",
-        )
-    decays = (*config.optimizer.betas, config.optimizer.ema_decay)
-    require(
-        all(0 <= decay < 1 for decay in decays),
-        f"optimizer.betas={config.optimizer.betas} and optimizer.ema_decay={config.optimizer.ema_decay} are decays of "
-        "averages; they must be in [0, 1)",
-    )
 
 
 MAY_CHANGE = (
@@ -424,36 +272,34 @@ MAY_CHANGE = (
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain YAML types; `algorithm` gets its `name` so that it can be read back."""
-    values = fields.plain(dataclasses.asdict(config))
-    names = {kind: name for name, kind in ALGORITHMS.items()}
-    return {**values, "algorithm": {"name": names[type(config.algorithm)], **values["algorithm"]}}
+    values = fields.to_plain(config)
+    own = fields.to_plain(config.algorithm) if dataclasses.is_dataclass(config.algorithm) else {}
+    return {**values, "algorithm": {"name": path_of(config.algorithm), **own}}
 
 
-def from_dict(values: Mapping[str, Any], where: str = "config") -> Config:
-    """The config that `values` describe; missing fields have their defaults. Strict about names and types."""
+def from_dict(values: Mapping[str, Any], where: str = "config", algorithm: Algorithm | None = None) -> Config:
+    """The config that `values` describe; missing fields have their defaults. Strict about names and types.
+
+    algorithm: stands in for the one that is described, which is then not looked at
+    """
     try:
-        algorithm = dict(fields.mapping("algorithm", values.get("algorithm")))
-        name = algorithm.pop("name", "dgpo")
-        require(name is not None, f"algorithm.name is empty; give one of {', '.join(ALGORITHMS)}, or leave it out")
-        name = str(name)
-        require(name in ALGORITHMS, f"algorithm.name={name!r} is unknown. {did_you_mean(name, ALGORITHMS)}")
-        values = {**values, "algorithm": fields.build(ALGORITHMS[name], algorithm, Config, "algorithm.")}
-        return fields.build(Config, values, Config)
+        own = _algorithm(values.get("algorithm")) if algorithm is None else algorithm
+        return fields.build(Config, {**values, "algorithm": own}, Config)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def load_yaml(path: str | Path) -> Config:
-    """Read a config file."""
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except _TwiceError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is no config: it must hold fields such as `iterations: 100`, one a line")
-    return from_dict(values, str(path))
+def _algorithm(value: Any) -> Algorithm:
+    """The algorithm that a config file describes, or the default."""
+    values = dict(fields.mapping("algorithm", value))
+    name = values.pop("name", "dgpo")
+    require(name is not None, f"algorithm.name is empty; give one of {', '.join(known_algorithms())}, or leave it out")
+    return make_algorithm(str(name), values, Config)
+
+
+def load_yaml(path: str | Path, algorithm: Algorithm | None = None) -> Config:
+    """Read a config file. algorithm: stands in for the file's own, where nothing trains."""
+    return from_dict(read_mapping(path), str(path), algorithm)
 
 
 def save_yaml(config: Config, path: Path) -> None:
@@ -465,28 +311,3 @@ def save_yaml(config: Config, path: Path) -> None:
 def changed_fields(before: Config, after: Config) -> list[str]:
     """Names of the fields that differ, such as `seed` and `optimizer.lr`."""
     return fields.changed(before, after)
-
-
-class _TwiceError(Exception):
-    """A mapping has a key twice."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, reads 3e-4 as a number and refuses equal keys, as YAML 1.2 does and PyYAML does not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _TwiceError(
-                    f"{key.value!r} stands in line {lines[key.value]} and again in line {line}, under one heading; "
-                    "only one of them could count. Delete the other"
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import SPLITS, first_point, gradient_in_parts, make_rollout, make_velocities, randn
 
-from dgpo.algorithms import ALGORITHMS
 from dgpo.algorithms.base import Algorithm
 from dgpo.algorithms.dgpo import DGPO, dgpo_loss, group_weight
+from dgpo.algorithms.registry import BUILT_IN, algorithm_class
 from dgpo.core.advantages import group_advantages
 from dgpo.core.groups import group_size, group_sum
 from dgpo.core.losses import dsm_loss
@@ -427,7 +427,7 @@ def test_a_setting_that_cannot_work_is_refused_by_name(settings, message):
         DGPO(**settings)
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS.values())
+@pytest.mark.parametrize("kind", map(algorithm_class, BUILT_IN))
 def test_every_setting_is_documented_where_help_reads_it(kind):
     owners = [owner for owner in kind.__mro__ if dataclasses.is_dataclass(owner)]
     for field in dataclasses.fields(kind):

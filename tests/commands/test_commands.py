@@ -139,9 +139,13 @@ def test_prompts_of_ones_own_are_evaluated_in_the_place_of_the_recipes_lists(
 
 def test_a_config_file_and_its_overrides(trained: list[tuple[Config, bool]], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("iterations: 5\nrewards: {shapes: 1, crispness: 2}\noptimizer: {lr: 3e-4}\n")
+    path.write_text(
+        "model: tiny-sd3\nprompts: shapes:train\niterations: 5\n"
+        "rewards: {shapes: 1, crispness: 2}\noptimizer: {lr: 3e-4}\n"
+    )
     assert main(["train", str(path), "--rewards", "shapes=2", "--seed", "1"]) == 0
-    assert trained[0][0] == Config(iterations=5, rewards={"shapes": 2.0}, seed=1)
+    known = {"model": "tiny-sd3", "prompts": "shapes:train"}
+    assert trained[0][0] == Config(**known, iterations=5, rewards={"shapes": 2.0}, seed=1)
 
 
 @pytest.mark.parametrize(

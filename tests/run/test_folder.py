@@ -15,7 +15,7 @@ from dgpo.errors import UserError
 from dgpo.run import checkpoint
 from dgpo.run import folder as runfolder
 
-WATCHED = {"eval_prompts": {"seen": "shapes:seen"}, "eval_rewards": ("crispness",)}
+WATCHED = {"rewards": {"shapes": 1.0}, "eval_prompts": {"seen": "shapes:seen"}, "eval_rewards": ("crispness",)}
 
 
 def create(config: Config) -> tuple[Path, Config]:
@@ -81,6 +81,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
     changes = {
         "iterations": 20,
         "stop_on_alarm": True,
+        "report": False,
         "eval_every": 3,
         "checkpoint_every": 4,
         "keep_checkpoints": 5,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import dgpo
 from dgpo import FlowGRPO
 from dgpo.commands.main import main
 from dgpo.config import load_yaml, save_yaml
@@ -20,7 +21,7 @@ from dgpo.run import checkpoint
 from dgpo.run.changes import ALARMS
 from dgpo.training import apply as tools
 from dgpo.training import evaluate
-from dgpo.training.apply import evaluate_source, load_trained
+from dgpo.training.apply import load_trained
 
 Command = Callable[..., str]
 
@@ -46,7 +47,8 @@ def test_eval_of_a_run_repeats_the_evaluation_of_its_best_weights(finished_run: 
     assert [row["iteration"] for row in evaluations] == [0, 1, 2]
     state = json.loads((finished_run / "checkpoints/iteration-000002/state.json").read_text())["state"]
     taken = evaluations[state["best_iteration"] or 2]  # weights from before the first iteration are not kept
-    found = evaluate_source(str(finished_run), load_yaml(finished_run / "config.yaml"))
+    weights, found = dgpo.evaluate(finished_run)
+    assert weights.startswith(str(finished_run / "checkpoints"))
     compared = {key for key in taken if key == ALARMS or key.endswith("/change")}
     assert found == {key: value for key, value in taken.items() if key.startswith("eval/") and key not in compared}
 
@@ -74,7 +76,7 @@ def test_the_table_counts_repeated_calls_and_missing_scores(
             metrics=found.metrics | {"eval/seen/reward/retries": 2.0, "eval/seen/reward/missing": 1.0}
         )
 
-    monkeypatch.setattr(tools, "evaluate", troubled)
+    monkeypatch.setattr(tools, "evaluate_model", troubled)
     lines = command("eval", finished_run, "--eval-images-per-prompt", "2").splitlines()
     rows = [line.replace("│", " ").split() for line in lines]
     assert ["reward/retries", "2"] in rows
@@ -107,7 +109,9 @@ def test_a_run_whose_updates_split_groups_is_scored_like_any(
 def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path, command: Command) -> None:
     assert "eval_prompts is empty" in command("eval", finished_run, "--eval-prompts", code=2)
     Path("mine.txt").write_text("a cat\n")
-    assert "include" in command("eval", tiny_folder, "--eval-prompts", "mine=mine.txt", code=2)
+    one_set = ("--eval-prompts", "mine=mine.txt")
+    assert "rewards is empty" in command("eval", tiny_folder, *one_set, code=2)
+    assert "include" in command("eval", tiny_folder, *one_set, "--rewards", "shapes", code=2)
     assert "there is no folder" in command("eval", "no/such/run", code=2)
 
 

@@ -156,7 +156,7 @@ def test_who_holds_what_in_the_worst_case() -> None:
 
 
 def test_reward_failures_that_drop_images_may_leave_groups_that_do_not_fit() -> None:
-    config = Config(num_groups=4, group_size=4, micro_batch_size=4)
+    config = Config(rewards={"shapes": 1.0}, num_groups=4, group_size=4, micro_batch_size=4)
     assert not geometry(config, 1).splits
     dropping: dict[str, Any] = {"reward_failures": {"shapes": "drop"}}
     assert geometry(replace(config, **dropping), 1).splits

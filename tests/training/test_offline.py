@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from updates import source_of
 
 from dgpo import UserError, distributed, load_model, load_prompts
-from dgpo.algorithms import ALGORITHMS
 from dgpo.algorithms.dgpo import DGPO
+from dgpo.algorithms.registry import algorithm_class
 from dgpo.commands.main import COMMANDS, main
 from dgpo.config import Config, load_yaml
 from dgpo.core import seeds
@@ -178,7 +178,7 @@ def rollout_of(model: Any, config: Config) -> Rollout:
 def test_offline_on_a_rollout_is_the_online_update(name: str, model: Any, tiny_folder: Path, tmp_path: Path) -> None:
     online = small(tiny_folder, tmp_path / "online", iterations=1, noise_scale_every=1, text_dropout=0.4)
     if name != "dgpo":
-        online = replace(online, algorithm=ALGORITHMS[name]())
+        online = replace(online, algorithm=algorithm_class(name)())
     drawn = rollout_of(model, online)
     order = PromptSampler(online.num_groups, online.seed).next(online.num_groups)
     groups: list[Any] = [None] * online.num_groups
@@ -228,7 +228,7 @@ def test_groups_of_different_sizes_train_alike_in_any_micro_batch(tiny_folder: P
 def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pictures: Path) -> None:
     tie = {"prompt": "a cup", "images": ["png/0.png", "png/1.png"], "ranks": [1, 1]}
     write_lines(pictures, tie, tie)
-    options = {"iterations": 1, "offline": str(pictures), "algorithm": ALGORITHMS["diffusion_dpo"]()}
+    options = {"iterations": 1, "offline": str(pictures), "algorithm": algorithm_class("diffusion_dpo")()}
     run(small(tiny_folder, pictures.with_name("run"), **options))
     (row,) = rows(pictures.with_name("run"))
     assert row["train/frac_trained"] == 0
@@ -395,8 +395,8 @@ def other_with_sets(tiny_folder: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["flow_grpo", "diffusion_nft"])
 def test_algorithms_that_need_their_own_rollouts_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"{ALGORITHMS[name].__name__} learns only from rollouts that it samples"):
-        Config(offline="data", algorithm=ALGORITHMS[name]())
+    with pytest.raises(UserError, match=f"{algorithm_class(name).__name__} learns only from rollouts that it samples"):
+        Config(offline="data", algorithm=algorithm_class(name)())
 
 
 def test_rollouts_that_old_should_sample_are_not_taken_from_a_dataset() -> None:

@@ -1,21 +1,32 @@
-"""One file per paper. `ALGORITHMS` maps the name that configs and the command line use to the paper's dataclass."""
+"""One file per paper. registry.py maps the names that configs and the command line use to the papers' dataclasses."""
 
-from dgpo.algorithms.awm import AWM
-from dgpo.algorithms.base import Algorithm
-from dgpo.algorithms.dgpo import DGPO
-from dgpo.algorithms.diffusion_dpo import DiffusionDPO
-from dgpo.algorithms.diffusion_nft import DiffusionNFT
-from dgpo.algorithms.flow_grpo import FlowGRPO
+from __future__ import annotations
 
-__all__ = ["ALGORITHMS", "AWM", "DGPO", "Algorithm", "AnyAlgorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-AnyAlgorithm = DGPO | FlowGRPO | DiffusionNFT | AWM | DiffusionDPO
-"""Those that a config can name."""
+if TYPE_CHECKING:
+    from dgpo.algorithms.awm import AWM
+    from dgpo.algorithms.base import Algorithm
+    from dgpo.algorithms.dgpo import DGPO
+    from dgpo.algorithms.diffusion_dpo import DiffusionDPO
+    from dgpo.algorithms.diffusion_nft import DiffusionNFT
+    from dgpo.algorithms.flow_grpo import FlowGRPO
 
-ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
-    "dgpo": DGPO,
-    "flow_grpo": FlowGRPO,
-    "diffusion_nft": DiffusionNFT,
-    "awm": AWM,
-    "diffusion_dpo": DiffusionDPO,
+__all__ = ["AWM", "DGPO", "Algorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"]
+
+_FILES = {
+    "AWM": "awm",
+    "Algorithm": "base",
+    "DGPO": "dgpo",
+    "DiffusionDPO": "diffusion_dpo",
+    "DiffusionNFT": "diffusion_nft",
+    "FlowGRPO": "flow_grpo",
 }
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is first asked for, so that the registry's names cost no import of torch."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_FILES[name]}"), name)

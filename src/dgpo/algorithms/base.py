@@ -4,7 +4,8 @@ An algorithm is a frozen dataclass of its paper's constants, one file per paper.
 collective only as the argument `reduce`. The loop calls `advantages` once per rollout, then, for every TrainPoint of
 `points`, `statistic` on each micro-batch if `couples_group` and a group is split, and `loss` on each micro-batch.
 A class that derives from `Algorithm` says only where it differs from the plainest one: deterministic rollouts of the
-policy, no other weights, no guidance in training, images that do not depend on each other.
+policy, no other weights, no guidance in training, images that do not depend on each other. Any other object with the
+same members is an algorithm too; contract.py says what one lacks.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from dgpo.commands.words import announce, take_option
 from dgpo.errors import UserError
@@ -34,7 +33,8 @@ def run(given: list[str]) -> int:
     config = parse(replace(config_of(source), out=None), rest, usage, HELP, shown=FIELDS)
     if groups is None or not groups.isdecimal():
         raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
-    from dgpo.training.apply import collect_source
+    from dgpo.training import apply
 
-    print(collect_source(source, config, int(groups), Path(config.out or "groups")))
+    folder, number, size, mean, spread = apply.collect(source, config, groups=int(groups), out=config.out or "groups")
+    print(f"{folder}: {number} groups of {size} images, mean reward {mean:.3f}, within a group ± {spread:.3f}")
     return 0

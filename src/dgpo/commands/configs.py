@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from dgpo.algorithms import ALGORITHMS, DGPO
+from dgpo.algorithms.registry import known_algorithms, make_algorithm
 from dgpo.commands.parse import parse
 from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
 from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, load_yaml
+from dgpo.config_checks import require_complete
 from dgpo.errors import UserError, did_you_mean
-from dgpo.recipes import recipe
+from dgpo.recipes import DEMOS, recipe
 from dgpo.rewards.registry import OF_WORLDS
+from dgpo.utils.imports import is_path
 
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
@@ -29,10 +30,15 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
         base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
     algorithm, given = take_option(given, "--algorithm", "the name of one: --algorithm flow_grpo")
     if algorithm is not None:
-        if algorithm not in ALGORITHMS:
-            raise UserError(f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, ALGORITHMS)}")
-        base = replace(base, algorithm=ALGORITHMS[algorithm]())
-    return parse(base, given, usage, about)
+        if algorithm not in known_algorithms() and not is_path(algorithm):
+            raise UserError(
+                f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, known_algorithms())} Your own is given "
+                "as package.module:Class"
+            )
+        base = replace(base, algorithm=make_algorithm(algorithm, {}, Config))
+    config = parse(base, given, usage, about)
+    require_complete(config)
+    return config
 
 
 def for_own_prompts(base: Config, given: list[str]) -> Config:
@@ -76,8 +82,8 @@ def take_source(given: list[str], usage: str) -> tuple[str, list[str]]:
 
 
 def config_of(source: str) -> Config:
-    """Read a run's own config; for a model, the demo's with that model. Any number of solver steps goes with it."""
-    stored = Path(source) / "config.yaml"
-    config = load_yaml(stored) if stored.is_file() else replace(recipe("tiny"), model=source)
-    # nothing trains here, so the sampler's steps need not be those that the algorithm asks for
-    return replace(config, algorithm=DGPO(t_sampling="uniform"), split_updates=False)
+    """Read a run's own config; for an embedded model its demo's, for another one the defaults."""
+    from dgpo.training import apply
+
+    config = apply.config_of(source)
+    return replace(recipe(DEMOS[source]), algorithm=config.algorithm) if source in DEMOS else config

@@ -46,7 +46,9 @@ def run(given: list[str]) -> int:
             own.eval_num_inference_steps if o.num_inference_steps is None else o.num_inference_steps
         ),
     )
-    from dgpo.training.apply import sample_source
+    from dgpo.training import apply
 
-    print(sample_source(source, replace(config, sampling=sampling, seed=o.seed), o.prompt, o.images, o.out))
+    config = replace(config, sampling=sampling, seed=o.seed)
+    apply.sample(source, config, prompts=o.prompt, images=o.images, out=o.out)
+    print(o.out)
     return 0

@@ -45,7 +45,7 @@ def _train(given: list[str]) -> int:
 
 
 def _help() -> str:
-    from dgpo.algorithms import ALGORITHMS
+    from dgpo.algorithms.registry import known_algorithms
     from dgpo.commands.configs import flags_that_may_change
     from dgpo.recipes import RECIPES, VARIANTS
 
@@ -54,7 +54,8 @@ def _help() -> str:
         f"- RECIPE, or --recipe RECIPE: {', '.join(RECIPES)}\n"
         f"- RECIPE@VARIANT of a published model: {', '.join(f'@{name}' for name in VARIANTS)}\n"
         "- --dry-run: only one iteration, as small as it can be, that goes through every part of the config\n"
-        f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(ALGORITHMS)}\n"
+        f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(known_algorithms())},\n"
+        "  or package.module:Class of your own\n"
         "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
         f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(flags_that_may_change())}"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ from dgpo.models.start import copy_start, read_start
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
 from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
 from dgpo.utils.hub_id import is_hub_id
+from dgpo.utils.imports import import_named, is_path
 
-__all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate"]
+__all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate", "model_path"]
 
 FAMILIES = {
     "StableDiffusion3Pipeline": "dgpo.models.sd3:SD3",
@@ -54,6 +54,7 @@ def load_model(
     max_sequence_length: int | None = None,
     shift: float | None = None,
     distilled_guidance: float | None = None,
+    family: str | type[Family] | None = None,
     encoders_first: bool = False,
     gradient_checkpointing: bool = False,
     compile: bool = False,
@@ -71,6 +72,8 @@ def load_model(
         CUDA GPU multiplies as TF32. "auto" is bf16 on a CUDA GPU that has it, else fp32
     resolution, max_sequence_length, shift: None is the pipeline's own
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
+    family: a class that derives from `Family`, or its name as package.module:Class, for a pipeline of no known family;
+        None is the family that the pipeline tells
     encoders_first: put the text encoders on the device alone; the rest follows when `free_encoders` lets them go
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
     compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
@@ -89,11 +92,11 @@ def load_model(
     source = locate(path_or_id)
     with quiet():
         index = read_index(source)
-        family = family_of(source, index)
+        kind = family_of(source, index, family)
         chosen = precision_of(dtype, place)
     with quiet(), _enough_memory(source, place, chosen):
-        pipeline = read_pipeline(source, index, part_dtypes(family.network, finetune, chosen))
-        adapter = _adapter(family, pipeline, source, resolution, max_sequence_length)
+        pipeline = read_pipeline(source, index, part_dtypes(kind.network, finetune, chosen))
+        adapter = _adapter(kind, pipeline, source, resolution, max_sequence_length)
         _tell_guidance(adapter, distilled_guidance, source)
         starts = finetune == "lora" and lora.start is not None
         start = read_start(pipeline, adapter.network, str(lora.start)) if starts else None
@@ -116,6 +119,13 @@ def load_model(
         if start is not None:
             copy_start(start, model.weights, model.lora, lora_scales(model.network))
     return model
+
+
+def model_path(name: str) -> Path:
+    """The pipeline folder of an embedded model, which stock diffusers reads as well."""
+    if name not in EMBEDDED:
+        raise UserError(f"there is no embedded model {name!r}. {did_you_mean(name, EMBEDDED)}")
+    return EMBEDDED[name]
 
 
 def locate(path_or_id: str | Path) -> str:
@@ -164,7 +174,9 @@ def _adapter(
     family: Any, pipeline: Any, source: str, resolution: int | None, max_sequence_length: int | None
 ) -> Family:
     try:
-        return family(pipeline, resolution, max_sequence_length)
+        adapter = family(pipeline, resolution, max_sequence_length)
+        _ = adapter.pipeline, adapter.latent_shape
+        return adapter
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise UserError(
             f"the configuration of {source} lacks what a {family.__name__} needs, or says it in another way ({error}): "
@@ -182,18 +194,36 @@ def _tell_guidance(family: Any, distilled_guidance: float | None, source: str) -
     family.distilled_guidance = distilled_guidance
 
 
-def family_of(source: str, index: dict[str, Any]) -> Any:
-    """The adapter class of a pipeline."""
+def family_of(source: str, index: dict[str, Any], own: str | type[Family] | None = None) -> Any:
+    """The adapter class of a pipeline. own: one that was given for it."""
+    if own is not None:
+        return _own_family(own)
     name = index.get("_class_name")
     if name not in FAMILIES:
         raise UserError(
             f"{source} is a {name}; supported: {', '.join(FAMILIES)}. Another diffusers pipeline needs a class that "
             "derives from Family (dgpo/models/pipeline.py: encode, predict as noise - x0 at t in [0, 1], latent_shape, "
-            "shift, and what differs of guidance, grid and autoencoder) and a line in FAMILIES; any other "
-            "model, an object that implements VelocityModel (dgpo/models/base.py), given as train(config, model=...)."
+            "shift, and what differs of guidance, grid and autoencoder), given as family=package.module:Class; any "
+            "other model, an object that implements VelocityModel (dgpo/models/base.py), given as "
+            "train(config, model=...)."
         )
-    module, _, attribute = FAMILIES[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return import_named(FAMILIES[name], f"family of {name}")
+
+
+def _own_family(given: str | type[Family]) -> type[Family]:
+    """A family of one's own, which must write what no family shares."""
+    if isinstance(given, str) and not is_path(given):
+        raise UserError(
+            f"family={given!r} is unknown: give package.module:Class, a class that derives from "
+            "dgpo.models.pipeline.Family; the built-in families are found by the pipeline alone"
+        )
+    kind = import_named(given, f"family {given!r}") if isinstance(given, str) else given
+    if not (isinstance(kind, type) and Family in kind.__mro__):
+        raise UserError(f"family={given!r} is no class that derives from dgpo.models.pipeline.Family")
+    lacking = [name for name in ("__init__", "encode", "predict", "shift") if getattr(kind, name) is vars(Family)[name]]
+    if lacking:
+        raise UserError(f"family={given!r} has no {', '.join(lacking)}, which every family must write")
+    return kind
 
 
 def _device(device: str) -> torch.device:

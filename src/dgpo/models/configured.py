@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dgpo.config import Config
+from dgpo.errors import UserError
 from dgpo.models import VelocityModel, load_model
 
 
 def load_configured(config: Config, sets: Iterable[str], device: str | None = None) -> VelocityModel:
     """sets: the weight sets beside the policy; device: None is the config's."""
+    if not config.model:
+        raise UserError(
+            "model is empty: name a pipeline folder or a Hugging Face id (a run has none of its own whose "
+            "model was given as an object, in Python)"
+        )
     return load_model(
         config.model,
         finetune=config.finetune,
@@ -21,6 +27,7 @@ def load_configured(config: Config, sets: Iterable[str], device: str | None = No
         resolution=config.resolution,
         max_sequence_length=config.max_sequence_length,
         shift=config.sampling.shift,
+        family=config.family,
         distilled_guidance=config.distilled_guidance,
         encoders_first=config.free_text_encoders,
         gradient_checkpointing=config.gradient_checkpointing,

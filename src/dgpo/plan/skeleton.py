@@ -53,7 +53,7 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
     """What `load_configured` would load for training, on the meta device."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     with quiet():
-        family = family_of(str(folder), index)
+        family = family_of(str(folder), index, config.family)
         pipeline = _pipeline(folder, index, family.network, config)
         adapter = family(pipeline, config.resolution, config.max_sequence_length)
         lora = _lora(pipeline, family.network, config)

@@ -1,27 +1,34 @@
 """Recipes: functions that return a whole Config. The name on the command line is the function's.
 
-`NAME@24gb` and `NAME@8gpus` are a recipe of a published model, fitted to one 24 GB GPU or spread over eight.
+`NAME@24gb` and `NAME@8gpus` are a recipe of a published model, fitted to one 24 GB GPU or spread over eight. Listing
+the names imports nothing heavy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from dgpo.config import Config
 from dgpo.errors import UserError, did_you_mean
-from dgpo.recipes import real, shapes, words
 
-RECIPES: dict[str, Callable[[], Config]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        *(shapes.tiny, shapes.shapes_all, words.words),
-        *(real.sd35m_ocr, real.sd35m_geneval, real.sd35m_pickscore),
-        *(real.sd35m_ocr_cfg_free, real.sd35m_geneval_cfg_free, real.sd35m_pickscore_cfg_free),
-        *(real.sd35m_ocr_dynamic, real.sd35m_geneval_dynamic, real.sd35m_pickscore_dynamic),
-        *(real.sd35l, real.flux_dev, real.qwen_image, real.z_image, real.sana, real.sdxl, real.sd15),
-    )
+if TYPE_CHECKING:
+    from dgpo.config import Config
+
+_REAL = (
+    *("sd35m_ocr", "sd35m_geneval", "sd35m_pickscore"),
+    *("sd35m_ocr_cfg_free", "sd35m_geneval_cfg_free", "sd35m_pickscore_cfg_free"),
+    *("sd35m_ocr_dynamic", "sd35m_geneval_dynamic", "sd35m_pickscore_dynamic"),
+    *("sd35l", "flux_dev", "qwen_image", "z_image", "sana", "sdxl", "sd15"),
+)
+RECIPES = {
+    "tiny": "dgpo.recipes.shapes:tiny",
+    "shapes_all": "dgpo.recipes.shapes:shapes_all",
+    "words": "dgpo.recipes.words:words",
+    **{name: f"dgpo.recipes.real:{name}" for name in _REAL},
 }
-VARIANTS: dict[str, Callable[[Config], Config]] = {"24gb": real.on_24_gb, "8gpus": real.on_8_gpus}
+VARIANTS = {"24gb": "dgpo.recipes.real:on_24_gb", "8gpus": "dgpo.recipes.real:on_8_gpus"}
+DEMOS = {"tiny-sd3": "tiny", "tiny-sd3-words": "words"}
+"""The embedded models' own recipes."""
 
 
 def recipe(name: str) -> Config:
@@ -30,7 +37,12 @@ def recipe(name: str) -> Config:
     if base not in RECIPES:
         raise UserError(f"there is no recipe {base!r}. {did_you_mean(base, RECIPES)}")
     if not at:
-        return RECIPES[base]()
+        return _function(RECIPES[base])()
     if variant not in VARIANTS:
         raise UserError(f"there is no variant {variant!r} of a recipe. {did_you_mean(variant, VARIANTS)}")
-    return VARIANTS[variant](RECIPES[base]())
+    return _function(VARIANTS[variant])(_function(RECIPES[base])())
+
+
+def _function(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
-
 from dgpo.errors import UserError, did_you_mean
 from dgpo.rewards.base import Reward
+from dgpo.utils.imports import import_named, is_path
 
 BUILT_IN = {
     "shapes": "dgpo.rewards.builtin.shapes:shapes",
@@ -43,17 +37,13 @@ def resolve(name: str) -> Reward:
     """A built-in reward's name, `package.module:name` of a function, an object or a class without arguments, or the
     address of a server of rewards, `http://host:port`; several, with commas between, are a pool."""
     if name.startswith(("http://", "https://")):
-        return _module(name, "dgpo.rewards.http.client").Remote(name)
-    module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
-    if not (module_name and attribute):
+        return import_named("dgpo.rewards.http.client:Remote", f"reward {name!r}")(name)
+    path = BUILT_IN.get(name, name)
+    if not is_path(path):
         raise UserError(
             f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
         )
-    module = _module(name, module_name)
-    reward = getattr(module, attribute, None)
-    if reward is None:
-        where = getattr(module, "__file__", None) or "built into Python"
-        raise UserError(f"reward {name!r}: module {module_name} has no {attribute!r} ({where})")
+    reward = import_named(path, f"reward {name!r}")
     if isinstance(reward, type):
         try:
             reward = reward()
@@ -64,32 +54,3 @@ def resolve(name: str) -> Reward:
             f"reward {name!r} is a {type(reward).__name__}; a reward is called with (images, prompts, metadata)"
         )
     return reward
-
-
-@contextmanager
-def _working_folder() -> Iterator[None]:
-    """Python looks into the working folder too, as a console script does not, and there last.
-
-    Installed modules win: a `scipy.py` that happens to lie there is not run for the one that another module imports.
-    """
-    folder = os.getcwd()
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # the module may have changed the path itself
-            place = len(sys.path) - 1 - sys.path[::-1].index(folder)
-            del sys.path[place]
-
-
-def _module(name: str, module_name: str) -> Any:
-    ours = module_name.partition(".")[0] == __name__.partition(".")[0]
-    try:
-        with nullcontext() if ours else _working_folder():
-            return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
-            raise UserError(f"reward {name!r}: {module_name} needs the module {error.name}; install it") from error
-        raise UserError(
-            f"reward {name!r}: there is no module {module_name} here. Install it, or run from the folder that has it"
-        ) from None

@@ -186,7 +186,7 @@ def _unused(run: Path, config: Config) -> bool:
         ours |= {CONFIG, "checkpoints", "metrics.jsonl", *(name for name in files if is_unfinished(name, CONFIG))}
     if not files <= ours or checkpoint.holds_any(run) or _rows(run):
         return False
-    return CONFIG not in files or load_yaml(run / CONFIG) == config
+    return CONFIG not in files or not changed_fields(load_yaml(run / CONFIG), config)
 
 
 def _rows(run: Path) -> bool:

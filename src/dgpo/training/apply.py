@@ -1,24 +1,30 @@
-"""What is done with a run or a model outside of training: evaluate it, draw with it, collect groups to learn from."""
+"""What is done with a run or a model outside of training: evaluate it, draw with it, collect groups to learn from.
+
+`source` is a run folder, whose best weights are used, or a model: a pipeline folder, a hub id or an embedded model.
+`config` says everything else; None is the run's own, or for a model the defaults. Another one for a run is best made
+from its own: `dataclasses.replace(config_of(run), ...)`, for it also says what was trained.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
 from torch import Tensor
 
-from dgpo.config import Config
+from dgpo.algorithms import AWM
+from dgpo.config import AUTOMATIC, Config, load_yaml
+from dgpo.config_checks import require_complete
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
 from dgpo.data.own_prompts import evaluation_sets
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.data.sampler import PromptSampler
 from dgpo.errors import UserError, warn
-from dgpo.models import VelocityModel
+from dgpo.models import VelocityModel, locate
 from dgpo.models.configured import load_configured
 from dgpo.models.text_cache import CondCache
 from dgpo.report.grids import sample_grid
@@ -27,11 +33,47 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, chunks, draw, for_evaluation, grid
-from dgpo.training.evaluate import evaluate
+from dgpo.training.evaluate import evaluate as evaluate_model
 from dgpo.training.setup import all_rewards, trained_rewards
 
 
-def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
+class Scores(NamedTuple):
+    """What an evaluation outside of a run found."""
+
+    weights: str  # which they were
+    metrics: dict[str, float]  # eval/SET/SCORE and, below it, TAG, stderr, missing, retries
+
+
+class Collected(NamedTuple):
+    """A dataset that was written."""
+
+    folder: Path
+    groups: int  # as many as were asked for, without those that a failing reward left with fewer than two images
+    group_size: int  # images of a group, before a failing reward dropped any
+    reward: float  # mean over images
+    spread: float  # standard deviation within a group, mean over groups
+
+
+def config_of(source: str | Path) -> Config:
+    """A run's own config, but for its algorithm, which nothing here uses; for a model, the defaults with that model."""
+    stored = Path(source) / "config.yaml"
+    if stored.is_file():
+        return load_yaml(stored, algorithm=_STANDS_IN)
+    locate(source)  # so that a mistyped run is not told what a model lacks
+    return Config(model=str(source), algorithm=_STANDS_IN)
+
+
+_STANDS_IN = AWM()
+"""Any number of solver steps and all other fields go with it; the run's own may be a class that is not here."""
+
+
+def _config(source: str | Path, config: Config | None) -> Config:
+    """The given config, or the source's own; a model that is the source is also the config's."""
+    config = config_of(source) if config is None else config
+    return config if (Path(source) / "config.yaml").is_file() else replace(config, model=str(source))
+
+
+def load_trained(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
     """A run's model with the averaged weights of its best checkpoint (newest, where none was evaluated), or a model.
 
     Returns the model, whose weight set "ema" holds them, and a line that says which weights these are. Its blocks are
@@ -46,7 +88,7 @@ def load_trained(source: str, config: Config) -> tuple[VelocityModel, str]:
     return model, name
 
 
-def _best_weights(run: str, config: Config) -> tuple[dict[str, Tensor], str]:
+def _best_weights(run: str | Path, config: Config) -> tuple[dict[str, Tensor], str]:
     """`ema` of a run's best checkpoint, and the checkpoint's name."""
     newest = checkpoint.latest(run)
     if newest is None:
@@ -61,10 +103,14 @@ def _best_weights(run: str, config: Config) -> tuple[dict[str, Tensor], str]:
     return checkpoint.load(best)[0]["ema"], f"{best} ({standing})"
 
 
-def evaluate_source(source: str, config: Config) -> dict[str, float]:
-    """Print a table of all scores on the config's evaluation sets, and return them."""
-    if not config.eval_prompts:
-        raise UserError("eval_prompts is empty: name a set, such as --eval-prompts seen=shapes:seen")
+def evaluate(source: str | Path, config: Config | None = None) -> Scores:
+    """Score a run's best weights, or a model, on the sets of `eval_prompts` by `rewards` and `eval_rewards`."""
+    config = _config(source, config)
+    automatic = config.eval_prompts == AUTOMATIC
+    if not config.eval_prompts or (automatic and not config.prompts and config.offline is None):
+        raise UserError("eval_prompts is empty: name a set, such as --eval-prompts test=prompts.txt")
+    if not config.rewards:
+        raise UserError("rewards is empty: name what evaluations score, such as --rewards clip aesthetic")
     sets = evaluation_sets(config)
     reward = all_rewards(config)
     for name, prompts in sets.items():
@@ -73,36 +119,49 @@ def evaluate_source(source: str, config: Config) -> dict[str, float]:
     encode = CondCache(model, config.prompt_cache)
     if config.free_text_encoders:
         encode.know_all(text for prompts in sets.values() for text in prompts.prompts)
-    metrics = evaluate(model, encode, sets, reward, config).metrics
-    table = Table("score", *(Column(name, justify="right") for name in sets))
-    told = [key for key in metrics if not key.endswith("/stderr")]
-    for score in dict.fromkeys(key.split("/", 2)[2] for key in told):
-        table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in sets))
-    out = Console(markup=False, emoji=False, highlight=False)
-    out.print(which, soft_wrap=True)
-    out.print(table)
-    return metrics
+    return Scores(which, evaluate_model(model, encode, sets, reward, config).metrics)
 
 
-def sample_source(source: str, config: Config, prompts: Sequence[str], images: int, out: Path) -> Path:
-    """Draw `images` pictures of each prompt, one prompt a row, into a new PNG."""
+def sample(
+    source: str | Path,
+    config: Config | None = None,
+    *,
+    prompts: Sequence[str],
+    images: int = 4,
+    out: str | Path | None = None,
+) -> Tensor:
+    """Draw pictures with a run's best weights, or a model: (len(prompts), images, 3, H, W) fp32 in [0, 1], on the CPU.
+
+    images: of each prompt; they depend on the config's seed, the prompt's place and the image's number only
+    out: a new PNG file that shows them as well, one prompt a row
+    """
+    config = _config(source, config)
+    if isinstance(prompts, str):
+        raise UserError(f"prompts={prompts!r} is one text; give a list of texts: prompts=[{prompts!r}]")
     if images < 1 or not prompts:
         raise UserError("there is nothing to draw: give at least one --prompt and --images 1 or more")
-    _require_new_png(out)
+    if out is not None:
+        _require_new_png(Path(out))
     model, _ = load_trained(source, config)
     streams = [seeds.generator(config.seed, "sample", p, i) for p in range(len(prompts)) for i in range(images)]
     cond = CondCache(model, config.prompt_cache)(list(prompts)).repeat(images)
     if config.free_text_encoders:
         model.free_encoders()
     drawn = Drawn.cat([*draw(model, cond, streams, for_evaluation(config.sampling), "ema")])
-    sample_grid(drawn.images, images).save(out)
-    return out
+    if out is not None:
+        sample_grid(drawn.images, images).save(out)
+    return drawn.images.float().cpu().unflatten(0, (len(prompts), images))
 
 
-def collect_source(source: str, config: Config, number: int, folder: Path) -> str:
-    """Draw and score `number` groups into a new dataset folder, and return a line that says what is in it."""
-    if number < 1:
-        raise UserError(f"--groups {number} would make an empty dataset; give at least 1")
+def collect(source: str | Path, config: Config | None = None, *, groups: int, out: str | Path = "groups") -> Collected:
+    """Draw and score groups of images for the config's prompts into the new dataset folder `out`.
+
+    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images.
+    """
+    config, folder = _config(source, config), Path(out)
+    if groups < 1:
+        raise UserError(f"--groups {groups} would make an empty dataset; give at least 1")
+    require_complete(replace(config, offline=None))
     require_new(folder)
     prompts, reward = load_prompts(config.prompts), trained_rewards(config)
     warn(reward.check(prompts))
@@ -119,16 +178,15 @@ def collect_source(source: str, config: Config, number: int, folder: Path) -> st
     rewards: list[Tensor] = []
 
     def noted() -> Iterator[Group]:
-        for group in scored_groups(model, prompts, reward, config, number):
+        for group in scored_groups(model, prompts, reward, config, groups):
             rewards.append(group.rewards)
             yield group
         if not rewards:
             raise RewardError("no group has two images with a reward: the rewards failed, and their policy drops those")
 
     write_groups(folder, noted(), model.latent_space, about)
-    mean, std = torch.cat(rewards).mean(), torch.stack([r.std(correction=0) for r in rewards]).mean()
-    size = config.group_size
-    return f"{folder}: {len(rewards)} groups of {size} images, mean reward {mean:.3f}, within a group ± {std:.3f}"
+    spread = torch.stack([r.std(correction=0) for r in rewards]).mean()
+    return Collected(folder, len(rewards), config.group_size, float(torch.cat(rewards).mean()), float(spread))
 
 
 def scored_groups(
@@ -167,13 +225,3 @@ def _require_new_png(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder of {path}: {error}. Choose another --out") from error
-
-
-def _cell(metrics: Mapping[str, float], key: str) -> str:
-    """0.512 ± 0.031, where the error is known; 3 for a count; empty for a score that this set does not have."""
-    if key not in metrics:
-        return ""
-    if key.endswith(("/missing", "/retries")):
-        return f"{metrics[key]:.0f}"
-    error = metrics.get(f"{key}/stderr")
-    return f"{metrics[key]:.3f}" + ("" if error is None else f" ± {error:.3f}")

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dgpo import distributed
-from dgpo.config import Config, to_dict
+from dgpo.config import Config, from_dict, to_dict
+from dgpo.config_checks import require_complete
 from dgpo.data.groups import GroupDataset
 from dgpo.data.own_prompts import part
 from dgpo.data.prompts import PromptSet, load_prompts
@@ -59,6 +61,7 @@ class Setup:
 
 def prepare(config: Config, model: VelocityModel | None, reward_functions: Mapping[str, Reward], resume: bool) -> Setup:
     """Read, load and check everything; UserError for what cannot work."""
+    require_complete(config, model is not None)
     device = distributed.init(device_of(config.device))
     config = runfolder.with_stored(config) if resume else config
     config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
@@ -165,14 +168,15 @@ def open_folder(config: Config, resume: bool, held: ExitStack) -> tuple[Path, Co
     held: keeps the folder locked
     """
 
-    def opened() -> list[tuple[Path, Config, bool]]:
+    def opened() -> list[tuple[Path, dict[str, Any], bool]]:
         if not distributed.is_main():
             return []
         folder = runfolder.reopened(config.out or "", config) if resume else runfolder.created(config)
         run, own = held.enter_context(folder)
-        return [(run, own, checkpoint.latest(run) is not None)]
+        return [(run, to_dict(own), checkpoint.latest(run) is not None)]
 
-    return distributed.gather_objects(distributed.together(opened))[0]
+    run, own, begun = distributed.gather_objects(distributed.together(opened))[0]
+    return run, from_dict(own, algorithm=config.algorithm), begun
 
 
 def open_trackers(config: Config, run: Path, state: State, resume: bool) -> TrackerGroup:

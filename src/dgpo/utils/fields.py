@@ -8,19 +8,20 @@ nested dataclass is a mapping in plain values, and a dot in names: `optimizer.lr
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from dgpo.errors import UserError, did_you_mean
 
 
 def build(kind: Any, values: Mapping[Any, Any], root: Any, prefix: str = "") -> Any:
     """An instance of the dataclass `kind`, which is found at `prefix` below the dataclass `root`."""
-    hints, arguments = get_type_hints(kind), {}
+    hints, arguments = _hints(kind), {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key is None:
@@ -37,6 +38,9 @@ def build(kind: Any, values: Mapping[Any, Any], root: Any, prefix: str = "") -> 
             value = build(hints[key], mapping(name, value), root, f"{name}.")
         arguments[key] = value = _tuples(value)
         _check_type(kind, key, value, name)
+    for f in dataclasses.fields(kind):
+        if f.init and f.name not in arguments and f.default is f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{prefix}{f.name} is missing, and {kind.__name__} has no default for it")
     return kind(**arguments)
 
 
@@ -44,6 +48,8 @@ def check_types(instance: Any, prefix: str = "") -> None:
     """Refuse an instance with a field, nested ones included, whose value is not of the field's type."""
     for f in dataclasses.fields(instance):
         value, name = getattr(instance, f.name), f"{prefix}{f.name}"
+        if not f.init:
+            continue  # derived from the others
         _check_type(type(instance), f.name, _tuples(value), name)
         if dataclasses.is_dataclass(value):
             check_types(value, f"{name}.")
@@ -56,9 +62,36 @@ def changed(before: Any, after: Any, prefix: str = "") -> list[str]:
         name, old, new = f"{prefix}{f.name}", getattr(before, f.name), getattr(after, f.name)
         if dataclasses.is_dataclass(old) and type(old) is type(new):
             found += changed(old, new, f"{name}.")
-        elif plain(old) != plain(new):
+        elif not (plain(old) == plain(new) or (_is_opaque(old) and type(old) is type(new))):
             found.append(name)
     return found
+
+
+def require_plain(instance: Any, prefix: str = "") -> None:
+    """Refuse an instance with a value that a config file cannot hold."""
+    for f in dataclasses.fields(instance):
+        value, name = getattr(instance, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            require_plain(value, f"{name}.")
+        elif f.init and not _is_plain(value):
+            raise UserError(
+                f"{name} is {value!r}, which a config file cannot hold; use numbers, texts, and tuples, lists, dicts "
+                "and dataclasses of them"
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, (*value, *value.values())))
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else type(value) in _ATOMS
+
+
+_ATOMS = (type(None), bool, int, float, str)
+
+
+def _is_opaque(value: Any) -> bool:
+    """Whether nothing is known of an object but its class."""
+    return not isinstance(value, (*_ATOMS, Mapping, list, tuple)) and not dataclasses.is_dataclass(value)
 
 
 def unknown(root: Any, name: str, siblings: Sequence[str] = ()) -> UserError:
@@ -79,6 +112,12 @@ def mapping(name: str, value: Any) -> Mapping[Any, Any]:
     if value is not None and not isinstance(value, Mapping):
         raise UserError(f"{name}={value!r}: it must hold fields of its own")
     return value or {}
+
+
+def to_plain(instance: Any) -> dict[str, Any]:
+    """The values that `build` makes an equal instance of, as a config file holds them."""
+    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance) if f.init}
+    return {name: to_plain(v) if dataclasses.is_dataclass(v) else plain(v) for name, v in values.items()}
 
 
 def plain(value: Any) -> Any:
@@ -123,7 +162,8 @@ def _is_empty(kind: Any, key: str, value: Any, name: str) -> UserError:
 
 def _annotation(kind: Any, key: str) -> str:
     """The type of a field, which a base class may have declared, as it is written."""
-    return next(base.__annotations__[key] for base in kind.__mro__ if key in vars(base).get("__annotations__", {}))
+    own = next(base.__annotations__[key] for base in kind.__mro__ if key in vars(base).get("__annotations__", {}))
+    return own if isinstance(own, str) else inspect.formatannotation(own)
 
 
 def _holds_none(value: Any) -> bool:
@@ -134,12 +174,31 @@ def _holds_none(value: Any) -> bool:
 
 @cache
 def _adapters(kind: Any) -> dict[str, TypeAdapter[Any]]:
-    return {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}
+    try:
+        return {name: TypeAdapter(hint) for name, hint in _hints(kind).items()}
+    except PydanticUserError as error:
+        raise _untyped(kind, error) from None
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of the fields that a dataclass is made with."""
+    try:
+        hints = get_type_hints(kind)
+    except NameError as error:
+        raise _untyped(kind, error) from None
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+
+
+def _untyped(kind: Any, error: Exception) -> UserError:
+    return UserError(
+        f"the fields of {kind.__name__} have a type that cannot be checked ({str(error).splitlines()[0]}): use "
+        "numbers, texts, and tuples, lists and dicts of them"
+    )
 
 
 def _names(kind: Any, prefix: str = "") -> Iterator[str]:
     """All fields, nested ones as `sampling.solver`."""
-    hints = get_type_hints(kind if isinstance(kind, type) else type(kind))
+    hints = _hints(kind if isinstance(kind, type) else type(kind))
     for name, hint in hints.items():
         hint = hint if isinstance(kind, type) else getattr(kind, name)
         yield from _names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [f"{prefix}{name}"]

@@ -1,0 +1,49 @@
+"""Config files as YAML that means what it says: 3e-4 is a number, and a key that stands twice is an error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dgpo.errors import UserError
+
+
+def read_mapping(path: str | Path) -> dict[Any, Any]:
+    """The fields that a config file holds."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except _TwiceError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the config {str(path)!r}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no config: it must hold fields such as `iterations: 100`, one a line")
+    return values
+
+
+class _TwiceError(Exception):
+    """A mapping has a key twice."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, reads 3e-4 as a number and refuses equal keys, as YAML 1.2 does and PyYAML does not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _TwiceError(
+                    f"{key.value!r} stands in line {lines[key.value]} and again in line {line}, under one heading; "
+                    "only one of them could count. Delete the other"
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
