@@ -132,7 +132,7 @@ def test_prompts_of_ones_own_are_evaluated_in_the_place_of_the_recipes_lists(
     assert (published.eval_prompts, published.eval_rewards) == (AUTOMATIC, recipe("sd35m_ocr").eval_rewards)
 
     path = tmp_path / "mine.yaml"
-    path.write_text("prompts: [a cat]\neval_prompts: {test: test.txt}\n")
+    path.write_text("model: tiny-sd3\nprompts: [a cat]\nrewards: {shapes: 1}\neval_prompts: {test: test.txt}\n")
     assert main(["train", str(path), "--prompts", "other.txt"]) == 0
     assert trained[-1][0].eval_prompts == {"test": "test.txt"}, "a file's own are not a recipe's"
 
