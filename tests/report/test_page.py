@@ -171,6 +171,14 @@ def test_every_health_chart_has_a_line_of_help(run_dir: Path):
     assert all(panel.note.endswith(".") for panel in panels)
 
 
+def test_nothing_is_shown_that_is_off():
+    log = from_rows({"iteration": i, "train/clip_fraction": 0.0, "train/loss": 0.1} for i in range(3))
+    unclipped = sections.health(log, {"algorithm": {"name": "dgpo", "clip_range": None}})
+    assert [panel.title for panel in unclipped] == ["loss"]
+    clipped = sections.health(log, {"algorithm": {"name": "dgpo", "clip_range": 0.01}})
+    assert [panel.title for panel in clipped] == ["clip_fraction", "loss"]
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_metric_of_every_algorithm_is_explained(name: str):
     options = {"num_points": 2} if "num_points" in ALGORITHMS[name].__dataclass_fields__ else {}

@@ -17,7 +17,7 @@ from dgpo.report.words import from_to, number, signed
 from dgpo.run.metric_names import EvalName
 
 DRIFT = "drift"
-"""The distance from the base model. It grows with any training, so it is neither better nor worse."""
+"""The distance from the base model. Any training moves it, so its change is neither better nor worse."""
 
 
 @dataclass(frozen=True)

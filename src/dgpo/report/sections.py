@@ -74,11 +74,18 @@ def curves(log: Log, config: Mapping[str, Any]) -> list[Panel]:
 
 def health(log: Log, config: Mapping[str, Any]) -> list[Panel]:
     """The known health metrics in their order, then any other metric of the training rows."""
-    shown = {"reward_mean", *(f"score/{name}" for name in log.names("train/score/"))}
-    names = [*HEALTH, *(name for name in log.names("train/") if name not in shown and name not in HEALTH)]
+    shown = {"reward_mean", *(f"score/{name}" for name in log.names("train/score/")), *_off(config)}
+    names = [name for name in dict.fromkeys([*HEALTH, *log.names("train/")]) if name not in shown]
     groups = find(config, "num_groups")
     panels = (_train_panel(log, n, help_line(n), "", groups if n == "grad_noise_scale" else None) for n in names)
     return [panel for panel in panels if panel]
+
+
+def _off(config: Mapping[str, Any]) -> set[str]:
+    """Metrics of what the run does not use."""
+    algorithm = find(config, "algorithm")
+    unclipped = isinstance(algorithm, Mapping) and algorithm.get("clip_range", 1.0) is None
+    return {"clip_fraction"} if unclipped else set()
 
 
 def tasks(log: Log, config: Mapping[str, Any]) -> list[tuple[EvalName, list[Bar]]]:
@@ -148,7 +155,11 @@ def _eval_panel(log: Log, config: Mapping[str, Any], score: str) -> Panel | None
     lines = [Line(log.series(key), colours[s], band=_errors(log, key)) for s, key in keys.items()]
     if max(len(line.points) for line in lines) < 2:
         return None
-    note = "It grows with any training and is no reward." if score == DRIFT else "Mean over the evaluation prompts."
+    note = (
+        "How far the pictures are from what the base model draws. It is no reward."
+        if score == DRIFT
+        else "Mean over the evaluation prompts."
+    )
     svg = chart(lines, score, log.series("time/elapsed"), share=True)
     return Panel(score, note, kind(score, is_in_domain(score, config)), svg)
 

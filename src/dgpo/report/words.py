@@ -7,19 +7,22 @@ from collections.abc import Sequence
 
 
 def number(value: float, like: float | None = None) -> str:
-    """Two decimals around one, two significant digits below, fewer above a hundred; `like` sets the size instead."""
+    """Two decimals around one, two significant digits below, fewer above a hundred, 1.5e−6; `like` sets the size instead."""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "?")
     size = abs(value if like is None else like)
     if size == 0:
         return "0"
+    if size < 1e-4:
+        return f"{value:.1e}".replace("e-0", "e-").replace("-", "−")
     decimals = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 0.0995 else 1 - math.floor(math.log10(size))
     return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def signed(value: float, like: float | None = None) -> str:
-    """`number` with its sign always shown: +0.35, −0.02."""
-    return ("+" if value > 0 else "") + number(value, like)
+    """`number` with its sign always shown: +0.35, −0.02; none where all digits are 0."""
+    text = number(value, like)
+    return ("+" if value > 0 else "") + text if any(digit in text for digit in "123456789∞?") else text.lstrip("−")
 
 
 def from_to(first: float, last: float) -> str:
