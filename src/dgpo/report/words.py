@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def number(value: float, like: float | None = None) -> str:
-    """Two decimals around one, two significant digits below, fewer above a hundred, 1.5e−6; `like` sets the size instead."""
+    """Two decimals around one, two significant digits below, fewer above a hundred; `like` sets the size instead."""
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, "?")
     size = abs(value if like is None else like)
