@@ -1,0 +1,73 @@
+"""The first moments of a command: what it imports, and how a signal ends it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dgpo
+from dgpo.commands.main import COMMANDS
+
+SOURCE = str(Path(dgpo.__file__).parents[1])
+HEAVY = ["torch", "numpy", "diffusers", "transformers", "matplotlib", "tyro", "pydantic", "yaml", "rich", "PIL"]
+IMPORTED = f"""
+import sys
+from dgpo.commands.main import main
+code = main(sys.argv[1:])
+print("imported:", *(name for name in {HEAVY} if name in sys.modules))
+sys.exit(code)
+"""
+TORCH = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    for _ in range(1000):
+        pass
+except BaseException:
+    print("dropped")
+"""
+
+
+def python(*words: str, path: str = SOURCE) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("", 0, "dgpo train [RECIPE|FILE.yaml]"),
+        ("--help", 0, "Recipes: tiny, shapes_all"),
+        ("--version", 0, dgpo.__version__),
+        ("trian", 2, "Did you mean 'train'?"),
+        ("report --help", 0, "usage: dgpo report RUN"),
+        ("lora --help", 0, "usage: dgpo lora fix FILE OUT"),
+    ],
+)
+def test_what_needs_no_model_is_answered_without_torch(words: str, code: int, said: str) -> None:
+    done = python("-c", IMPORTED, *words.split())
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "imported:"
+
+
+def test_every_command_has_a_module_that_says_how_it_is_called() -> None:
+    text = "import sys\nfrom dgpo.commands.main import usage\nprint(usage())"
+    usage = python("-c", text).stdout
+    assert [name for name in COMMANDS if f"\n  dgpo {name} " not in usage] == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_while_torch_is_imported_is_not_lost(name: str, tmp_path: Path) -> None:
+    """Its C code drops the exception of a handler, as this stand-in does."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text(TORCH.format(name=name))
+    done = python("-m", "dgpo", "train", path=os.pathsep.join([str(tmp_path), SOURCE]))
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith(f"dgpo: stopped by {name} before the first iteration")
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
