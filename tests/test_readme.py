@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,10 @@ def test_there_are_snippets() -> None:
 @pytest.mark.parametrize("snippet", PYTHON)
 def test_python_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "README.md", "exec"), {"__name__": "snippet"})
-    assert (tmp_path / "runs/redness/final/pytorch_lora_weights.safetensors").is_file()
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["result"].metrics["eval/held_out/warm/change"] > 0.1
+    assert (tmp_path / "runs/run/final/pytorch_lora_weights.safetensors").is_file()
 
 
 def test_the_python_twin_takes_at_most_ten_lines() -> None:
