@@ -21,12 +21,13 @@ from dgpo.training.setup import trained_rewards
 def straddling(model: Path, out: Path) -> Config:
     """Three groups of five: on two ranks the middle one lies on both.
 
-    Of the evaluation set of one prompt one rank has none; that of nine is enough for intervals.
+    Of the evaluation set of one prompt one rank has none; that of nine is enough for intervals, and of the two pictures
+    that are kept of its first seven prompts either rank draws some.
     """
     (out.parent / "eval.txt").write_text("a cup\n")
     (out.parent / "many.txt").write_text("\n".join(f"{number} cups" for number in range(9)))
-    sets = {"one": str(out.parent / "eval.txt"), "many": str(out.parent / "many.txt")}
-    return small(model, out, num_groups=3, group_size=5, iterations=2, eval_every=1, eval_prompts=sets, num_samples=1)
+    sets = {"many": str(out.parent / "many.txt"), "one": str(out.parent / "eval.txt")}
+    return small(model, out, num_groups=3, group_size=5, iterations=2, eval_every=1, eval_prompts=sets, num_samples=14)
 
 
 def aligned(model: Path, out: Path) -> Config:
@@ -39,7 +40,8 @@ def offline(model: Path, out: Path) -> Config:
     data = out.parent / "pictures"
     if distributed.is_main():
         write_pictures(data)
-    torch.distributed.barrier()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     return small(model, out, offline=str(data), iterations=2)
 
 

@@ -11,7 +11,7 @@ import toy
 from runs import run, small
 from synthetic import CONFIG, PROMPTS, make_run
 
-from dgpo.algorithms import ALGORITHMS
+from dgpo.algorithms.registry import BUILT_IN
 from dgpo.errors import UserError
 from dgpo.report import sections
 from dgpo.report.grids import read_samples, write_samples
@@ -20,6 +20,7 @@ from dgpo.report.log import from_rows, read_log
 from dgpo.report.page import render, write_report
 from dgpo.report.pictures import pictures
 from dgpo.run.callbacks import Callback, Evaluated, Progress
+from dgpo.utils.imports import import_named
 
 
 class Reader(html.parser.HTMLParser):
@@ -179,10 +180,9 @@ def test_nothing_is_shown_that_is_off():
     assert [panel.title for panel in clipped] == ["clip_fraction", "loss"]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_metric_of_every_algorithm_is_explained(name: str):
-    options = {"num_points": 2} if "num_points" in ALGORITHMS[name].__dataclass_fields__ else {}
-    _, history = toy.train(ALGORITHMS[name](**options), iterations=1)
+@pytest.mark.parametrize("path", BUILT_IN.values(), ids=BUILT_IN)
+def test_every_metric_of_every_algorithm_is_explained(path: str):
+    _, history = toy.train(import_named(path, "algorithm")(), iterations=1)
     assert set(history[-1]) - {"reward_mean"} <= set(HEALTH)
 
 

@@ -87,7 +87,6 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "keep_checkpoints": 5,
         "trackers": ("tensorboard",),
         "num_samples": 6,
-        "report": False,
         "max_minutes": 5.0,
         "compile": True,
         "license": "apache-2.0",

@@ -22,6 +22,7 @@ from dgpo import DGPO, Sampling, UserError, load_model
 from dgpo.config import Optimizer, load_yaml
 from dgpo.core import seeds
 from dgpo.errors import NonFiniteError
+from dgpo.report.grids import read_samples
 from dgpo.rewards.base import RewardError
 from dgpo.run import checkpoint
 from dgpo.training.metrics import note_evaluation
@@ -206,6 +207,11 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
             assert distance(*picked) < 1e-6
     assert "train/grad_noise_scale" in rows(tmp_path / "ranks" / "aligned")[0]
     assert "eval/many/drift/change_low" in rows(tmp_path / "ranks" / "straddling")[-1]
+    drawn, alone = (read_samples(tmp_path / place / "straddling") for place in ("ranks", "alone"))
+    assert drawn
+    assert alone
+    assert drawn.prompts == alone.prompts == [f"{number} cups" for number in range(7) for _ in range(2)]
+    assert drawn.scores[0]["colour"] == pytest.approx(alone.scores[0]["colour"], rel=1e-3, abs=1e-5)
     messages = [json.loads((tmp_path / "ranks" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert all("raised ConnectionError: the judge is away" in message for message in messages)
     assert newest(tmp_path / "ranks" / "failing") == 0
