@@ -5,10 +5,6 @@ import math
 import pytest
 import torch
 from made import (
-    SPLITS,
-    assert_gradcheck,
-    assert_parts_equal_the_whole,
-    assert_reads_what_it_needs,
     first_point,
     gradient,
     make_rollout,
@@ -62,30 +58,12 @@ def test_an_image_that_has_moved_far_enough_gives_no_gradient():
     assert ((gradient(algorithm, point, v, rollout).flatten(1).norm(dim=1) == 0) == clipped).all()
 
 
-def test_the_gradient_is_that_of_the_value():
-    algorithm, rollout = AWM(kl_coef=0.3), make_rollout()
-    point = first_point(rollout, algorithm)
-    assert_gradcheck(algorithm, point, make_velocities(point), rollout)
-
-
 def test_a_perfect_prediction_has_a_finite_gradient():
     """The power's slope at d = 0 is infinite."""
     algorithm, rollout = AWM(kl_coef=0.0), make_rollout()
     point = first_point(rollout, algorithm)
     v = Velocities(point.target.clone().requires_grad_(), old=point.target)
     assert gradient(algorithm, point, v, rollout).isfinite().all()
-
-
-@pytest.mark.parametrize("parts", SPLITS.values(), ids=SPLITS)
-def test_micro_batches_equal_the_whole(parts):
-    algorithm, rollout = AWM(), make_rollout()
-    point = first_point(rollout, algorithm)
-    assert_parts_equal_the_whole(algorithm, point, make_velocities(point), rollout, parts)
-
-
-def test_what_is_needed_is_enough_and_nothing_else_is_read():
-    assert_reads_what_it_needs(AWM(kl_coef=0.1), {"ref", "old"})
-    assert_reads_what_it_needs(AWM(kl_coef=0.0), {"old"})
 
 
 def test_points_lie_in_even_parts_of_the_range():

@@ -3,9 +3,6 @@
 import pytest
 import torch
 from made import (
-    SPLITS,
-    assert_parts_equal_the_whole,
-    assert_reads_what_it_needs,
     first_point,
     gradient,
     make_rollout,
@@ -102,18 +99,6 @@ def test_a_perfect_prediction_divides_by_no_zero():
     point = first_point(rollout, algorithm)
     loss, _ = algorithm.loss(point, Velocities(point.target.clone(), old=point.target), rollout)
     assert abs(loss.item()) < 1e-6
-
-
-@pytest.mark.parametrize("parts", SPLITS.values(), ids=SPLITS)
-def test_micro_batches_equal_the_whole(parts):
-    algorithm, rollout = DiffusionNFT(), make_rollout()
-    point = first_point(rollout, algorithm)
-    assert_parts_equal_the_whole(algorithm, point, make_velocities(point), rollout, parts)
-
-
-def test_what_is_needed_is_enough_and_nothing_else_is_read():
-    assert_reads_what_it_needs(DiffusionNFT(kl_coef=0.1), {"ref", "old"})
-    assert_reads_what_it_needs(DiffusionNFT(kl_coef=0.0), {"old"})
 
 
 def test_points_visit_nearly_all_levels_each_group_in_its_own_order():

@@ -5,6 +5,7 @@ import torch
 import toy
 
 from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
+from dgpo.algorithms.registry import BUILT_IN
 
 # A mean over two numbers moves far more than one over an image's thousands, hence a smaller beta than the paper's.
 MODES = {
@@ -27,6 +28,10 @@ BASE = 0.2
 
 def train(algorithm, **options):
     return toy.train(algorithm, iterations=50, learning_rate=0.01, **options)
+
+
+def test_every_built_in_algorithm_has_to_learn_here():
+    assert {"dgpo", *PEERS} == {*BUILT_IN}
 
 
 def test_the_base_ignores_its_prompt():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -118,16 +117,3 @@ def assert_gradcheck(algorithm: Algorithm, point: TrainPoint, velocities: Veloci
         return algorithm.loss(point, velocities._replace(policy=policy), rollout)[0]
 
     assert torch.autograd.gradcheck(loss, (velocities.policy,))
-
-
-def assert_reads_what_it_needs(algorithm: Algorithm, needs: set[str]) -> None:
-    """The weight sets in `needs` are enough for the loss, and without any one of them it says which is missing."""
-    assert algorithm.needs == needs
-    rollout = make_rollout()
-    point = first_point(rollout, algorithm)
-    only = make_velocities(point)._replace(**dict.fromkeys({"ref", "old"} - needs))
-    _, metrics = algorithm.loss(point, only, rollout)
-    assert ("kl" in metrics) == ("ref" in needs)
-    for name in ("policy", *needs):
-        with pytest.raises(ValueError, match=name):
-            algorithm.loss(point, only._replace(**{name: None}), rollout)
