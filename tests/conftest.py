@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def users_modules_are_forgotten() -> Iterator[None]:
+    """Tests of commands and docs write a my_rewards.py each: none may find another's."""
+    yield
+    sys.modules.pop("my_rewards", None)
 
 
 @pytest.fixture(scope="session")

@@ -209,16 +209,8 @@ def test_of_a_reward_prompt_picture_and_traceback_are_kept(tiny_folder: Path, tm
 
 
 def config_file(config: Any, folder: Path, reward: str) -> str:
-    save_yaml(replace(config, rewards={f"test_rescue:{reward}": 1.0}), folder / "config.yaml")
+    save_yaml(replace(config, rewards={f"failing_rewards:{reward}": 1.0}), folder / "config.yaml")
     return str(folder / "config.yaml")
-
-
-def exiting(images: torch.Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> None:
-    raise SystemExit(0)
-
-
-def misconfigured(images: torch.Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> None:
-    raise UserError("a setting is wrong")
 
 
 @pytest.mark.parametrize("reward", ["exiting", "misconfigured"])
@@ -230,7 +222,14 @@ def test_a_run_that_fails_is_one_message_and_never_code_0(
     config = small(tiny_folder, tmp_path / "run", eval_prompts={"seen": str(tmp_path / "eval.txt")}, num_samples=1)
     words = [*command.split(), config_file(config, tmp_path, reward)]
     if command == "eval":
-        words = [command, str(tiny_folder), "--rewards", f"test_rescue:{reward}=1", "--eval-prompts", "a=shapes:seen"]
+        words = [
+            command,
+            str(tiny_folder),
+            "--rewards",
+            f"failing_rewards:{reward}=1",
+            "--eval-prompts",
+            "a=shapes:seen",
+        ]
     code = main(words)
     said = capsys.readouterr().err
     assert code == (1 if command == "train" or reward == "exiting" else 2)

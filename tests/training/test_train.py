@@ -286,6 +286,7 @@ def test_ten_lines_of_python(tiny_folder, tmp_path, monkeypatch):
             iterations=2,
             num_groups=3,
             group_size=2,
+            eval_every=0,
             sampling=Sampling(num_inference_steps=2),
             algorithm=DGPO(trunc_steps=1, num_points=1),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 from dgpo.errors import Extra, UserError
 from dgpo.rewards.base import needs_group
@@ -31,7 +32,8 @@ def serve(name: str, options: Serving) -> None:
         if options.no_token and not is_this_machine(options.host):
             print("Anybody who reaches this address can use it: no token is asked for (--no-token)", flush=True)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=60)
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn has finished what clients wait for, and raises the signal again
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(options: Serving) -> socket.socket:
