@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import pytest
 import torch
-from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import QwenImagePipeline
 from parity import PROMPTS, assert_same_pictures, generators, our_images
 from tiny_qwen_image import LIGHTNING, STRETCHED, tiny_qwen_image
 
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
-from dgpo.models import LoraConfig, load_model
+from dgpo.models import load_model
 from dgpo.models.qwen_image import QwenImage
 from dgpo.models.rows import Rows
 
@@ -67,18 +66,10 @@ def stock_images(stock: Any, noise, true_cfg_scale=1.0) -> Any:
     ).images
 
 
-def perturb(model):
-    """`tensors` shares storage, so adding in place changes the network."""
-    generator = torch.Generator().manual_seed(0)
-    for tensor in model.weights.tensors("policy").values():
-        tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["base", "lightning"])
 @pytest.mark.parametrize("resolution", [32, 48])
-def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(folders, load, kind, resolution):
-    model, stock = load(kind, resolution=resolution), stock_pipeline(folders / kind)
+def test_the_few_step_scheduler_draws_the_stock_pictures(folders, load, resolution):
+    model, stock = load("lightning", resolution=resolution), stock_pipeline(folders / "lightning")
     noise = model.init_noise(generators())
     for guidance_scale in (1.0, 4.5):
         expected = stock_images(stock, noise, guidance_scale)
@@ -101,17 +92,6 @@ def test_all_that_the_network_is_told_matters(model):
     for name, other in others.items():
         assert (other - v)[:2].abs().mean() > 0.02, name
     torch.testing.assert_close(others["mask"][2], v[2], rtol=1e-4, atol=1e-4, msg="the longest prompt has no padding")
-
-
-@torch.no_grad()
-def test_rows_of_any_length_do_not_depend_on_their_batch(model):
-    x, cond = model.init_noise(generators()), model.encode(PROMPTS)
-    alone = [model.encode([prompt]) for prompt in PROMPTS]
-    assert len({row.tensors["mask"].sum().item() for row in alone}) == 3
-    joined = model.velocity(x, T, alone[0].cat(*alone[1:]), 2.0)
-    single = torch.cat([model.velocity(x[i : i + 1], T[i : i + 1], alone[i], 2.0) for i in range(3)])
-    for v in (joined, single):
-        torch.testing.assert_close(v, model.velocity(x, T, cond, 2.0), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -166,69 +146,24 @@ def test_grids(load, model, stock):
     torch.testing.assert_close(grid, model.scheduler_sigmas(10), rtol=0, atol=2e-3)
 
 
-def test_a_lora_is_read_by_stock_diffusers(folders, load, tmp_path):
-    model, stock = load(lora=LoraConfig(rank=4, alpha=8)), stock_pipeline(folders / "base")
-    noise = model.init_noise(generators())
-    perturb(model)
-    ours = our_images(model, noise, 3, 1.0, PROMPTS)
-    assert (ours - stock_images(stock, noise)).abs().max() > 0.05
-    model.weights.export(tmp_path, "policy")
-    stock.load_lora_weights(tmp_path)
-    torch.testing.assert_close(ours, stock_images(stock, noise), rtol=0, atol=1e-5)
-
-
-def test_a_fully_trained_network_is_read_by_stock_diffusers(folders, load, tmp_path):
-    model, stock = load(finetune="full"), stock_pipeline(folders / "base")
-    noise = model.init_noise(generators())
-    perturb(model)
-    model.weights.export(tmp_path, "policy")
-    stock.transformer = QwenImageTransformer2DModel.from_pretrained(tmp_path / "transformer")
-    ours = our_images(model, noise, 3, 1.0, PROMPTS)
-    torch.testing.assert_close(ours, stock_images(stock, noise), rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_adapters_go_to_every_attention_projection_of_the_real_network():
-    with torch.device("meta"):
-        network = QwenImageTransformer2DModel()
-    layers = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
-    adapted = [key for key in layers if any(key.endswith(f".{target}") for target in QwenImage.lora_targets)]
-    assert adapted == [key for key in layers if ".attn." in key]
-    assert len(adapted) == 60 * 8
-
-
 @torch.no_grad()
-def test_images_and_latents(model, stock):
+def test_each_channel_of_the_latents_has_its_own_scale(model, stock):
     images = torch.rand(3, 3, 32, 32)
-    latents = model.encode_images(images)
-    assert latents.shape == (3, *model.latent_shape) == (3, 4, 8, 8)
     encoded = stock.vae.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
-    expected = stock.vae.decode(encoded).sample[:, :, 0] / 2 + 0.5
-    torch.testing.assert_close(model.decode(latents), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(latents[:, 0], (encoded[:, 0, 0] + 0.5) / 2.0)
-    with pytest.raises(UserError, match="has 48 x 48 pixels"):
-        model.encode_images(torch.rand(3, 3, 48, 48))
+    torch.testing.assert_close(model.encode_images(images)[:, 0], (encoded[:, 0, 0] + 0.5) / 2.0)
 
 
-def test_a_latent_space_is_told_from_another(load, model):
+def test_a_latent_space_of_another_scale_is_another(load, model):
     space, other = model.latent_space, load()
-    assert json.loads(json.dumps(space)) == space == other.latent_space
+    assert space == other.latent_space
     other.pipeline.vae.register_to_config(latents_std=[1.0] * 4)
-    scaled = other.latent_space
-    other.pipeline.vae.decoder.conv_out.bias.data.add_(1)
-    assert space != scaled != other.latent_space
+    assert space != other.latent_space
 
 
-def test_defaults_are_those_of_the_stock_call_and_what_does_not_fit_is_refused(stock):
+def test_defaults_are_those_of_the_stock_call(stock):
     assert QwenImage(stock).latent_shape == (4, 128, 128)
     assert QwenImage(stock).max_sequence_length == 512
     assert QwenImage(stock, max_sequence_length=7).encode(PROMPTS).tensors["mask"].shape == (3, 7)
-    for resolution in (0, 12, 36):
-        with pytest.raises(UserError, match=f"resolution={resolution} does not fit .* multiples of 8 pixels"):
-            QwenImage(stock, resolution)
-    for length in (0, 1025):
-        with pytest.raises(UserError, match=f"max_sequence_length={length} does not fit .* 1 to 1024"):
-            QwenImage(stock, max_sequence_length=length)
 
 
 def test_a_network_that_wants_to_be_told_its_guidance_is_refused_because_diffusers_cannot_run_it():
@@ -239,36 +174,3 @@ def test_a_network_that_wants_to_be_told_its_guidance_is_refused_because_diffuse
     pipeline.transformer.register_to_config(guidance_embeds=True)
     with pytest.raises(UserError, match="guidance_embeds=true"):
         QwenImage(pipeline)
-
-
-@pytest.mark.parametrize("finetune", ["lora", "full"])
-def test_bf16_is_close_and_trains_fp32_weights(load, finetune):
-    exact, rounded = load(finetune=finetune), load(finetune=finetune, dtype="bf16")
-    x = exact.init_noise(generators())
-    t = torch.tensor([1.0, 0.5, 0.25])  # in bf16 the network rounds t: these to themselves
-    v = rounded.velocity(x, t, rounded.encode(PROMPTS), 2.0)
-    v.square().mean().backward()
-    assert v.dtype == torch.float32
-    assert all(parameter.dtype == torch.float32 for parameter in rounded.weights.parameters())
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in rounded.weights.parameters())
-    frozen = rounded.network.txt_in.weight
-    assert frozen.dtype == (torch.float32 if finetune == "full" else torch.bfloat16)
-    assert rounded.decode(x).dtype == rounded.pipeline.vae.dtype == torch.float32
-    error = (v - exact.velocity(x, t, exact.encode(PROMPTS), 2.0)).abs().mean()
-    assert 0 < error < 0.1 * v.abs().mean()
-
-
-def test_checkpointing_gives_the_same_gradients(load):
-    def gradients(**settings):
-        model = load(**settings)
-        perturb(model)
-        x = model.init_noise(generators())
-        model.velocity(x, T, model.encode(PROMPTS)).square().mean().backward()
-        return {key: parameter.grad for key, parameter in model.weights.named_parameters()}
-
-    plain, again = gradients(), gradients(gradient_checkpointing=True)
-    # nothing reads the text after the last block
-    unread = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.to_add_out")
-    assert all(key.startswith(unread) or (gradient is not None and gradient.any()) for key, gradient in plain.items())
-    for key, gradient in plain.items():
-        torch.testing.assert_close(gradient, again[key], rtol=1e-4, atol=1e-6)

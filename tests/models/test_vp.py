@@ -1,9 +1,6 @@
-"""The noise schedule by itself, then what every variance-preserving family must do."""
+"""The noise schedule by itself, then what only the variance-preserving families must do."""
 
 from __future__ import annotations
-
-import json
-import re
 
 import pytest
 import torch
@@ -13,19 +10,13 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    PixArtTransformer2DModel,
     PNDMScheduler,
-    UNet2DConditionModel,
 )
 from parity import PROMPTS, generators
-from tiny_vp import LINEAR, SD, ZERO_SNR, ddim, perturb, stock_noise, tiny_pixart, tiny_sd, tiny_sdxl
+from tiny_vp import LINEAR, SD, ZERO_SNR, both, ddim, stock_noise, tiny_pixart, tiny_sd, tiny_sdxl
 
 from dgpo.core.flow import interpolate, shift_t
 from dgpo.errors import UserError
-from dgpo.models import load_model
-from dgpo.models.pixart import PixArtSigma
-from dgpo.models.sdxl import SDXL
-from dgpo.models.stable_diffusion import StableDiffusion
 from dgpo.models.vp import VPSchedule, vp_scale
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
@@ -164,40 +155,20 @@ def test_a_scheduler_of_another_kind_is_refused(scheduler, message):
         VPSchedule(scheduler)
 
 
-FAMILIES = {"sd": (tiny_sd, StableDiffusion), "sdxl": (tiny_sdxl, SDXL), "pixart": (tiny_pixart, PixArtSigma)}
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def name(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def family_folder(name, tmp_path_factory):
-    path = tmp_path_factory.mktemp("vp") / name
-    FAMILIES[name][0]().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(family_folder):
+@pytest.fixture(scope="module", params=[tiny_sd, tiny_sdxl, tiny_pixart])
+def model(request, tmp_path_factory):
     """Read-only."""
-    return load_model(family_folder, device="cpu", sets=())
+    return both(tmp_path_factory.mktemp("vp"), request.param())[1]
+
+
+def test_noise_starts_as_the_stock_call_does_at_the_first_level(model):
+    assert model.shift == 1.0
+    expected = stock_noise(model) / vp_scale(model.sigmas(10)[0])
+    torch.testing.assert_close(model.init_noise(generators()), expected)
 
 
 def velocity(model, guidance_scale=2.0, t=T):
     return model.velocity(stock_noise(model), t, model.encode(PROMPTS), guidance_scale)
-
-
-@pytest.mark.slow
-def test_the_family_and_its_shapes(name, model):
-    assert isinstance(model.family, FAMILIES[name][1])
-    assert model.latent_shape == (4, 8, 8)
-    assert model.shift == 1.0
-    assert model.sigmas(10).shape == (11,)
-    # the stock start, unit noise at the first level, in our coordinates
-    expected = stock_noise(model) / vp_scale(model.sigmas(10)[0])
-    torch.testing.assert_close(model.init_noise(generators()), expected)
 
 
 def test_conditioning_and_t_matter_and_guidance_is_a_line(model):
@@ -213,105 +184,3 @@ def test_conditioning_and_t_matter_and_guidance_is_a_line(model):
 def test_guidance_below_one_is_refused_with_what_it_would_do(model, scale):
     with pytest.raises(UserError, match=f"guidance_scale={scale} cannot work.* do not follow their prompt.*take 1"):
         velocity(model, scale)
-
-
-def test_rows_do_not_depend_on_their_batch(model):
-    with torch.no_grad():
-        together = velocity(model)
-        x, rows = stock_noise(model), [model.encode([prompt]) for prompt in PROMPTS]
-        joined = model.velocity(x, T, rows[0].cat(*rows[1:]), 2.0)
-        alone = [model.velocity(x[i : i + 1], T[i : i + 1], rows[i], 2.0) for i in range(3)]
-    torch.testing.assert_close(joined, together, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(torch.cat(alone), together, rtol=1e-4, atol=1e-4)
-
-
-def test_images_through_the_autoencoder_and_back(model):
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    vae = model.pipeline.vae
-    with torch.no_grad():
-        expected = (vae.decode(vae.encode(images * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
-    latents = model.encode_images(images)
-    assert latents.shape == (3, *model.latent_shape)
-    torch.testing.assert_close(model.decode(latents), expected, rtol=0, atol=1e-4)
-
-
-def test_latent_space_tells_autoencoders_apart(name, model, monkeypatch):
-    told = json.loads(json.dumps(model.latent_space))
-    assert told == model.latent_space
-    assert told["latent_shape"] == [4, 8, 8]
-    assert told["scaling_factor"] == 0.18215
-    monkeypatch.setattr(model.pipeline, "vae", FAMILIES[name][0](seed=1).vae)
-    assert model.latent_space != told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("finetune", ["lora", "full"])
-def test_bf16_is_close_and_trains_fp32_weights(family_folder, model, finetune):
-    rounded = load_model(family_folder, device="cpu", dtype="bf16", finetune=finetune, sets=())
-    # in the middle, where little of the image is divided by: at high t the noise prediction's rounding is amplified
-    t = torch.tensor([0.6, 0.5, 0.2])
-    v = velocity(rounded, t=t)
-    v.square().mean().backward()
-    assert v.dtype == torch.float32
-    assert all(parameter.dtype == torch.float32 for parameter in rounded.weights.parameters())
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in rounded.weights.parameters())
-    error = (v - velocity(model, t=t)).abs().mean()
-    assert 0 < error < 0.1 * v.abs().mean()
-
-
-@pytest.mark.slow
-def test_gradient_checkpointing_changes_no_gradient(family_folder):
-    def gradients(gradient_checkpointing):
-        model = load_model(family_folder, device="cpu", sets=(), gradient_checkpointing=gradient_checkpointing)
-        perturb(model.weights)
-        velocity(model).square().mean().backward()
-        return [parameter.grad for parameter in model.weights.parameters()]
-
-    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
-        assert plain.any()
-        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
-
-
-def test_an_exported_network_is_a_folder_of_diffusers(family_folder, tmp_path):
-    model = load_model(family_folder, device="cpu", finetune="full", sets=())
-    perturb(model.weights)
-    model.weights.export(tmp_path, "policy")
-    before = velocity(model).detach()
-    network = type(model.network).from_pretrained(tmp_path / model.family.network)
-    model.pipeline.register_modules(**{model.family.network: network})
-    assert torch.equal(velocity(model).detach(), before)
-
-
-@pytest.mark.parametrize("resolution", [0, 68])
-def test_a_resolution_that_does_not_fit_is_refused(name, resolution):
-    make, family = FAMILIES[name]
-    with pytest.raises(UserError, match=f"multiples of {16 if name == 'pixart' else 8} pixels"):
-        family(make(), resolution)
-
-
-REAL_NETWORKS = {
-    "sd": lambda: UNet2DConditionModel(cross_attention_dim=768),
-    "sdxl": lambda: UNet2DConditionModel(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    ),
-    "pixart": lambda: PixArtTransformer2DModel(caption_channels=4096, use_additional_conditions=False),
-}
-
-
-def test_lora_reaches_every_attention_projection_of_the_real_networks(name):
-    with torch.device("meta"):
-        network = REAL_NETWORKS[name]()
-    layers = {key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)}
-    attention = {key for key in layers if re.search(r"\.attn\d\.", key)}
-    assert len(attention) == {"sd": 128, "sdxl": 560, "pixart": 224}[name]
-    targets = tuple(f".{target}" for target in FAMILIES[name][1].lora_targets)
-    assert attention == {key for key in layers if key.endswith(targets)}
