@@ -193,6 +193,8 @@ TINY: dict[str, Tiny] = {
         other_side=96,
         refused_sides=(0, 72, 144),
         sides="multiples of 16 pixels up to 128",
+        refused_lengths=(-1, 513),
+        lengths="reads 0 to 512 text tokens",
         absent=("text_encoder_3", "tokenizer_3"),
         call={"max_sequence_length": 0},
         real=lambda: SD3Transformer2DModel(num_layers=3, dual_attention_layers=(0, 1)),

@@ -15,7 +15,7 @@ from torch import Tensor
 from dgpo.models.grids import dynamic_mu, scheduler_grid, scheduler_shift
 from dgpo.models.pipeline import Family
 from dgpo.models.rows import Rows
-from dgpo.models.sizes import fitting_side
+from dgpo.models.sizes import fitting_length, fitting_side
 
 _MAX_SHIFT = 1.16  # of the stock call, where a scheduler whose shift follows the size names none
 
@@ -32,9 +32,8 @@ class SD3(Family):
     def __init__(self, pipeline: Any, resolution: int | None = None, max_sequence_length: int | None = None) -> None:
         """max_sequence_length: T5 tokens; None: 256 with T5, none without."""
         self.pipeline = pipeline
-        self.max_sequence_length = (
-            (256 if pipeline.text_encoder_3 else 0) if max_sequence_length is None else max_sequence_length
-        )
+        t5 = pipeline.text_encoder_3 is not None
+        self.max_sequence_length = fitting_length(max_sequence_length, 256 if t5 else 0, 512, least=1 if t5 else 0)
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
         multiple = scale * config.patch_size
         side = fitting_side(resolution, config.sample_size * scale, multiple, config.pos_embed_max_size * multiple)

@@ -14,9 +14,11 @@ def fitting_side(resolution: int | None, own: int, multiple: int, largest: int |
     return side
 
 
-def fitting_length(max_sequence_length: int | None, own: int, largest: int) -> int:
+def fitting_length(max_sequence_length: int | None, own: int, largest: int, least: int = 1) -> int:
     """The number of text tokens, the pipeline's own if None. UserError where the pipeline would not take it."""
     length = own if max_sequence_length is None else max_sequence_length
-    if not 1 <= length <= largest:
-        raise UserError(f"max_sequence_length={length} does not fit this model: it reads 1 to {largest} text tokens")
+    if not least <= length <= largest:
+        raise UserError(
+            f"max_sequence_length={length} does not fit this model: it reads {least} to {largest} text tokens"
+        )
     return length
