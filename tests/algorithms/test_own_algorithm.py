@@ -24,6 +24,8 @@ from dgpo.algorithms.registry import algorithm_class, register_algorithm
 from dgpo.commands.main import main
 from dgpo.config import Config, changed_fields, from_dict, load_yaml, save_yaml, to_dict
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "algorithms.md"
 (CODE,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
 (YAML,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)

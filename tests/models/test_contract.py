@@ -240,6 +240,7 @@ def test_each_weight_set_answers_with_its_own_weights(fresh, tiny):
     assert (moved - before).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_exported_lora_draws_the_same_pictures_in_the_stock_pipeline(fresh, draw, reload, tiny, tmp_path):
     model, stock = fresh(lora=LoraConfig(rank=4, alpha=8)), reload()

@@ -23,6 +23,8 @@ from dgpo.config import load_yaml, save_yaml
 from dgpo.models.pipeline import Family
 from dgpo.models.sd3 import SD3
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 
 

@@ -15,6 +15,8 @@ from runs import run, small
 from dgpo import UserError
 from dgpo.run.hub import push, require_login
 
+pytestmark = pytest.mark.slow
+
 
 class Hub(BaseHTTPRequestHandler):
     """Takes a repository and one commit into it."""

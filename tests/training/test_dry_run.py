@@ -18,6 +18,8 @@ from dgpo.data.prompts import load_prompts
 from dgpo.training.dry_run import dry_run, smallest
 from dgpo.training.geometry import geometry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -19,6 +19,8 @@ from dgpo import Optimizer, Sampling, load_model
 from dgpo.core import seeds
 from dgpo.training.draw import draw
 
+pytestmark = pytest.mark.slow
+
 STEPS, GUIDANCE = 3, 3.0
 
 

@@ -13,6 +13,8 @@ from dgpo.data.own_prompts import HELD_OUT, TRAINED
 from dgpo.run.callbacks import Callback
 from dgpo.types import Rollout
 
+pytestmark = pytest.mark.slow
+
 MANY = tuple(f"a {colour} {thing}" for colour in ("red", "green", "blue", "grey", "pink") for thing in "abcd")
 
 

@@ -23,6 +23,8 @@ from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
 from dgpo.training.update import improve, share_of_update, to_train
 
+pytestmark = pytest.mark.slow
+
 POINTS = 2
 FREE_OF_KL = DGPO(beta=3.0, kl_coef=0.0, clip_range=None, num_points=POINTS, trunc_steps=2)
 

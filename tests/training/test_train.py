@@ -32,6 +32,8 @@ from dgpo.training.state import State
 from dgpo.training.update import micro_batches
 from dgpo.types import TrainPoint, Velocities
 
+pytestmark = pytest.mark.slow
+
 # --- the update
 
 

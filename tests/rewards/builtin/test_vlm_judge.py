@@ -18,6 +18,8 @@ from dgpo.rewards.base import RewardError, call_reward, check_metadata
 from dgpo.rewards.builtin.vlm_judge import VLMJudge
 from dgpo.rewards.registry import resolve
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 3, 4, 4)
 PROMPTS = [f"grey {i}" for i in range(6)]
 METADATA = [{"style": f"s{i}"} for i in range(6)]

@@ -21,6 +21,8 @@ from dgpo.rewards.http import wire
 from dgpo.rewards.http.client import Remote
 from dgpo.rewards.registry import resolve
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(10, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = [f"prompt ü {i}" for i in range(10)]
 METADATA = [{"n": i, "include": [{"class": "x"}]} for i in range(10)]

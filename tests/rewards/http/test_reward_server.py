@@ -24,6 +24,8 @@ from dgpo.rewards.http import wire
 from dgpo.rewards.http.client import Remote
 from dgpo.rewards.http.options import Serving
 
+pytestmark = pytest.mark.slow
+
 IMAGE = wire.Raw((1, 3, 2, 2), np.full(12, 0.5, "<f4").tobytes())
 RIGHT = {"protocol": 1, "id": "x", "images": IMAGE, "prompts": ["a"], "metadata": ["{}"]}
 
