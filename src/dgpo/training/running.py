@@ -94,11 +94,9 @@ class Running:
     def advance(self, metrics: dict[str, float]) -> None:
         """Count the iteration as done, and tell its metrics."""
         state = self.state
-        state.iteration, state.position, state.first_step = (
-            state.iteration + 1,
-            self.source.sampler.position,
-            state.step,
-        )
+        state.iteration += 1
+        state.position = self.source.sampler.position
+        state.first_step = state.step
         # the main process's, on all alike: whether the time is up must not differ between them
         seconds = distributed.gather_objects([time.perf_counter() - self._started])[0]
         state.elapsed += seconds
