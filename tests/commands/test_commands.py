@@ -28,7 +28,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, bool]]:
     """The configs that `dgpo train` would run, and whether it would resume."""
     seen: list[tuple[Config, bool]] = []
 
-    def record(config: Config, resume: bool) -> SimpleNamespace:
+    def record(config: Config, resume: bool, overwrite: bool) -> SimpleNamespace:
+        assert not overwrite
         seen.append((config, resume))
         return SimpleNamespace(run=Path("runs/x"), iterations=3, interrupted=config.iterations == 7)
 
@@ -55,7 +56,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_a_run_that_fails_is_one_message_and_code_1(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: Config, resume: bool) -> None:
+    def fail(config: Config, resume: bool, overwrite: bool) -> None:
         raise error
 
     monkeypatch.setattr("dgpo.training.loop.train", fail)

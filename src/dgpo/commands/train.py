@@ -11,6 +11,7 @@ USAGE = {
     "dgpo train RECIPE --algorithm NAME [...]": "the same with another algorithm; --recipe NAME is RECIPE",
     "dgpo train RECIPE --offline DATASET [...]": "learn from groups of `dgpo collect`, or from your own pictures",
     "dgpo train --resume RUN [--iterations N ...]": "continue a run that was stopped or killed",
+    "dgpo train ... --overwrite": "start anew in the folder of an old run, which is moved aside",
 }
 
 
@@ -26,6 +27,7 @@ def _train(given: list[str]) -> int:
 
     resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny")
     dry, rest = take_flag(rest, "--dry-run")
+    overwrite, rest = take_flag(rest, "--overwrite")
     config = recipe_config(rest, "dgpo train [RECIPE|FILE.yaml]", _help()) if resume is None else None
     config = resumed_config(resume or "", rest) if config is None else config
     if dry:
@@ -36,7 +38,7 @@ def _train(given: list[str]) -> int:
         return 0
     from dgpo.training.loop import train
 
-    result = train(config, resume=resume is not None)
+    result = train(config, resume=resume is not None, overwrite=overwrite)
     print(f"Report: {result.run}/report.html")
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
@@ -57,5 +59,6 @@ def _help() -> str:
         f"- --algorithm NAME: another algorithm with its own defaults, one of {', '.join(known_algorithms())},\n"
         "  or package.module:Class of your own\n"
         "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
+        "- --overwrite: where an old run has the folder, it is moved aside to FOLDER-1 or the next free number\n"
         f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(flags_that_may_change())}"
     )

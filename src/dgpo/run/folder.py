@@ -2,6 +2,7 @@
 prompt, which later ones are compared with), samples/, checkpoints/, failures/, final/, report.html, lock.
 
 config.yaml is written last: a folder that has it is a run. The same run may begin anew in it while it holds no work.
+Any other run gets the folder of an old one only when that is moved aside (aside.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dgpo import __version__
 from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
 from dgpo.errors import UserError
 from dgpo.run import checkpoint, lock
+from dgpo.run.aside import move_aside
+from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
 from dgpo.utils.files import is_unfinished
 
@@ -33,9 +36,12 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy"
 
 
 @contextmanager
-def created(config: Config) -> Iterator[tuple[Path, Config]]:
-    """A new run folder, locked, that says what the run is. An existing run is never touched."""
-    run = _place(config)
+def created(config: Config, overwrite: bool = False) -> Iterator[tuple[Path, Config]]:
+    """A new run folder, locked, that says what the run is. An existing run is never touched.
+
+    overwrite: but moved aside, if it has the place
+    """
+    run = _place(config, overwrite)
     config = replace(config, out=str(run))
     with lock.held(run):
         _require_unused(run, config)  # another process may have been quicker
@@ -156,15 +162,21 @@ def _require_same_version(run: Path) -> None:
         )
 
 
-def _place(config: Config) -> Path:
-    """The folder of a new run, made: `config.out`, or the first of runs/NAME, runs/NAME-2... that does not exist."""
+def _place(config: Config, overwrite: bool) -> Path:
+    """The folder of a new run, made: `config.out`, or the first of runs/NAME, runs/NAME-2... that does not exist.
+
+    overwrite: it is runs/NAME then, and an old run is moved aside
+    """
     path = Path(config.out) if config.out else Path("runs") / config.name
-    if config.out:
+    given = overwrite or config.out is not None
+    if overwrite:
+        _make_room(path, replace(config, out=str(path)))
+    elif given:
         _require_unused(path, replace(config, out=str(path)))
     later = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    for place in chain([path], () if config.out else later):
+    for place in chain([path], () if given else later):
         try:
-            place.mkdir(parents=True, exist_ok=bool(config.out))
+            place.mkdir(parents=True, exist_ok=given)
         except FileExistsError:
             continue
         except OSError as error:
@@ -174,12 +186,42 @@ def _place(config: Config) -> Path:
 
 
 def _require_unused(run: Path, config: Config) -> None:
-    if run.exists() and not (run.is_dir() and _unused(run, config)):
-        raise UserError(f"{run} already holds something. Choose another --out, or continue it with --resume {run}")
+    if _unused(run, config):
+        return
+    if not _is_run(run):
+        raise UserError(f"{run} already holds something, and it is no run. Choose another --out")
+    raise UserError(
+        f"{run} already holds something. Choose another --out, continue it with --resume {run}, or start anew there "
+        f"with --overwrite (overwrite=True in Python), which first moves the old run to {run.name}-1 or the next free "
+        "number"
+    )
+
+
+def _make_room(run: Path, config: Config) -> None:
+    """Move an old run aside, and say so; refuse what is no run."""
+    if _unused(run, config):
+        return
+    if not _is_run(run):
+        raise UserError(
+            f"{run} is no run: its {CONFIG} and environment.json are not both there, or not dgpo's. --overwrite moves "
+            "aside nothing else; choose another --out"
+        )
+    say(f"moved the old run {run} to {move_aside(run, config)}")
+
+
+def _is_run(run: Path) -> bool:
+    """Whether dgpo, of any version, has made the folder for a run."""
+    try:
+        told = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (run / CONFIG).is_file() and isinstance(told, dict) and "dgpo" in told
 
 
 def _unused(run: Path, config: Config) -> bool:
-    """Whether a folder holds at most what this very run, ended at its start, has left there."""
+    """Whether nothing is there, or a folder with at most what this very run, ended at its start, has left there."""
+    if not run.is_dir():
+        return not run.exists()
     files = {path.name for path in run.iterdir()}
     ours = {lock.NAME, "environment.json"}
     if "environment.json" in files:  # a config.yaml without it may be anybody's

@@ -35,6 +35,7 @@ def held(run: Path) -> Iterator[None]:
         raise UserError(f"cannot write the run folder {run}: {error}") from error
     with file:
         _take(file.fileno(), run)
+        _require_in_place(file.fileno(), run)
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         _write(file.fileno(), json.dumps(holder) + "\n")
         try:
@@ -55,6 +56,13 @@ def _take(handle: int, run: Path) -> None:
         ) from None
     except OSError as error:  # a file system without locks
         print(f"{run} cannot be locked ({error.strerror}): start no second process on it", file=sys.stderr)
+
+
+def _require_in_place(handle: int, run: Path) -> None:
+    """The lock is that of the folder as it is now: between opening and locking, the run may have been moved aside."""
+    path = run / NAME
+    if not path.exists() or not os.path.samestat(os.fstat(handle), path.stat()):
+        raise UserError(f"{run} was moved aside by another process at this moment; start again")
 
 
 def _holder(run: Path) -> str:

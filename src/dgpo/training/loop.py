@@ -36,18 +36,21 @@ def train(
     reward_functions: Mapping[str, Reward] | None = None,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
+    overwrite: bool = False,
 ) -> Result:
     """Run `config`, or with `resume` continue the run in `config.out`, and return where it ended.
 
     model: used instead of loading `config.model`
     reward_functions: functions for names in `config.rewards` and `config.eval_rewards`
     callbacks: hear of the run's events, after the console, the trackers and the report
+    overwrite: where an old run has the folder, move it aside to FOLDER-1 or the next free number, and say so; without
+        `config.out` the folder is then runs/NAME. Nothing but a run is moved, and no run in progress
     Raises UserError for bad input before anything is written, and RunFailed (RewardError, NonFiniteError, or with
     whatever was raised as its cause) after saving the state. A run that was killed before its first checkpoint is
     resumed from its beginning.
     """
     with Interrupt() as interrupt:
-        setup = prepare(config, model, reward_functions or {}, resume)
+        setup = prepare(config, model, reward_functions or {}, resume, overwrite)
         with start(setup, callbacks, interrupt) as run:
             while not run.finished():  # evaluates, saves, looks for Ctrl-C
                 rollout = run.source.next(run.iteration)

@@ -137,7 +137,7 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
     After the block the weights are exported and, where the config says so, uploaded.
     """
     with ExitStack() as held:
-        folder, config, resumed = open_folder(setup.config, setup.resume, held)
+        folder, config, resumed = open_folder(setup.config, setup.resume, setup.overwrite, held)
         setup = replace(setup, config=config)
         model, optimizer, inputs = setup.model, setup.optimizer, setup.inputs
         inputs.reward.save_failures_to = inputs.eval_reward.save_failures_to = folder / "failures"

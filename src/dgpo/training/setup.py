@@ -57,10 +57,19 @@ class Setup:
     optimizer: torch.optim.Optimizer
     inputs: Inputs
     resume: bool
+    overwrite: bool
 
 
-def prepare(config: Config, model: VelocityModel | None, reward_functions: Mapping[str, Reward], resume: bool) -> Setup:
+def prepare(
+    config: Config,
+    model: VelocityModel | None,
+    reward_functions: Mapping[str, Reward],
+    resume: bool,
+    overwrite: bool,
+) -> Setup:
     """Read, load and check everything; UserError for what cannot work."""
+    if resume and overwrite:
+        raise UserError("resume continues the run in the folder, and overwrite moves it aside; give one of them")
     require_complete(config, model is not None)
     device = distributed.init(device_of(config.device))
     config = runfolder.with_stored(config) if resume else config
@@ -80,7 +89,7 @@ def prepare(config: Config, model: VelocityModel | None, reward_functions: Mappi
     require_feasible(model, config, resume)
     if inputs.dataset is not None:
         require_trainable(inputs.dataset, model, config)
-    return Setup(config, model, make_optimizer(model, config), inputs, resume)
+    return Setup(config, model, make_optimizer(model, config), inputs, resume, overwrite)
 
 
 def _what(config: Config) -> str:
@@ -162,7 +171,7 @@ def require_trainable(dataset: GroupDataset, model: VelocityModel, config: Confi
     schedule.require_processes(config, distributed.world_size(), min(dataset.sizes))
 
 
-def open_folder(config: Config, resume: bool, held: ExitStack) -> tuple[Path, Config, bool]:
+def open_folder(config: Config, resume: bool, overwrite: bool, held: ExitStack) -> tuple[Path, Config, bool]:
     """The run folder, made or reopened by the first process, and whether it has a checkpoint; alike on all.
 
     held: keeps the folder locked
@@ -171,7 +180,7 @@ def open_folder(config: Config, resume: bool, held: ExitStack) -> tuple[Path, Co
     def opened() -> list[tuple[Path, dict[str, Any], bool]]:
         if not distributed.is_main():
             return []
-        folder = runfolder.reopened(config.out or "", config) if resume else runfolder.created(config)
+        folder = runfolder.reopened(config.out or "", config) if resume else runfolder.created(config, overwrite)
         run, own = held.enter_context(folder)
         return [(run, to_dict(own), checkpoint.latest(run) is not None)]
 
