@@ -29,6 +29,18 @@ def test_scale_is_chosen_for_tiny_images_only():
     assert sample_grid(torch.zeros(2, 3, 200, 300), columns=4, gap=0).size == (600, 200)
 
 
+def test_rows_may_have_labels_to_their_left():
+    images = torch.zeros(4, 3, 64, 64)
+    plain, labelled = sample_grid(images, 2, gap=4), sample_grid(images, 2, gap=4, labels=["before", "after"])
+    left = labelled.width - plain.width
+    assert left > 0
+    assert labelled.height == plain.height
+    assert labelled.crop((left, 0, *labelled.size)).tobytes() == plain.tobytes()
+    for row in range(2):
+        margin = labelled.crop((0, row * 132, left, (row + 1) * 132)).convert("L")
+        assert margin.getextrema()[0] < 128, "something is written there"
+
+
 def test_samples_come_back_as_written(tmp_path: Path):
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     grid = write_samples(tmp_path, 20, images, ["a", "b"])

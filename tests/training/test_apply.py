@@ -17,6 +17,7 @@ import dgpo
 from dgpo import FlowGRPO
 from dgpo.commands.main import main
 from dgpo.config import load_yaml, save_yaml
+from dgpo.data.image_folder import find_pictures, load_images
 from dgpo.run import checkpoint
 from dgpo.run.changes import ALARMS
 from dgpo.training import apply as tools
@@ -146,6 +147,64 @@ def test_sample_draws_a_row_for_each_prompt_and_replaces_nothing(finished_run: P
     assert Path("new/cats.png").read_bytes() == before
 
 
+def test_sample_writes_a_folder_that_score_reads_with_the_grid_beside_it(finished_run: Path, command: Command) -> None:
+    Path("more.jsonl").write_text('{"prompt": "a cup", "tag": "cups"}\n')
+    words = "--prompts more.jsonl --images 2 --out new/cats --prompt"
+    assert command("sample", finished_run, *words.split(), "a cat").split() == ["new/cats.png", "new/cats"]
+    assert sorted(path.name for path in Path("new").iterdir()) == ["cats", "cats.png"]
+    names = ["0-0.png", "0-0.txt", "0-1.png", "0-1.txt", "1-0.png", "1-0.txt", "1-1.png", "1-1.txt", "metadata.jsonl"]
+    assert sorted(path.name for path in Path("new/cats").iterdir()) == names
+    drawn = dgpo.sample(finished_run, prompts=["a cat", "a cup"], images=2)
+    picture = load_images([Path("new/cats/1-0.png")])[0]
+    assert (picture - drawn[1, 0]).abs().max() <= 0.5 / 255 + 1e-6
+    command("score", "new/cats", "--rewards", "brightness")
+    lines = [json.loads(line) for line in Path("new/cats/scores.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == ["0-0.png", "0-1.png", "1-0.png", "1-1.png"]
+    assert [line["prompt"] for line in lines] == ["a cat", "a cat", "a cup", "a cup"]
+    assert "new/cats exists and is not replaced" in command("sample", finished_run, *words.split(), "a cat", code=2)
+
+
+def test_compare_draws_what_the_run_began_with_from_the_same_noise(
+    finished_run: Path, tiny_folder: Path, command: Command
+) -> None:
+    prompts = ["a cat", "two dogs"]
+    before, after = dgpo.sample(finished_run, prompts=prompts, images=2, compare=True)
+    assert torch.equal(after, dgpo.sample(finished_run, prompts=prompts, images=2))
+    sampling = load_yaml(finished_run / "config.yaml").sampling
+    base = dgpo.Config(model=str(tiny_folder), sampling=sampling, algorithm=dgpo.AWM(), device="cpu")
+    torch.testing.assert_close(before, dgpo.sample(tiny_folder, base, prompts=prompts, images=2))
+    assert not torch.equal(before, after)
+    assert command("sample", finished_run, "--prompt", *prompts, "--images", "2", "--compare").split() == [
+        "samples.png",
+        "samples",
+    ]
+    for name, pictures in (("before", before), ("after", after)):
+        shown = load_images(find_pictures(Path("samples") / name))
+        assert (shown - pictures.flatten(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+    width, height = Image.open("samples.png").size
+    assert (width > height / 2, height) == (True, 4 * (128 + 4) + 4)  # a row of each prompt, before and after
+
+
+def test_a_model_has_no_before_and_after(tiny_folder: Path, command: Command) -> None:
+    message = command("sample", tiny_folder, "--prompt", "cat", "--compare", code=2)
+    assert "is a model, which has no before and after" in message
+    assert not list(Path().iterdir())
+
+
+def test_commands_that_draw_say_how_far_they_are(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, phases in (
+        ("sample RUN --prompt cat --images 3 --compare", ["loading", "encoding 0/1 prompts", "sampling 0/6 images"]),
+        ("collect RUN --groups 2", ["loading", "sampling 0/6 images"]),
+    ):
+        capsys.readouterr()
+        assert main([str(finished_run) if word == "RUN" else word for word in words.split()]) == 0
+        said = capsys.readouterr().err
+        assert [line.strip() for line in said.splitlines() if line.startswith("  ")] == phases
+
+
 @pytest.mark.slow
 def test_sampling_depends_on_its_arguments_alone(finished_run: Path, command: Command) -> None:
     pictures = {}
@@ -187,3 +246,4 @@ def test_a_run_without_checkpoints_has_nothing_to_show(finished_run: Path, comma
     for words in (("eval", young), ("sample", young, "--prompt", "cat")):
         assert "young holds no checkpoint yet" in command(*words, code=2)
     assert not Path("samples.png").exists()
+    assert not Path("samples").exists()

@@ -33,8 +33,11 @@ def run(given: list[str]) -> int:
     config = parse(replace(config_of(source), out=None), rest, usage, HELP, shown=FIELDS)
     if groups is None or not groups.isdecimal():
         raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
+    from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
-    folder, number, size, mean, spread = apply.collect(source, config, groups=int(groups), out=config.out or "groups")
+    with shown_progress() as tell:
+        found = apply.collect(source, config, groups=int(groups), out=config.out or "groups", tell=tell)
+    folder, number, size, mean, spread = found
     print(f"{folder}: {number} groups of {size} images, mean reward {mean:.3f}, within a group ± {spread:.3f}")
     return 0

@@ -1,4 +1,4 @@
-"""`dgpo sample`: draw pictures with a run's best weights, or a model."""
+"""`dgpo sample`: draw pictures with a run's best weights, or a model, and what the run began with beside them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ class Pictures:
 
     prompt: tuple[str, ...] = ()
     """One or more prompts."""
+    prompts: str | None = None
+    """More prompts, from a .txt or .jsonl file, or any other source that training takes."""
     images: int = 4
     """Pictures of each prompt."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     guidance_scale: float | None = None
-    """None: as the run evaluates."""
+    """Classifier-free guidance; None: as the run evaluates."""
     num_inference_steps: int | None = None
-    """None: as the run evaluates."""
-    out: Path = Path("samples.png")
-    """The PNG to write; an existing one is not replaced."""
+    """Solver steps; None: as the run evaluates."""
+    compare: bool = False
+    """Draw what the run began with too, from the same noise: rows and folders `before` and `after`."""
+    out: Path = Path("samples")
+    """A new folder for the pictures, each with its caption in a text file; the grid of all is OUT.png. A name that ends
+    in .png: the grid alone. What exists is not replaced."""
 
 
 def run(given: list[str]) -> int:
-    """Write the PNG, and print where it is."""
+    """Write the pictures, and print where they are."""
     announce("sample", given)
     from dgpo.commands.configs import config_of, take_source
     from dgpo.commands.parse import parse
@@ -46,9 +51,15 @@ def run(given: list[str]) -> int:
             own.eval_num_inference_steps if o.num_inference_steps is None else o.num_inference_steps
         ),
     )
+    from dgpo.data.prompts import PromptSet, load_prompts
+    from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
     config = replace(config, sampling=sampling, seed=o.seed)
-    apply.sample(source, config, prompts=o.prompt, images=o.images, out=o.out)
-    print(o.out)
+    more = PromptSet([], []) if o.prompts is None else load_prompts(o.prompts)
+    prompts = [*((text, {}) for text in o.prompt), *zip(more.prompts, more.metadata)]
+    with shown_progress() as tell:
+        apply.sample(source, config, prompts=prompts, images=o.images, out=o.out, compare=o.compare, tell=tell)
+    for path in dict.fromkeys((apply.grid_of(o.out), o.out)):
+        print(path)
     return 0

@@ -2,10 +2,14 @@
 
 FOLDER/metadata.jsonl or captions.jsonl    one line a picture: file_name, prompt (or else text), metadata
 FOLDER/NAME.png, FOLDER/NAME.txt ...       without such a file, a caption beside every picture
+
+`write_folder` writes the captions beside the pictures, for programs that train LoRAs read these; the list too where the
+prompts have metadata, which a caption has no place for.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +20,7 @@ from torch import Tensor
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 from dgpo.utils.files import json_object, read_text
-from dgpo.utils.pictures import image_size, read_image
+from dgpo.utils.pictures import image_size, read_image, to_pil
 
 LISTS = ("metadata.jsonl", "captions.jsonl")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -60,6 +64,25 @@ def picture_size(path: Path) -> tuple[int, int]:
 def load_images(paths: Sequence[Path]) -> Tensor:
     """(B, 3, H, W) fp32 in [0, 1] of pictures of one size."""
     return torch.stack([read_image(path, FORMATS, UNREADABLE) for path in paths])
+
+
+def write_folder(folder: Path, images: Tensor, prompts: PromptSet) -> None:
+    """Write a new folder: 0-2.png, which shows the third image of the first prompt, and its caption 0-2.txt.
+
+    images: (len(prompts), k, 3, H, W) float in [0, 1]
+    """
+    folder.mkdir(parents=True)
+    first, second = (len(str(count - 1)) for count in images.shape[:2])
+    rows = []
+    for p, (own, prompt, metadata) in enumerate(zip(images, prompts.prompts, prompts.metadata)):
+        for i, image in enumerate(own):
+            path = folder / f"{p:0{first}}-{i:0{second}}.png"
+            to_pil(image).save(path)
+            path.with_suffix(".txt").write_text(prompt + "\n", encoding="utf-8")
+            rows.append({**metadata, "file_name": path.name, "prompt": prompt})
+    if any(prompts.metadata):
+        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        (folder / LISTS[0]).write_text(lines, encoding="utf-8")
 
 
 def _listed(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dgpo.errors import UserError
@@ -47,19 +47,26 @@ class _Index(NamedTuple):
     scores: Scores
 
 
-def sample_grid(images: Tensor, columns: int, scale: int | None = None, gap: int = 4) -> Image.Image:
+def sample_grid(
+    images: Tensor, columns: int, scale: int | None = None, gap: int = 4, labels: Sequence[str] = ()
+) -> Image.Image:
     """Images in rows of `columns` on white; tiny ones enlarged by whole pixels (`scale`, None chooses).
 
-    images: (n, 3, H, W) float in [0, 1]
+    images: (n, 3, H, W) float in [0, 1]; labels: written to the left of each row, where there are any
     """
     n, _, height, width = images.shape
     scale = scale or max(1, COMFORTABLE // max(height, width))
     columns, rows = min(columns, n), math.ceil(n / columns)
     step_x, step_y = width * scale + gap, height * scale + gap
-    canvas = Image.new("RGB", (columns * step_x + gap, rows * step_y + gap), "white")
+    font = ImageFont.load_default(max(12, width * scale // 12))
+    left = round(max((font.getlength(label) for label in labels), default=-gap)) + 2 * gap
+    canvas = Image.new("RGB", (left + columns * step_x, rows * step_y + gap), "white")
     for i, image in enumerate(images):
         tile = to_pil(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        canvas.paste(tile, (gap + i % columns * step_x, gap + i // columns * step_y))
+        canvas.paste(tile, (left + i % columns * step_x, gap + i // columns * step_y))
+    pen = ImageDraw.Draw(canvas)
+    for row, label in enumerate(labels):
+        pen.text((gap, gap + row * step_y + height * scale // 2), label, "#55544f", font, anchor="lm")
     return canvas
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from rich import progress
@@ -15,6 +16,7 @@ from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.run.metric_names import eval_names
 from dgpo.run.pace import PhaseProgress, TimeLeft, span
 from dgpo.utils.devices import described
+from dgpo.utils.progress import Tell
 
 
 class RunCounts(NamedTuple):
@@ -32,14 +34,7 @@ class Console(Callback):
         """doubts: what the run goes on in spite of"""
         self._config, self._model, self._counts, self._doubts = config, model, counts, doubts
         self._out = _output()
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=20),
-            progress.TextColumn("{task.fields[text]}", markup=False),
-            console=self._out,
-            disable=not self._out.is_terminal,
-            refresh_per_second=4,
-        )
+        self._bar = _live(self._out)
         self._whole = self._bar.add_task("", total=config.iterations, text="")
         self._phase = self._bar.add_task("", total=None, text="", visible=False)
         self._progress, self._left = PhaseProgress(), TimeLeft(config, counts.evaluations_ahead)
@@ -169,6 +164,37 @@ def say(text: str) -> None:
         _output().print(text)
 
 
+@contextmanager
+def shown_progress() -> Iterator[Tell]:
+    """Show on stderr how far a command is while the block works: one live line in a terminal, plain lines elsewhere."""
+    out, phases = _output(stderr=True), PhaseProgress()
+    with _live(out, transient=True) as bar:
+        line = bar.add_task("", total=None, text="", visible=False)
+
+        def tell(phase: str, done: int, total: int) -> None:
+            text = phases.text(phase, done, total, foretell=True)
+            if out.is_terminal:
+                bar.update(line, description=phase, completed=done, total=total or None, text=text, visible=True)
+            elif phases.due(phase, done, total):
+                out.print(f"  {phase} {text}".rstrip())
+                phases.printed()
+
+        yield tell
+
+
+def _live(out: RichConsole, transient: bool = False) -> progress.Progress:
+    """Live lines of a phase, its bar and its text; nothing where `out` is no terminal."""
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(bar_width=20),
+        progress.TextColumn("{task.fields[text]}", markup=False),
+        console=out,
+        disable=not out.is_terminal,
+        refresh_per_second=4,
+        transient=transient,
+    )
+
+
 def _kinds(config: Config) -> str:
     if config.offline is not None:
         return f"learning offline from the dataset {config.offline}; nothing is sampled but for evaluations"
@@ -184,6 +210,7 @@ def _age(iterations: int) -> str:
     return f"{iterations} iteration{'s' * (iterations != 1)} ago"
 
 
-def _output() -> RichConsole:
+def _output(stderr: bool = False) -> RichConsole:
     # ":train:" would be an emoji, and a path in brackets a style
-    return RichConsole(quiet=not distributed.is_main(), highlight=False, soft_wrap=True, markup=False, emoji=False)
+    quiet = not distributed.is_main()
+    return RichConsole(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -7,10 +7,11 @@ from its own: `dataclasses.replace(config_of(run), ...)`, for it also says what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from dgpo.config import AUTOMATIC, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
+from dgpo.data.image_folder import SUFFIXES, write_folder
 from dgpo.data.own_prompts import evaluation_sets
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.data.sampler import PromptSampler
@@ -32,9 +34,14 @@ from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
 from dgpo.run.folder import environment
-from dgpo.training.draw import Drawn, chunks, draw, for_evaluation, grid
+from dgpo.training.draw import Drawn, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
 from dgpo.training.setup import all_rewards, trained_rewards
+from dgpo.utils.progress import Tell, silent
+
+BEFORE, AFTER = "before", "after"
+_WEIGHTS = {BEFORE: "policy", AFTER: "ema"}
+"""The weight sets of a loaded run: no step has trained its policy, which is what the run began with."""
 
 
 class Scores(NamedTuple):
@@ -56,11 +63,14 @@ class Collected(NamedTuple):
 
 def config_of(source: str | Path) -> Config:
     """A run's own config, but for its algorithm, which nothing here uses; for a model, the defaults with that model."""
-    stored = Path(source) / "config.yaml"
-    if stored.is_file():
-        return load_yaml(stored, algorithm=_STANDS_IN)
+    if _is_run(source):
+        return load_yaml(Path(source) / "config.yaml", algorithm=_STANDS_IN)
     locate(source)  # so that a mistyped run is not told what a model lacks
     return Config(model=str(source), algorithm=_STANDS_IN)
+
+
+def _is_run(source: str | Path) -> bool:
+    return (Path(source) / "config.yaml").is_file()
 
 
 _STANDS_IN = AWM()
@@ -70,16 +80,16 @@ _STANDS_IN = AWM()
 def _config(source: str | Path, config: Config | None) -> Config:
     """The given config, or the source's own; a model that is the source is also the config's."""
     config = config_of(source) if config is None else config
-    return config if (Path(source) / "config.yaml").is_file() else replace(config, model=str(source))
+    return config if _is_run(source) else replace(config, model=str(source))
 
 
 def load_trained(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
     """A run's model with the averaged weights of its best checkpoint (newest, where none was evaluated), or a model.
 
-    Returns the model, whose weight set "ema" holds them, and a line that says which weights these are. Its blocks are
-    not compiled: what is drawn here is seldom worth the minutes.
+    Returns the model, whose weight set "ema" holds them, and a line that says which weights these are. The set "policy"
+    is what a run began with. Blocks are not compiled: what is drawn here is seldom worth the minutes.
     """
-    best = _best_weights(source, config) if (Path(source) / "config.yaml").is_file() else None
+    best = _best_weights(source, config) if _is_run(source) else None
     model = load_configured(replace(config, compile=False), ("ref", "ema"))
     if best is None:
         return model, f"{config.model}, as pretrained"
@@ -126,37 +136,93 @@ def sample(
     source: str | Path,
     config: Config | None = None,
     *,
-    prompts: Sequence[str],
+    prompts: Iterable[Any],
     images: int = 4,
     out: str | Path | None = None,
+    compare: bool = False,
+    tell: Tell = silent,
 ) -> Tensor:
     """Draw pictures with a run's best weights, or a model: (len(prompts), images, 3, H, W) fp32 in [0, 1], on the CPU.
 
+    prompts: a list of texts or of (text, metadata), or what `load_prompts` returns
     images: of each prompt; they depend on the config's seed, the prompt's place and the image's number only
-    out: a new PNG file that shows them as well, one prompt a row
+    out: a new folder for the pictures, each beside its caption in a text file, with a grid of all beside it, as
+        OUT.png. A name that ends in .png: the grid alone
+    compare: also draw what the run began with, from the same noise. Returns (2, len(prompts), images, 3, H, W): before
+        and after, which are also two folders in `out`
+    tell: hears how far the work is
     """
-    config = _config(source, config)
-    if isinstance(prompts, str):
-        raise UserError(f"prompts={prompts!r} is one text; give a list of texts: prompts=[{prompts!r}]")
-    if images < 1 or not prompts:
-        raise UserError("there is nothing to draw: give at least one --prompt and --images 1 or more")
-    if out is not None:
-        _require_new_png(Path(out))
+    config, texts = _config(source, config), _some_prompts(prompts, images)
+    if compare:
+        _require_run(source)
+    place = None if out is None else _new_place(Path(out))
+    tell("loading", 0, 0)
     model, _ = load_trained(source, config)
-    streams = [seeds.generator(config.seed, "sample", p, i) for p in range(len(prompts)) for i in range(images)]
-    cond = CondCache(model, config.prompt_cache)(list(prompts)).repeat(images)
+    cond = CondCache(model, config.prompt_cache, tell=tell)(texts.prompts).repeat(images)
     if config.free_text_encoders:
         model.free_encoders()
-    drawn = Drawn.cat([*draw(model, cond, streams, for_evaluation(config.sampling), "ema")])
-    if out is not None:
-        sample_grid(drawn.images, images).save(out)
-    return drawn.images.float().cpu().unflatten(0, (len(prompts), images))
+    names, count = ((BEFORE, AFTER) if compare else (AFTER,)), len(texts) * images
+    pictures = {}
+    for n, name in enumerate(names):
+        streams = [seeds.generator(config.seed, "sample", p, i) for p in range(len(texts)) for i in range(images)]
+        batches = draw(model, cond, streams, for_evaluation(config.sampling), _WEIGHTS[name])
+        told = counted(batches, partial(_further, tell, "sampling", n * count, len(names) * count))
+        pictures[name] = Drawn.cat([*told]).images.float().cpu().unflatten(0, (len(texts), images))
+    if place is not None:
+        _write_pictures(place, pictures, texts)
+    return torch.stack([*pictures.values()]) if compare else pictures[AFTER]
 
 
-def collect(source: str | Path, config: Config | None = None, *, groups: int, out: str | Path = "groups") -> Collected:
+def _some_prompts(prompts: Iterable[Any], images: int) -> PromptSet:
+    if isinstance(prompts, str):
+        raise UserError(
+            f"prompts={prompts!r} is one text; give a list of texts: prompts=[{prompts!r}], or "
+            "prompts=load_prompts(FILE)"
+        )
+    rows = prompts if isinstance(prompts, PromptSet) else [*prompts]
+    if images < 1 or not rows:
+        raise UserError("there is nothing to draw: give at least one --prompt and --images 1 or more")
+    return load_prompts(rows)
+
+
+def _require_run(source: str | Path) -> None:
+    if not _is_run(source):
+        raise UserError(
+            f"{source} is a model, which has no before and after: nothing of it was trained here. Name a run folder to "
+            "compare, or leave compare out"
+        )
+
+
+def _further(tell: Tell, phase: str, before: int, total: int, done: int) -> None:
+    """Tell what is done of one of several parts that count as one."""
+    tell(phase, before + done, total)
+
+
+def _write_pictures(place: Path, pictures: Mapping[str, Tensor], texts: PromptSet) -> None:
+    """The grid, in which the rows of a prompt follow each other, and the folder. pictures: (p, k, 3, H, W) by name."""
+    rows, labels = torch.stack([*pictures.values()], 1), [*pictures] if len(pictures) > 1 else []
+    try:
+        folder = place.with_suffix("") if place.suffix == ".png" else place
+        sample_grid(rows.flatten(0, 2), rows.shape[2], labels=labels * len(texts)).save(grid_of(place))
+        if folder == place:
+            for name, images in pictures.items():
+                write_folder(folder / name if labels else folder, images, texts)
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error}. Choose another --out") from error
+
+
+def collect(
+    source: str | Path,
+    config: Config | None = None,
+    *,
+    groups: int,
+    out: str | Path = "groups",
+    tell: Tell = silent,
+) -> Collected:
     """Draw and score groups of images for the config's prompts into the new dataset folder `out`.
 
-    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images.
+    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images. tell: hears how far the
+    work is
     """
     config, folder = _config(source, config), Path(out)
     if groups < 1:
@@ -165,6 +231,7 @@ def collect(source: str | Path, config: Config | None = None, *, groups: int, ou
     require_new(folder)
     prompts, reward = load_prompts(config.prompts), trained_rewards(config)
     warn(reward.check(prompts))
+    tell("loading", 0, 0)
     model, which = load_trained(source, config)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
     about = {
@@ -178,7 +245,7 @@ def collect(source: str | Path, config: Config | None = None, *, groups: int, ou
     rewards: list[Tensor] = []
 
     def noted() -> Iterator[Group]:
-        for group in scored_groups(model, prompts, reward, config, groups):
+        for group in scored_groups(model, prompts, reward, config, groups, tell):
             rewards.append(group.rewards)
             yield group
         if not rewards:
@@ -190,21 +257,24 @@ def collect(source: str | Path, config: Config | None = None, *, groups: int, ou
 
 
 def scored_groups(
-    model: VelocityModel, prompts: PromptSet, reward: RewardSet, config: Config, number: int
+    model: VelocityModel, prompts: PromptSet, reward: RewardSet, config: Config, number: int, tell: Tell = silent
 ) -> Iterator[Group]:
     """`number` groups in the order of a run's prompts, by the weights "ema"; as many at a time as fill a batch.
 
     Without images that a reward dropped, and groups of which it left fewer than two. Every group has the same scores,
     so those that are for some prompts only are not among them.
     """
-    size, sampling, encode = config.group_size, config.sampling, CondCache(model, config.prompt_cache)
+    size, sampling = config.group_size, config.sampling
+    encode = CondCache(model, config.prompt_cache, tell=tell if config.free_text_encoders else silent)
     index = PromptSampler(len(prompts), config.seed).next(number)
     if config.free_text_encoders:
         encode.know_all(prompts.subset(index).prompts)
     for groups in chunks(number, max(1, sampling.batch_size // size)):
         batch = prompts.subset(i for i in index[groups] for _ in range(size))
         streams = [seeds.generator(config.seed, "collect", g, i) for g in range(number)[groups] for i in range(size)]
-        x0, images, _ = Drawn.cat([*draw(model, encode(batch.prompts), streams, sampling, "ema")])
+        drawn = draw(model, encode(batch.prompts), streams, sampling, "ema")
+        told = counted(drawn, partial(_further, tell, "sampling", groups.start * size, number * size))
+        x0, images, _ = Drawn.cat([*told])
         own = torch.arange(len(batch)) // size
         scores, rewards = reward(images, batch.prompts, batch.metadata, own)
         for place in range(len(batch) // size):
@@ -215,13 +285,20 @@ def scored_groups(
                 yield Group(prompt, metadata, x0[rows.to(x0.device)], rewards[rows], kept)
 
 
-def _require_new_png(path: Path) -> None:
-    """Before anything is drawn: a place where the picture can be written, its folder made."""
-    if path.exists():
-        raise UserError(f"{path} exists and is not replaced; choose another --out")
-    if path.suffix != ".png":
-        raise UserError(f"{path} would be no PNG; let --out end in .png")
+def grid_of(out: Path) -> Path:
+    """Where `sample` puts the grid."""
+    return out if out.suffix == ".png" else out.with_name(f"{out.name}.png")
+
+
+def _new_place(out: Path) -> Path:
+    """`out`, before anything is drawn: it and the grid are new, and the folder around them is made."""
+    if out.suffix in SUFFIXES and out.suffix != ".png":
+        raise UserError(f"{out} would be no PNG; let --out be the name of a folder, or end in .png")
+    taken = next((path for path in (out, grid_of(out)) if path.exists()), None)
+    if taken is not None:
+        raise UserError(f"{taken} exists and is not replaced; choose another --out")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder of {path}: {error}. Choose another --out") from error
+        raise UserError(f"cannot make the folder of {out}: {error}. Choose another --out") from error
+    return out

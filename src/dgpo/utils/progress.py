@@ -8,6 +8,7 @@ Tell = Callable[[str, int, int], None]
 """Hears (phase, done, total). A total of 0: nothing is counted."""
 
 UNITS = {
+    "loading": "",
     "encoding": "prompts",
     "evaluating": "images",
     "reporting": "",
@@ -17,7 +18,7 @@ UNITS = {
     "updating": "backward passes",
     "saving": "",
 }
-"""The phases of a run, and what is counted in them."""
+"""The phases of a run, or of a command that draws, and what is counted in them."""
 
 
 def silent(phase: str, done: int, total: int) -> None:
