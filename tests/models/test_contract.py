@@ -119,6 +119,25 @@ def test_the_pipeline_tells_its_family_and_its_shapes(load, tiny, kind):
     assert (model.sigmas(10).diff() < 0).all()
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+def test_the_stock_call_that_a_family_tells_draws_our_picture(load, draw, stock, tiny, guidance_scale):
+    model = load()
+    expected = stock(
+        prompt=PROMPTS[0],
+        latents=tiny.latents(stock, unit_noise(model)[:1]),
+        num_inference_steps=4,
+        output_type="pt",
+        **model.stock_call(guidance_scale),
+    ).images
+    assert_same_pictures(draw(None, guidance_scale)[:1], expected, (1, 3, tiny.side, tiny.side))
+
+
+def test_what_stock_diffusers_must_be_told_is_absent_is_known_also_without_encoders(fresh, tiny):
+    model = fresh()
+    model.free_encoders()
+    assert model.absent == tiny.absent
+
+
 @pytest.mark.parametrize("size", ["own", pytest.param("other", marks=pytest.mark.slow)])
 def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(load, draw, stock, kind, tiny, size):
     side = tiny.side if size == "own" else tiny.other_side

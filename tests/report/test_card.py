@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
+from parity import our_images
 from PIL import Image
+from runs import run, small, tensors
+from torch import Tensor
 
-from dgpo.report import write_card
+from dgpo import Optimizer, Sampling, load_model
+from dgpo.report import StockUse, write_card
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def test_a_whole_network_is_loaded_as_such(folder: Path) -> None:
     (folder / "final" / "unet").mkdir()
     change_config(folder, finetune="full")
     text = card_of(folder).text
-    assert 'unet = AutoModel.from_pretrained("PATH OR ID OF THIS FOLDER", subfolder="unet")' in text
+    assert 'unet = AutoModel.from_pretrained(".", subfolder="unet")' in text
     assert "load_lora_weights" not in text
 
 
@@ -80,5 +89,96 @@ def test_it_says_which_program_reads_which_file(folder: Path) -> None:
     assert "| `kohya_lora_weights.safetensors` | ComfyUI and stable-diffusion-webui (A1111)" in card_of(folder).text
     (folder / "final" / "adapter_model.safetensors").touch()
     text = card_of(folder).text
-    assert 'PeftModel.from_pretrained(pipe.transformer, "PATH OR ID OF THIS FOLDER")' in text
+    assert 'PeftModel.from_pretrained(pipe.transformer, ".")' in text
     assert "load_lora_weights" not in text
+
+
+def code_of(text: str) -> str:
+    """Its only Python."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(code, "README.md", "exec")
+    return code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+@pytest.mark.parametrize("model", ["tiny-sd3", "base"])
+def test_its_code_draws_in_a_fresh_process_what_the_trained_weights_draw(
+    model: str, finetune: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, "base")
+    sampling = Sampling(num_inference_steps=3, eval_num_inference_steps=4, eval_guidance_scale=3.0)
+    shown: Any = {"eval_prompts": {"own": "prompts.txt"}, "eval_every": 1, "num_samples": 1, "sampling": sampling}
+    Path("prompts.txt").write_text('a "red" cat\n', encoding="utf-8")
+    config = small(Path(model), Path("run"), iterations=1, finetune=finetune, optimizer=Optimizer(lr=3e-2), **shown)
+    run(config)
+    final = tmp_path / "run" / "final"
+    code = code_of((final / "README.md").read_text(encoding="utf-8"))
+    assert ("dgpo" in code) == (model == "tiny-sd3")
+    done = subprocess.run([sys.executable, "-c", code], cwd=final, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    picture = read_picture(final / "picture.png")
+
+    trained: Any = load_model(model, finetune=finetune, lora=config.lora, device="cpu")
+    noise = torch.randn(1, *trained.latent_shape, generator=torch.Generator().manual_seed(0))
+    (before,) = our_images(trained, noise, 4, 3.0, ['a "red" cat'])
+    ema = {key.removeprefix("ema."): t for key, t in tensors(Path("run"), 1).items() if key.startswith("ema.")}
+    trained.weights.load("policy", ema)
+    (after,) = our_images(trained, noise, 4, 3.0, ['a "red" cat'])
+    assert (picture - after).abs().max() < 1.5 / 255, "rounded to 8 bits"
+    assert (picture - before).abs().max() > 8 / 255, "training has changed it"
+
+
+def read_picture(path: Path) -> Tensor:
+    """(3, H, W) in [0, 1]."""
+    with Image.open(path) as image:
+        return torch.tensor(image.getdata()).T.reshape(3, *image.size[::-1]) / 255
+
+
+def test_the_code_for_a_model_of_the_hub_is_ordinary_diffusers_code(folder: Path) -> None:
+    change_config(folder, model="stabilityai/stable-diffusion-3.5-medium", dtype="bf16", push_to_hub="me/red-cats")
+    use = StockUse((), {"num_inference_steps": 40, "guidance_scale": 4.5, "negative_prompt": "", "height": 512})
+    text = write_card(folder, folder / "final", use).read_text(encoding="utf-8")
+    assert (
+        code_of(text)
+        == """import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(
+    "stabilityai/stable-diffusion-3.5-medium",
+    torch_dtype=torch.bfloat16,
+)
+pipe.load_lora_weights("me/red-cats")
+pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+image = pipe(
+    "a red cat",
+    num_inference_steps=40,
+    guidance_scale=4.5,
+    negative_prompt="",
+    height=512,
+    generator=torch.manual_seed(0),
+).images[0]
+image.save("picture.png")
+"""
+    )
+    assert "working folder" not in text
+
+
+def test_whoever_reads_it_on_the_hub_is_not_told_a_folder_of_this_machine(
+    folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_folder.parent)
+    change_config(folder, model=tiny_folder.name)
+    here = code_of(card_of(folder).text)
+    change_config(folder, push_to_hub="me/red-cats")
+    there = code_of(card_of(folder).text)
+    assert f'"{tiny_folder}"' in here
+    assert str(tiny_folder.parent) not in there
+
+
+def test_a_model_that_was_given_as_an_object_is_not_loaded(folder: Path) -> None:
+    change_config(folder, model="")
+    text = card_of(folder).text
+    assert "A LoRA for a model that was given as an object, trained" in text
+    assert "```python" not in text

@@ -70,5 +70,10 @@ class Flux(Family):
         )[0]
         return unpack(tokens, height)
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        guided = {"negative_prompt": "", "true_cfg_scale": guidance_scale} if guidance_scale > 1 else {}
+        told = {} if self.distilled_guidance is None else {"guidance_scale": self.distilled_guidance}
+        return {**told, **guided, "max_sequence_length": self.max_sequence_length}
+
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)

@@ -107,6 +107,10 @@ class Family(Protocol):
         config = self.pipeline.vae.config
         return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        """The arguments with which a stock call reads prompts and guides as this family does, for model cards."""
+        return {"guidance_scale": guidance_scale}
+
     @property
     def timesteps(self) -> float:
         """What the scheduler multiplies t by to number it for the network, 1000 in all published pipelines."""
@@ -146,6 +150,11 @@ class PipelineModel:
         self.lora = lora.filled(PLAIN_LORA)
         self.dtype = dtype
         self.shift = family.shift if shift is None else shift
+        self.absent = tuple(
+            name
+            for name, part in pipeline.components.items()
+            if part is None and name not in pipeline._optional_components
+        )
         self._place = torch.device(device)
         self._waiting = [part for name, part in self._modules() if encoders_first and not self._encodes(name)]
         for _, part in self._modules():
@@ -288,6 +297,11 @@ class PipelineModel:
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""
         return self.family.scheduler_sigmas(num_steps).to(self.device)
+
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        """The arguments of a stock call that draws pictures like this model's."""
+        height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
+        return {**self.family.stock_call(guidance_scale), "height": height, "width": width}
 
     def _save_lora(self, directory: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         write_lora(

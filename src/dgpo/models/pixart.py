@@ -45,6 +45,10 @@ class PixArtSigma(VPFamily):
         longest = int(mask.sum(1).max())
         return Rows({"prompt_embeds": prompt_embeds[:, :longest], "mask": mask[:, :longest]})
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        own = {"clean_caption": False, "use_resolution_binning": False, "max_sequence_length": self.max_sequence_length}
+        return {"guidance_scale": guidance_scale, **own}
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         x_vp, level = self.schedule.read(x_t, t)
         output = self.pipeline.transformer(

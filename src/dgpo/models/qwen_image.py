@@ -75,6 +75,12 @@ class QwenImage(Family):
         )[0]
         return unpack(tokens, height)
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        guided = (
+            {"negative_prompt": "", "true_cfg_scale": guidance_scale} if guidance_scale > 1 else {"true_cfg_scale": 1.0}
+        )
+        return {**guided, "max_sequence_length": self.max_sequence_length}
+
     def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
         tokens, wanted = pack(linear_guidance(v_uncond, v_cond, scale)), pack(v_cond)
         rescale = wanted.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)  # (n, tokens, 1)

@@ -62,6 +62,10 @@ class Sana(Family):
         longest = int(mask.sum(1).max())  # beyond it all rows are padding, which the mask hides from the network
         return Rows({"prompt_embeds": prompt_embeds[:, :longest], "mask": mask[:, :longest]})
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        own = {"use_resolution_binning": False, "max_sequence_length": self.max_sequence_length}
+        return {"guidance_scale": guidance_scale, **own}
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         transformer = self.pipeline.transformer
         output = transformer(

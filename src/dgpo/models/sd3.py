@@ -54,6 +54,9 @@ class SD3(Family):
         )
         return Rows({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        return {"guidance_scale": guidance_scale, "max_sequence_length": self.max_sequence_length}
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         return self.pipeline.transformer(
             hidden_states=x_t,

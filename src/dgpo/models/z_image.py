@@ -79,6 +79,9 @@ class ZImage(Family):
         longest = self.cfg_normalization * _norm(v_cond)
         return v * (longest / _norm(v)).clamp(max=1)
 
+    def stock_call(self, guidance_scale: float) -> dict[str, Any]:
+        return {"guidance_scale": guidance_scale - 1, "max_sequence_length": self.max_sequence_length}
+
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)
 

@@ -3,7 +3,7 @@
 Read `page.py` (`write_report`), `sections.py` (what the page says) and `verdict.py` (whether the run learned).
 """
 
-from dgpo.report.card import write_card
+from dgpo.report.card import StockUse, write_card
 from dgpo.report.page import ReportWriter, write_report
 
-__all__ = ["ReportWriter", "write_card", "write_report"]
+__all__ = ["ReportWriter", "StockUse", "write_card", "write_report"]

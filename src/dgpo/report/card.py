@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
+from dgpo.models import EMBEDDED
 from dgpo.models.lora import KOHYA, PEFT, STOCK
 from dgpo.report.changes import Change, changes, headline
-from dgpo.report.grids import read_samples
+from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import Log, read_log, read_mapping
 from dgpo.report.templates import template
 from dgpo.report.words import number
@@ -27,9 +32,17 @@ LORA_FILES = {
 """Which program reads which file of a LoRA; nothing is said of a file that is not there."""
 
 
-def write_card(run: Path, folder: Path) -> Path:
+class StockUse(NamedTuple):
+    """What stock diffusers is told to draw as the run's evaluations do, but for the solver."""
+
+    absent: tuple[str, ...] = ()  # parts of the pipeline that it has to be told are not there
+    arguments: Mapping[str, Any] = MappingProxyType({})  # of a call, beside the prompt
+
+
+def write_card(run: Path, folder: Path, use: StockUse | None = None) -> Path:
     """Write `folder`/README.md, with a curve and the last sample grid where the run has them; returns its path."""
     config = read_mapping(run / "config.yaml")
+    stock, samples = use or StockUse(), read_samples(run)
     log = read_log(run / "metrics.jsonl")
     scores = [change for change in changes(log, config) if not change.name.tag]
     card = folder / "README.md"
@@ -41,13 +54,20 @@ def write_card(run: Path, folder: Path) -> Path:
             dump=yaml.safe_dump(config, sort_keys=False),
             algorithm=config["algorithm"]["name"],
             lora=config["finetune"] == "lora",
+            embedded=config["model"] if config["model"] in EMBEDDED else None,
+            base=_base(config),
+            here=config["push_to_hub"] or ".",
+            bf16=config["dtype"] == "bf16",
+            absent=stock.absent,
+            prompt=_code(samples.prompts[0] if samples else "a red cat"),
+            arguments={name: _code(value) for name, value in stock.arguments.items()},
             files=[(name, use) for name, use in LORA_FILES.items() if (folder / name).is_file()],
             peft=(folder / PEFT).is_file(),
             scores=[_row(change) for change in scores],
             trained=log.trained(),
             elapsed=log.elapsed(),
             figure=FIGURE if _draw(log, scores, folder / FIGURE) else None,
-            samples=SAMPLES if _copy_samples(run, folder / SAMPLES) else None,
+            samples=samples and _copy_samples(run, samples, folder / SAMPLES),
             environment=yaml.safe_dump(_versions(run), sort_keys=False),
         ),
         encoding="utf-8",
@@ -89,12 +109,24 @@ def _draw(log: Log, scores: list[Change], path: Path) -> bool:
     return True
 
 
-def _copy_samples(run: Path, path: Path) -> bool:
-    samples = read_samples(run)
-    if samples is None:
-        return False
+def _base(config: dict[str, Any]) -> str:
+    """The model as Python code that stock diffusers loads it by, wherever the code is run."""
+    model = config["model"]
+    if model in EMBEDDED:
+        return f"dgpo.model_path({_code(model)})"
+    folder = Path(model).expanduser()
+    # nobody else has the folder, so that whoever reads the card on the hub is spared its place
+    return _code(os.path.abspath(folder) if folder.is_dir() and not config["push_to_hub"] else model)
+
+
+def _code(value: Any) -> str:
+    """A value as Python code, texts in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _copy_samples(run: Path, samples: Samples, path: Path) -> str:
     shutil.copyfile(run / "samples" / f"iteration-{max(samples.iterations):06d}.png", path)
-    return True
+    return path.name
 
 
 def _versions(run: Path) -> dict[str, Any]:

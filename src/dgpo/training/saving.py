@@ -13,10 +13,12 @@ from dgpo import distributed
 from dgpo.config import Config, save_yaml
 from dgpo.errors import NonFiniteError, UserError
 from dgpo.models import VelocityModel
-from dgpo.report import write_card
+from dgpo.models.pipeline import PipelineModel
+from dgpo.report import StockUse, write_card
 from dgpo.run import checkpoint, optimizer_state
 from dgpo.run import folder as runfolder
 from dgpo.run.hub import push
+from dgpo.training.draw import for_evaluation
 from dgpo.training.meter import NoiseAverage
 from dgpo.training.state import State, done
 
@@ -103,7 +105,16 @@ def finish(run: Path, model: VelocityModel, state: State, config: Config) -> Non
     """Export the averaged weights of a run that is done as stock diffusers reads them, with a model card."""
     if done(state, config) and config.checkpoint_every:
         model.weights.export(run / "final", "ema")
-        write_card(run, run / "final")
+        write_card(run, run / "final", _stock_use(model, config))
+
+
+def _stock_use(model: VelocityModel, config: Config) -> StockUse | None:
+    """None: of a model that is no pipeline of diffusers."""
+    if not isinstance(model, PipelineModel):
+        return None
+    sampling = for_evaluation(config.sampling)
+    arguments = {"num_inference_steps": sampling.num_inference_steps, **model.stock_call(sampling.guidance_scale)}
+    return StockUse(model.absent, arguments)
 
 
 def upload(run: Path, state: State, config: Config) -> None:
