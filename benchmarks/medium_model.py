@@ -25,7 +25,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from dgpo import DGPO, Config, LoraConfig, Sampling, load_model
-from dgpo.bench import measure_overhead
+from dgpo.bench.overhead import measure_overhead
 from dgpo.run import folder as runfolder
 
 RESULTS = Path(__file__).parent / "results"

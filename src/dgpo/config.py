@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 import yaml
 
 from dgpo.algorithms.base import require
@@ -23,6 +22,7 @@ from dgpo.config_checks import check
 from dgpo.errors import UserError
 from dgpo.utils import fields
 from dgpo.utils.files import whole
+from dgpo.utils.late import torch
 from dgpo.utils.strict_yaml import read_mapping
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Config:
     name: str = "run"
     """What the run is called in folders and reports."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of everything that is drawn: noise, timesteps, the order of prompts."""
     iterations: int = 100
     """An iteration is one rollout and its updates."""
     max_minutes: float | None = None
@@ -140,7 +140,7 @@ class Config:
     finetune: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or the whole transformer."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the frozen parts and of the network's arithmetic; trained weights and latents are fp32. auto: bf16 on a CUDA
+    """Precision of the frozen parts and of the network's arithmetic; trained weights and latents are fp32. auto: bf16 on a CUDA
     GPU that has it, else fp32; a run keeps what it began with."""
     device: str = "auto"
     """auto: CUDA where there is one, else Apple's mps, else the CPU."""
@@ -221,7 +221,7 @@ class Config:
     noise_scale_every: int = 5
     """Optimizer steps between measurements of the gradient noise scale; 0: never."""
     license: str = "other"
-    """Of the trained weights, in their model card: they inherit the model's, which is not looked up."""
+    """License of the trained weights, written in their model card: they inherit the model's, which is not looked up."""
     push_to_hub: str | None = None
     """owner/name of a Hugging Face repository to which the final weights are uploaded; None: nothing is."""
     hub_private: bool = True

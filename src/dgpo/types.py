@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def take(rows: Tensor, index: slice | Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class Rollout(NamedTuple):
 
     def rows(self, index: slice | Tensor) -> Rollout:
         """The same rollout with only some images. What is said of groups keeps its meaning for the whole batch."""
-        if isinstance(index, Tensor) and index.dtype == torch.bool:
+        if not isinstance(index, slice) and index.dtype == torch.bool:
             index = index.nonzero().flatten()  # rows by number are what every model's conditioning understands
         numbers = take(torch.arange(len(self.prompts)), index).tolist()
         return self._replace(

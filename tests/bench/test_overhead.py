@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dgpo.bench import measure_overhead
+from dgpo.bench.overhead import measure_overhead
 from dgpo.recipes import recipe
 
 

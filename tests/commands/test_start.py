@@ -55,6 +55,30 @@ def test_what_needs_no_model_is_answered_without_torch(words: str, code: int, sa
     assert done.stdout.splitlines()[-1].strip() == "imported:"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        *((f"{command} --help", 0, f"usage: dgpo {command}") for command in COMMANDS),
+        ("reward check --help", 0, "usage: dgpo reward check NAME"),
+        ("train tiny --iterations -4", 2, "iterations=-4 cannot work"),
+        ("train tiny --iterations many", 2, "invalid"),
+        ("train tiny --learning-rte 1", 2, "unknown field 'learning_rte'"),
+        ("train tiny --algorithm.beta 0", 2, "beta=0.0 would ignore"),
+        ("train tiny --algorithm diffusion_dpo --algorithm.beta 0", 2, "beta=0.0 would ignore"),
+        ("train tinny", 2, "Did you mean 'tiny'?"),
+        ("plan tiny --group-size 1", 2, "group_size=1 cannot work"),
+        ("bench --only nobody", 2, "no contender"),
+    ],
+)
+def test_help_and_mistakes_in_fields_do_not_wait_for_torch(words: str, code: int, said: str) -> None:
+    done = python("-c", IMPORTED, *words.split())
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+    imported, *names = done.stdout.splitlines()[-1].split()
+    assert imported == "imported:"
+    assert "torch" not in names
+
+
 def test_every_command_has_a_module_that_says_how_it_is_called() -> None:
     text = "import sys\nfrom dgpo.commands.main import usage\nprint(usage())"
     usage = python("-c", text).stdout

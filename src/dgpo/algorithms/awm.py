@@ -12,10 +12,7 @@ sampler; their second pull, towards an average of the policy, is not there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.forward_process import ForwardProcess, TSampling
@@ -23,6 +20,10 @@ from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import clip_mask, clipped_surrogate, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST_DSM = 1e-10
 
@@ -32,7 +33,7 @@ class AWM(ForwardProcess, GroupAdvantages):
     """The paper's constants."""
 
     power: float = 0.25
-    """Of d in the log-likelihood: 1 is the DSM loss itself, less is less moved by images that are hard; in (0, 1]."""
+    """Exponent of d in the log-likelihood; 1 is the DSM loss itself, less is moved less by hard images; in (0, 1]."""
 
     weight_by_t: bool = True
     """Whether the log-likelihood is multiplied by t."""
@@ -53,10 +54,10 @@ class AWM(ForwardProcess, GroupAdvantages):
     """Where t comes from: the rollout's own first noise levels, or a distribution on [t_min, t_max]."""
 
     t_min: float = 0.35
-    """Of the other draws: smallest t trained. In [0, t_max)."""
+    """Smallest t trained, for draws other than "grid". In [0, t_max)."""
 
     t_max: float = 0.98
-    """Of the other draws: largest t trained, 1 is pure noise. In (t_min, 1]."""
+    """Largest t trained, for draws other than "grid"; 1 is pure noise. In (t_min, 1]."""
 
     shared_noise: bool = False
     """One noise for the images of a group at a draw; otherwise each image has its own."""

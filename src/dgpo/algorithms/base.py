@@ -11,14 +11,15 @@ same members is an algorithm too; contract.py says what one lacks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from dgpo.core.groups import Reduce, identity
 from dgpo.errors import UserError
 from dgpo.types import Rollout, Sde, TrainPoint, Velocities
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Algorithm(Protocol):

@@ -17,10 +17,7 @@ does not depend on how images are spread over ranks; weights that nothing uses a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo.algorithms.base import averaged, given, require, require_known
 from dgpo.algorithms.forward_process import ForwardProcess
@@ -30,6 +27,10 @@ from dgpo.core.groups import Reduce, group_size, group_sum, identity
 from dgpo.core.guidance import require_guidance
 from dgpo.core.losses import dsm_clip_mask, dsm_loss, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dgpo_loss(dsm: Tensor, advantages: Tensor, weight: Tensor) -> Tensor:
@@ -40,7 +41,6 @@ def dgpo_loss(dsm: Tensor, advantages: Tensor, weight: Tensor) -> Tensor:
     return weight * advantages * dsm
 
 
-@torch.no_grad()
 def group_weight(
     dsm: Tensor,
     dsm_ref: Tensor,
@@ -59,7 +59,7 @@ def group_weight(
     """
     if group_sizes is None:
         group_sizes = group_size(group_index, num_groups, reduce)
-    total = group_sum(advantages * (dsm - dsm_ref), group_index, num_groups, reduce)
+    total = group_sum(advantages * (dsm - dsm_ref).detach(), group_index, num_groups, reduce)
     return torch.sigmoid(beta * total / group_sizes.clamp(min=1))
 
 

@@ -8,10 +8,8 @@ It is DGPO with a group of two. The other images of a group are not trained on, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.forward_process import ForwardProcess, TSampling
@@ -19,6 +17,10 @@ from dgpo.core.advantages import best_worst_pairs
 from dgpo.core.groups import Reduce, group_sum, identity
 from dgpo.core.losses import dsm_loss
 from dgpo.types import Rollout, TrainPoint, Velocities
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,13 @@ class DiffusionDPO(ForwardProcess):
     """The paper's constants."""
 
     beta: float = 2000.0
-    """Of the preference between the two: large values forget those that are ordered right already; > 0."""
+    """How sharply pairs are told apart: large values forget those that are ordered right already; > 0."""
 
     t_sampling: TSampling = "uniform"
     """Where t comes from: the rollout's own first noise levels, or a distribution on [t_min, t_max]."""
 
     t_min: float = 0.0
-    """Of the other draws: smallest t trained. In [0, t_max)."""
+    """Smallest t trained, for draws other than "grid". In [0, t_max)."""
 
     shared_t: bool = False
     """One t for all groups at a draw; otherwise each group has its own."""
@@ -87,7 +89,7 @@ class DiffusionDPO(ForwardProcess):
         with torch.no_grad():
             total = group_sum(margin, rollout.group_index, rollout.num_groups, reduce)[rollout.group_index]
         slope = self.beta / 2 * torch.sigmoid(self.beta / 2 * total)
-        value = -logsigmoid(-self.beta / 2 * total)
+        value = -torch.nn.functional.logsigmoid(-self.beta / 2 * total)
         terms = 2 * slope * (margin - margin.detach())  # 0, with the gradient; 2, as two rows share a pair's margin
         loss = (terms + value).mean()
         return averaged(loss, {"dsm": dsm, "pair_weight": slope / (self.beta / 2), "ordered": (total < 0).float()})

@@ -11,9 +11,7 @@ in an order of their own for each group, in the authors' code for each image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.forward_process import ForwardProcess, TSampling
@@ -23,6 +21,9 @@ from dgpo.core.flow import expand, x0_from_velocity
 from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST_WEIGHT = 1e-5
 
@@ -44,7 +45,7 @@ class DiffusionNFT(ForwardProcess, GroupAdvantages):
     """Where t comes from: the rollout's own first noise levels, or a distribution on [t_min, t_max]."""
 
     trunc_steps: int = 8
-    """Of "grid": t is drawn without replacement from the rollout's first trunc_steps + 1 noise levels; >= 0."""
+    """For "grid": t is drawn without replacement from the rollout's first trunc_steps + 1 noise levels; >= 0."""
 
     num_points: int = 9
     """Draws of (t, noise) per update, all on the same images; >= 1."""

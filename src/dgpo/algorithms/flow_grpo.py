@@ -15,10 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.group_advantages import GroupAdvantages
@@ -26,6 +23,10 @@ from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import clip_mask, clipped_surrogate, gaussian_kl
 from dgpo.core.solvers import gaussian_log_prob, sde_moments
 from dgpo.types import Rollout, Sde, TrainPoint, Velocities
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class FlowGRPO(GroupAdvantages):
     """The window moves on by one step every so many iterations, from the noisiest; 0: it is drawn anew each time."""
 
     window_end: int | None = None
-    """Of a drawn window: it ends at this step or before, counted from 1; None: anywhere in the share above."""
+    """The last step that a drawn window may hold, counted from 1; None: any of the share above."""
 
     guided: bool = True
     """Train with the guidance of the rollout, so that the density is the one that was sampled from."""

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dgpo.algorithms.base import Algorithm, require, require_known
 from dgpo.core import seeds, timesteps
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.types import Rollout, TrainPoint
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TSampling = Literal["grid", "uniform", "logit_normal", "stratified"]
 
@@ -31,13 +32,13 @@ class ForwardProcess(Algorithm):
     """Where t comes from: the rollout's own first noise levels, or a distribution on [t_min, t_max]."""
 
     trunc_steps: int = 6
-    """Of "grid": t is drawn without replacement from the rollout's first trunc_steps + 1 noise levels; >= 0."""
+    """For "grid": t is drawn without replacement from the rollout's first trunc_steps + 1 noise levels; >= 0."""
 
     t_min: float = 0.6
-    """Of the other draws: smallest t trained; small t teaches the few-step sampler's artefacts. In [0, t_max)."""
+    """Smallest t trained, for draws other than "grid"; small t teaches the few-step sampler's artefacts. In [0, t_max)."""
 
     t_max: float = 1.0
-    """Of the other draws: largest t trained, 1 is pure noise. In (t_min, 1]."""
+    """Largest t trained, for draws other than "grid"; 1 is pure noise. In (t_min, 1]."""
 
     shared_t: bool = True
     """One t for all groups at a draw; otherwise each group has its own."""

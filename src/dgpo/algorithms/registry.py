@@ -45,6 +45,14 @@ def known_algorithms() -> list[str]:
     return [*BUILT_IN, *_registered]
 
 
+def stand_in() -> Algorithm:
+    """For a config that nothing is trained with: any number of solver steps and all other fields go with it.
+
+    A run's own algorithm may be a class that is not here.
+    """
+    return make_algorithm("awm", {}, root=None)
+
+
 def algorithm_class(name: str) -> type:
     """The class of a short name or of `package.module:Class`."""
     path = BUILT_IN.get(name, name)

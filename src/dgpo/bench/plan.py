@@ -30,7 +30,7 @@ class Plan:
     only: tuple[str, ...] = ()
     """Contenders to run; none: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the runs that are compared."""
+    """Seeds of the runs that are compared."""
     minutes: float = 13.0
     """Training time of each of them, evaluations not counted."""
     search_minutes: float = 4.0
@@ -40,9 +40,9 @@ class Plan:
     overhead: bool = False
     """Instead of all that, measure an iteration's time and memory against its bare network calls."""
     overhead_recipe: str = "tiny"
-    """Whose iteration."""
+    """The recipe whose iteration is measured."""
     overhead_rounds: int = 5
-    """How often."""
+    """How often it is measured."""
     out: str = "benchmarks"
     """Raw results go to OUT/results/bench, run folders to OUT/runs, the page to OUT/bench.html."""
 

@@ -14,11 +14,15 @@ ABOUT = (
 
 def run(given: list[str]) -> int:
     """Run what is missing of the benchmark and write its page."""
-    from dgpo.bench import Plan, bench, measure_overhead, read_rows, write_page
+    from dgpo.bench.plan import Plan
     from dgpo.commands.parse import parse
     from dgpo.recipes import recipe
 
     plan = parse(Plan(), list(_split_lists(given, ("--only", "--seeds"))), "dgpo bench", ABOUT)
+    from dgpo.bench.overhead import measure_overhead
+    from dgpo.bench.page import read_rows, write_page
+    from dgpo.bench.run import bench
+
     if plan.overhead:
         results = Path(plan.out) / "results" / "overhead.json"
         measure_overhead(recipe(plan.overhead_recipe), plan.overhead_rounds, results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dgpo.algorithms.registry import known_algorithms, make_algorithm
+from dgpo.algorithms.registry import known_algorithms, make_algorithm, stand_in
 from dgpo.commands.parse import parse
 from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
 from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, load_yaml
@@ -83,7 +83,8 @@ def take_source(given: list[str], usage: str) -> tuple[str, list[str]]:
 
 def config_of(source: str) -> Config:
     """Read a run's own config; for an embedded model its demo's, for another one the defaults."""
-    from dgpo.training import apply
+    if source in DEMOS:
+        return replace(recipe(DEMOS[source]), algorithm=stand_in())
+    from dgpo.training.apply import config_of
 
-    config = apply.config_of(source)
-    return replace(recipe(DEMOS[source]), algorithm=config.algorithm) if source in DEMOS else config
+    return config_of(source)

@@ -19,7 +19,6 @@ def run(given: list[str]) -> int:
     """Print the plan; 2 where the run could not start."""
     announce("plan", given)
     from dgpo.commands.configs import recipe_config
-    from dgpo.plan import plan
 
     gpu, rest = take_option(given, "--gpu", "the name of one: --gpu H100")
     processes, rest = take_option(rest, "--processes", "their number: --processes 8")
@@ -27,4 +26,6 @@ def run(given: list[str]) -> int:
         raise UserError(f"--processes {processes} must be a number")
     online, rest = take_flag(rest, "--online")
     config = recipe_config(rest, "dgpo plan [RECIPE|FILE.yaml]", HELP)
+    from dgpo.plan import plan
+
     return 0 if plan(config, gpu, int(processes or 1), online) else 2

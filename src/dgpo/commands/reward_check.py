@@ -47,12 +47,13 @@ def run(given: list[str]) -> int:
     if command not in ("check", *HELP):
         raise UserError(f"there is no command 'reward {command}'; there is: {usage}")
     from dgpo.commands.parse import parse
-    from dgpo.rewards.check_by_name import check_by_name
 
     name, rest = take_name(rest or list(HELP[:1]))
     o = parse(RewardCheck(), rest, usage, ABOUT)
     if not name:
         raise UserError(f"name a reward first: {usage}")
+    from dgpo.rewards.check_by_name import check_by_name
+
     shown, findings = check_by_name(name, o.images, o.prompts, o.batch, o.tolerance)
     passed = all(finding.passed is not False for finding in findings)
     if o.json:

@@ -32,13 +32,14 @@ class ScoreFolder:
 def run(given: list[str]) -> int:
     """Write the scores, and print where they are."""
     from dgpo.commands.parse import parse, weights
-    from dgpo.rewards.score_folder import score_folder
 
     usage = "dgpo score FOLDER --rewards NAME[=WEIGHT] ..."
     folder, rest = take_name(given or list(HELP[:1]))
     o = parse(ScoreFolder(), rest, usage, ABOUT)
     if not folder:
         raise UserError(f"name a folder of pictures first: {usage}")
+    from dgpo.rewards.score_folder import score_folder
+
     path, lines = score_folder(Path(folder), weights(o.rewards), o.batch_size, o.out)
     _show(lines)
     print(path)

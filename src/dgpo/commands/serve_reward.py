@@ -15,12 +15,14 @@ HELP = (
 def run(given: list[str]) -> int:
     """Serve a reward over HTTP until a signal comes."""
     from dgpo.commands.parse import parse
-    from dgpo.rewards.http.serve import Serving, serve
+    from dgpo.rewards.http.options import Serving
 
     usage = "dgpo serve-reward NAME"
     name, rest = take_name(given)
     options = parse(Serving(), rest, usage, HELP)
     if not name:
         raise UserError(f"name a reward first: {usage}")
+    from dgpo.rewards.http.serve import serve
+
     serve(name, options)
     return 0

@@ -13,12 +13,13 @@ std="group", which the paper does not have, every group weighs the same. Deviati
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from dgpo.core.groups import group_max, group_mean, group_std
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def group_advantages(

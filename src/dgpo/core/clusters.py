@@ -10,9 +10,12 @@ which for clusters of one value each is the usual deviation / sqrt(n) (Liang and
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def numbered(items: Sequence[Hashable]) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@torch.no_grad()
 def ema_update(target: Iterable[Tensor], source: Iterable[Tensor], decay: float) -> None:
     """`target = decay * target + (1 - decay) * source`, in place, in one fused call; decay 0 copies exactly.
 
@@ -16,7 +18,8 @@ def ema_update(target: Iterable[Tensor], source: Iterable[Tensor], decay: float)
     """
     target = list(target)
     source = [new.to(old) for old, new in zip(target, source, strict=True)]
-    torch._foreach_lerp_(target, source, 1 - decay)
+    with torch.no_grad():
+        torch._foreach_lerp_(target, source, 1 - decay)
 
 
 def warmup_decay(step: int, rate: float = 0.001, max_decay: float = 0.3) -> float:

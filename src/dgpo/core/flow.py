@@ -8,11 +8,13 @@ A variance-preserving model has `x_vp = alpha x0 + sigma noise`. Dividing by `al
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-T = TypeVar("T", float, Tensor)
+
+T = TypeVar("T", float, "Tensor")
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:

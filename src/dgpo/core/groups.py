@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dgpo.utils.late import torch
 
-Reduce = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Reduce = Callable[["Tensor"], "Tensor"]
 
 
 def identity(x: Tensor) -> Tensor:

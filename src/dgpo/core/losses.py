@@ -7,8 +7,12 @@ Squares are taken in fp32, or in float64 where that is given: beta and the clip 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _mean_square(a: Tensor, b: Tensor) -> Tensor:

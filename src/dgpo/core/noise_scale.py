@@ -11,9 +11,10 @@ Deviation: both estimates are returned, since their ratio is biased and should b
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NoiseScale(NamedTuple):

@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dgpo.core.flow import expand, shift_t
 from dgpo.core.seeds import randn_rows
 from dgpo.errors import UserError, did_you_mean
+from dgpo.utils.late import torch
 
-VelocityFn = Callable[[Tensor, Tensor], Tensor]  # x (n, *latent), t (n,) in [0, 1] -> velocity (n, *latent)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]  # x (n, *latent), t (n,) in [0, 1] -> velocity (n, *latent)
 _NEAR_ONE = 0.998
 
 

@@ -6,10 +6,13 @@ returns (num_points,) fp32 from its own generator on the CPU.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dgpo.errors import UserError
+from dgpo.utils.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def grid_draws(sigmas: Tensor, trunc_steps: int, num_points: int, generator: torch.Generator) -> Tensor:

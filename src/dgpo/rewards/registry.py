@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dgpo.errors import UserError, did_you_mean
-from dgpo.rewards.base import Reward
 from dgpo.utils.imports import import_named, is_path
+
+if TYPE_CHECKING:
+    from dgpo.rewards.base import Reward
 
 BUILT_IN = {
     "shapes": "dgpo.rewards.builtin.shapes:shapes",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dgpo.algorithms import AWM
+from dgpo.algorithms.registry import stand_in
 from dgpo.config import AUTOMATIC, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.core import seeds
@@ -64,17 +64,13 @@ class Collected(NamedTuple):
 def config_of(source: str | Path) -> Config:
     """A run's own config, but for its algorithm, which nothing here uses; for a model, the defaults with that model."""
     if _is_run(source):
-        return load_yaml(Path(source) / "config.yaml", algorithm=_STANDS_IN)
+        return load_yaml(Path(source) / "config.yaml", algorithm=stand_in())
     locate(source)  # so that a mistyped run is not told what a model lacks
-    return Config(model=str(source), algorithm=_STANDS_IN)
+    return Config(model=str(source), algorithm=stand_in())
 
 
 def _is_run(source: str | Path) -> bool:
     return (Path(source) / "config.yaml").is_file()
-
-
-_STANDS_IN = AWM()
-"""Any number of solver steps and all other fields go with it; the run's own may be a class that is not here."""
 
 
 def _config(source: str | Path, config: Config | None) -> Config:

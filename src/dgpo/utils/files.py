@@ -9,12 +9,12 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from dgpo.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _UNFINISHED = ".part"
 
@@ -51,6 +51,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
     safetensors alone writes files of mode 0600, and metadata in an order that differs from process to process.
     """
+    from safetensors.torch import save_file
+
     save_file(dict(tensors), path, dict(metadata) if metadata else None)
     if metadata:
         _sort_metadata(path)

@@ -17,25 +17,25 @@ class Serving:
     host: str = "127.0.0.1"
     """The address to listen on: by default only this machine can connect; 0.0.0.0 is all networks."""
     port: int = 8000
-    """0: any that is free."""
+    """The port to listen on; 0: any that is free."""
     token_env: str | None = None
     """An environment variable with the token that clients must show; None: none is asked for."""
     no_token: bool = False
     """Serve other machines without a token: whoever reaches the address can use this one's memory and processor."""
     max_images: int = 128
-    """In one request, and in one call of the reward."""
+    """Most images of one request, and of one call of the reward."""
     max_mb: float = 128
-    """Of one request, in MB."""
+    """Largest request, in MB."""
     max_pixels: int = 4096 * 4096
-    """Of one image."""
+    """Largest image, in pixels."""
     max_total_pixels: int = 2**25
-    """Of all images of one request, and of one call of the reward; as many need 400 MB."""
+    """Most pixels of one request's images together, and of one call of the reward; as many need 400 MB."""
     max_memory_mb: float = 8000
-    """MB that all requests hold together; beyond, clients are told to come back later."""
+    """Most memory that all requests hold together, in MB; beyond, clients are told to come back later."""
     max_waiting: int = 1024
-    """Images that wait or are being scored; from so many on, clients are told to come back later."""
+    """Most images that wait or are being scored; from so many on, clients are told to come back later."""
     batch_ms: float = 5
-    """Milliseconds that a request waits for others to be scored together with."""
+    """How long a request waits for others to be scored together with it, in milliseconds."""
 
     def __post_init__(self) -> None:
         least = {"port": 0, "max_images": 1, "max_pixels": 1, "max_total_pixels": 1, "max_waiting": 1, "batch_ms": 0}
