@@ -11,10 +11,9 @@ import torch
 from synthetic import make_run
 
 from dgpo.bench import page, plan, run
-from dgpo.bench.page import write_page
+from dgpo.bench.page import Curve, Row, noise_over_signal, read_rows, time_to, write_page
 from dgpo.bench.plan import CONTENDERS, Plan
 from dgpo.bench.run import bench
-from dgpo.bench.page import Curve, Row, noise_over_signal, read_rows, time_to
 from dgpo.commands.main import main
 from dgpo.config import from_dict, to_dict
 from dgpo.errors import UserError

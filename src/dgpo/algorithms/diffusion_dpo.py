@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-
 from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.forward_process import ForwardProcess, TSampling
 from dgpo.core.advantages import best_worst_pairs

@@ -35,7 +35,7 @@ class ForwardProcess(Algorithm):
     """For "grid": t is drawn without replacement from the rollout's first trunc_steps + 1 noise levels; >= 0."""
 
     t_min: float = 0.6
-    """Smallest t trained, for draws other than "grid"; small t teaches the few-step sampler's artefacts. In [0, t_max)."""
+    """Smallest t trained, for draws other than "grid"; small t teaches the sampler's artefacts. In [0, t_max)."""
 
     t_max: float = 1.0
     """Largest t trained, for draws other than "grid"; 1 is pure noise. In (t_min, 1]."""
