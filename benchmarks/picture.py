@@ -1,6 +1,7 @@
 """The README's pictures of a run: the same prompts and the same noise, drawn with the weights of its checkpoints.
 
     python benchmarks/picture.py grid runs/demo assets/before_after.png
+    python benchmarks/picture.py grid runs/words assets/words.png
     python benchmarks/picture.py animation runs/demo assets/training.webp
 
 The prompts are the first of the run's first evaluation list, the noise is that of its evaluations (`--images` of each
@@ -56,12 +57,12 @@ def main() -> None:
     options.add_argument("--images", type=int, default=8, help="Pictures of each prompt.")
     given = options.parse_args()
     config = runfolder.stored_config(given.run)
-    checkpoints = checkpoint.list_checkpoints(given.run)
+    checkpoints = [path for path in checkpoint.list_checkpoints(given.run) if checkpoint.iteration_of(path)]
     grid = given.what == "grid"
-    if len(checkpoints) < 2:
-        raise SystemExit(f"{given.run} holds {len(checkpoints)} checkpoints; a picture needs at least two")
+    if not checkpoints:
+        raise SystemExit(f"{given.run} holds no checkpoint of trained weights")
     prompts = load_prompts(next(iter(config.eval_prompts.values()))).subset(range(given.prompts if grid else 1))
-    drawings = drawn(config, [checkpoints[0], checkpoints[-1]] if grid else checkpoints, prompts, given.images)
+    drawings = drawn(config, checkpoints[-1:] if grid else checkpoints, prompts, given.images)
     marked_by = marking([each.scores for each in drawings], {"rewards": config.rewards})
     if marked_by is None or not marked_by.right_or_wrong:
         raise SystemExit(f"no score of {', '.join(config.rewards)} says right or wrong")
@@ -77,16 +78,19 @@ def main() -> None:
 
 
 def drawn(config: Config, checkpoints: Sequence[Path], prompts: PromptSet, k: int) -> list[Drawings]:
-    """k images of each prompt with the averaged weights of each checkpoint, from the noise of evaluations."""
+    """k images of each prompt from the noise of evaluations: with the pretrained weights, then with each checkpoint's."""
     model, reward = load_configured(config, ("ref", "ema")), RewardSet(config.rewards, tags=config.reward_tags)
     rows = prompts.subset(prompt for prompt in range(len(prompts)) for _ in range(k))
     cond, found = CondCache(model)(rows.prompts), []
-    for path in checkpoints:
-        model.weights.load("ema", checkpoint.load(path)[0]["ema"])
+    for path in (None, *checkpoints):
+        if path is not None:
+            model.weights.load("ema", checkpoint.load(path)[0]["ema"])
         streams = [seeds.generator(config.seed, "eval", row // k, row % k) for row in range(len(rows))]
-        images = Drawn.cat([*draw(model, cond, streams, for_evaluation(config.sampling), "ema")]).images
+        weights = "ref" if path is None else "ema"
+        images = Drawn.cat([*draw(model, cond, streams, for_evaluation(config.sampling), weights)]).images
         scores, _ = reward(images, rows.prompts, rows.metadata, torch.arange(len(rows)) // k)
-        found.append(Drawings(checkpoint.iteration_of(path), images, {n: s.tolist() for n, s in scores.items()}))
+        iteration = 0 if path is None else checkpoint.iteration_of(path)
+        found.append(Drawings(iteration, images, {n: s.tolist() for n, s in scores.items()}))
     return found
 
 
