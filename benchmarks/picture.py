@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def drawn(config: Config, checkpoints: Sequence[Path], prompts: PromptSet, k: int) -> list[Drawings]:
-    """k images of each prompt from the noise of evaluations: with the pretrained weights, then with each checkpoint's."""
+    """k images of each prompt from the noise of evaluations: by the pretrained weights, then by each checkpoint."""
     model, reward = load_configured(config, ("ref", "ema")), RewardSet(config.rewards, tags=config.reward_tags)
     rows = prompts.subset(prompt for prompt in range(len(prompts)) for _ in range(k))
     cond, found = CondCache(model)(rows.prompts), []
