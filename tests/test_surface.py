@@ -132,9 +132,10 @@ def test_a_bare_config_trains_nothing_and_shows_what_to_write(
 
 
 def test_a_run_is_evaluated_sampled_and_collected_with_its_own_config(finished_run: Path, tmp_path: Path) -> None:
-    weights, metrics = dgpo.evaluate(finished_run)
+    weights, metrics, before = dgpo.evaluate(finished_run)
     assert "iteration-00000" in weights
-    assert {"eval/seen/reward", "eval/unseen/reward", "eval/seen/reward/stderr"} <= set(metrics)
+    assert {"eval/seen/reward", "eval/unseen/reward", "eval/seen/reward/stderr"} <= set(metrics) & set(before)
+    assert "eval/seen/reward/change" in metrics
     pictures = dgpo.sample(finished_run, prompts=["a red cat", "two dogs"], images=3, out=tmp_path / "new.png")
     assert pictures.shape == (2, 3, 3, 64, 64)
     assert pictures.dtype == torch.float32

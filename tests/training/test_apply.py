@@ -48,15 +48,59 @@ def test_eval_of_a_run_repeats_the_evaluation_of_its_best_weights(finished_run: 
     assert [row["iteration"] for row in evaluations] == [0, 1, 2]
     state = json.loads((finished_run / "checkpoints/iteration-000002/state.json").read_text())["state"]
     taken = evaluations[state["best_iteration"] or 2]  # weights from before the first iteration are not kept
-    weights, found = dgpo.evaluate(finished_run)
+    weights, found, before = dgpo.evaluate(finished_run)
     assert weights.startswith(str(finished_run / "checkpoints"))
-    compared = {key for key in taken if key == ALARMS or key.endswith("/change")}
-    assert found == {key: value for key, value in taken.items() if key.startswith("eval/") and key not in compared}
+    assert any(key.endswith("/change") for key in found)
+    assert found == {key: value for key, value in taken.items() if key.startswith("eval/") and key != ALARMS}
+    assert before == {key: value for key, value in evaluations[0].items() if key.startswith("eval/") and key != ALARMS}
+    alone = dgpo.evaluate(finished_run, compare=False)
+    assert alone.metrics == {key: value for key, value in found.items() if not key.endswith("/change")}
+    assert alone.before == {}
+
+
+def test_eval_of_a_run_tells_the_paired_change_and_its_interval(
+    finished_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    Path("nine.jsonl").write_text("".join(f'{{"prompt": "{n} cats", "tag": "cats"}}\n' for n in range(9)))
+    words = "--eval-prompts nine=nine.jsonl --eval-images-per-prompt 2"
+    lines = command("eval", finished_run, *words.split()).splitlines()
+    (header,) = (line.replace("┃", " ").split() for line in lines if "after" in line and "┃" in line)
+    assert header == ["nine", "before", "after", "change", "95", "%"]
+    rows = {cells[0]: cells[1:] for cells in (line.replace("│", " ").split() for line in lines if "│" in line)}
+    assert rows.keys() == {"runs:colour", "runs:colour/cats", "reward", "reward/cats", "drift", "drift/cats"}
+    config = replace(
+        load_yaml(finished_run / "config.yaml"), eval_prompts={"nine": "nine.jsonl"}, eval_images_per_prompt=2
+    )
+    _, found, before = dgpo.evaluate(finished_run, config)
+    key = "eval/nine/reward"
+    low, high = found[f"{key}/change_low"], found[f"{key}/change_high"]
+    assert low <= found[f"{key}/change"] <= high
+    assert found[f"{key}/change"] == pytest.approx(found[key] - before[key], abs=1e-6)
+    numbers = [f"{before[key]:.3f}", f"{found[key]:.3f}", f"{found[f'{key}/change']:+.3f}", f"{low:+.3f}", "to"]
+    assert rows["reward"] == [*numbers, f"{high:+.3f}"]
+    assert len(rows["reward/cats"]) == 3, "a kind of prompts has no interval"
+    assert lines[-1].startswith("before: what the run began with, ")
+
+
+def test_eval_says_how_far_it_is_over_both_of_its_halves(
+    finished_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    dgpo.evaluate(finished_run, tell=lambda *progress: told.append(progress))
+    assert told[0] == ("loading", 0, 0)
+    sets, prompts = 2, 2
+    evaluating = [(done, total) for phase, done, total in told if phase == "evaluating"]
+    assert {total for _, total in evaluating} == {2 * sets * prompts}
+    assert [done for done, _ in evaluating] == sorted(done for done, _ in evaluating)
+    assert evaluating[-1][0] == 2 * sets * prompts
+    assert main(["eval", str(finished_run)]) == 0
+    assert "  evaluating 0/8 images\n" in capsys.readouterr().err
 
 
 def test_the_table_is_readable(finished_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    lines = command("eval", finished_run, "--eval-images-per-prompt", "2").splitlines()
+    lines = command("eval", finished_run, "--eval-images-per-prompt", "2", "--no-compare").splitlines()
     assert "iteration-00000" in lines[0]
     (header,) = (line.replace("┃", " ").split() for line in lines if "score" in line)
     assert header == ["score", "seen", "unseen"]
@@ -78,10 +122,12 @@ def test_the_table_counts_repeated_calls_and_missing_scores(
         )
 
     monkeypatch.setattr(tools, "evaluate_model", troubled)
-    lines = command("eval", finished_run, "--eval-images-per-prompt", "2").splitlines()
-    rows = [line.replace("│", " ").split() for line in lines]
+    words = ("eval", finished_run, "--eval-images-per-prompt", "2")
+    rows = [line.replace("│", " ").split() for line in command(*words, "--no-compare").splitlines()]
     assert ["reward/retries", "2"] in rows
     assert ["reward/missing", "1"] in rows
+    compared = [line.replace("│", " ").split() for line in command(*words).splitlines()]
+    assert ["reward/retries", "2", "2"] in compared, "counts before and after, of which no change is told"
 
 
 @pytest.mark.slow
@@ -91,6 +137,7 @@ def test_eval_of_a_model_needs_no_run(tiny_folder: Path, command: Command) -> No
     out = command("eval", tiny_folder, *words.split(), "--finetune", "lora")
     assert "as pretrained" in " ".join(out.split())
     assert "±" in out
+    assert "before" not in out
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
-"""`dgpo eval`: score a run's best weights, or a model, on the config's evaluation sets."""
+"""`dgpo eval`: score a run's best weights, and what it began with, or a model, on the config's evaluation sets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from dgpo.commands.words import announce
+from dgpo.commands.words import announce, take_flag
+
+if TYPE_CHECKING:
+    from dgpo.training.apply import Scores
 
 USAGE = {"dgpo eval RUN|MODEL [--FIELD VALUE ...]": "score a run's best weights, or a model"}
 FIELDS = (
@@ -12,44 +16,97 @@ FIELDS = (
     *("seed", "device", "dtype", "resolution", "sampling"),
 )
 """What an evaluation reads, and `dgpo eval --help` shows."""
+COUNTS = ("/missing", "/retries")
+NOTES = ("/stderr", "/change", "/change_low", "/change_high")
+"""Ends of the keys of metrics that are counts, and of those that stand in the row of their score."""
+ABOUT = (
+    "Score a run's best weights, with its own config, or a pipeline folder or id. What a run began with is scored\n"
+    "too, with the same noise, and the paired changes are told; that takes as long again.\n"
+    "- --no-compare: leave that out"
+)
 
 
 def run(given: list[str]) -> int:
-    """Print a table of all scores."""
+    """Print a table of all scores, or of a run one of each set with its changes."""
     announce("eval", given)
     from dgpo.commands.configs import config_of, take_source
     from dgpo.commands.parse import parse
 
     usage = "dgpo eval RUN|MODEL"
-    about = "Score a run's best weights, with its own config, or a pipeline folder or id."
     source, rest = take_source(given, usage)
-    config = parse(config_of(source), rest, usage, about, shown=FIELDS)
+    alone, rest = take_flag(rest, "--no-compare")
+    config = parse(config_of(source), rest, usage, ABOUT, shown=FIELDS)
+    from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
-    weights, metrics = apply.evaluate(source, config)
-    _show(weights, metrics, config.eval_prompts)
+    with shown_progress() as tell:
+        scores = apply.evaluate(source, config, compare=not alone, tell=tell)
+    tables = _changes(scores) if scores.before else [_table(scores.metrics)]
+    _print(scores.weights, tables, [f"before: what the run began with, {config.model}"] if scores.before else [])
     return 0
 
 
-def _show(weights: str, metrics: Mapping[str, float], sets: Iterable[str]) -> None:
-    """Print a row of each score, with a column of each evaluation set."""
+def _print(weights: str, tables: Iterable[Any], notes: Iterable[str]) -> None:
     from rich.console import Console
-    from rich.table import Column, Table
 
-    table = Table("score", *(Column(name, justify="right") for name in sets))
-    keys = [key for key in metrics if not key.endswith("/stderr")]
-    for score in dict.fromkeys(key.split("/", 2)[2] for key in keys):
-        table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in sets))
     out = Console(markup=False, emoji=False, highlight=False)
     out.print(weights, soft_wrap=True)
-    out.print(table)
+    for table in tables:
+        out.print(table)
+    for note in notes:
+        out.print(note, soft_wrap=True)
+
+
+def _table(metrics: Mapping[str, float]) -> Any:
+    """A row of each score, with a column of each evaluation set."""
+    from rich.table import Column, Table
+
+    names = _by_set(metrics)
+    table = Table("score", *(Column(name, justify="right") for name in names))
+    for score in dict.fromkeys(score for scores in names.values() for score in scores):
+        table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in names))
+    return table
+
+
+def _changes(found: Scores) -> Iterable[Any]:
+    """Of each evaluation set a table: a row of each score, before, after, its change and the 95 % interval of that."""
+    from rich.table import Column, Table
+
+    for name, scores in _by_set(found.metrics).items():
+        heads = (name, "before", "after", "change", "95 %")
+        table = Table(heads[0], *(Column(head, justify="right") for head in heads[1:]))
+        for score in scores:
+            key = f"eval/{name}/{score}"
+            ends = [found.metrics.get(f"{key}/change_{end}") for end in ("low", "high")]
+            between = " to ".join(f"{end:+.3f}" for end in ends if end is not None)
+            values = [_number(metrics, key) for metrics in (found.before, found.metrics)]
+            table.add_row(score, *values, _difference(found, key), between)
+        yield table
+
+
+def _by_set(metrics: Mapping[str, float]) -> dict[str, list[str]]:
+    """Evaluation set -> the names of its scores, their parts and counts."""
+    names: dict[str, list[str]] = {}
+    for key in metrics:
+        if not key.endswith(NOTES):
+            _, eval_set, score = key.split("/", 2)
+            names.setdefault(eval_set, []).append(score)
+    return names
+
+
+def _difference(found: Scores, key: str) -> str:
+    """The paired change, of a kind of prompts the difference of its means; empty where only one side has the score."""
+    if key.endswith(COUNTS) or key not in found.before:
+        return ""
+    return f"{found.metrics.get(f'{key}/change', found.metrics[key] - found.before[key]):+.3f}"
+
+
+def _number(metrics: Mapping[str, float], key: str) -> str:
+    """0.512, 3 for a count, empty for a score that is not there."""
+    return "" if key not in metrics else f"{metrics[key]:.0f}" if key.endswith(COUNTS) else f"{metrics[key]:.3f}"
 
 
 def _cell(metrics: Mapping[str, float], key: str) -> str:
-    """0.512 ± 0.031, where the error is known; 3 for a count; empty for a score that this set does not have."""
-    if key not in metrics:
-        return ""
-    if key.endswith(("/missing", "/retries")):
-        return f"{metrics[key]:.0f}"
+    """0.512 ± 0.031, where the error is known."""
     error = metrics.get(f"{key}/stderr")
-    return f"{metrics[key]:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return _number(metrics, key) + ("" if error is None else f" ± {error:.3f}")

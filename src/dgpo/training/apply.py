@@ -33,6 +33,7 @@ from dgpo.report.grids import sample_grid
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
+from dgpo.run.changes import changes
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
@@ -48,7 +49,8 @@ class Scores(NamedTuple):
     """What an evaluation outside of a run found."""
 
     weights: str  # which they were
-    metrics: dict[str, float]  # eval/SET/SCORE and, below it, TAG, stderr, missing, retries
+    metrics: dict[str, float]  # eval/SET/SCORE and, below it, TAG, stderr, missing, retries, and change as in a run
+    before: dict[str, float]  # the same of what the run began with, without changes; empty where that was not scored
 
 
 class Collected(NamedTuple):
@@ -109,8 +111,13 @@ def _best_weights(run: str | Path, config: Config) -> tuple[dict[str, Tensor], s
     return checkpoint.load(best)[0]["ema"], f"{best} ({standing})"
 
 
-def evaluate(source: str | Path, config: Config | None = None) -> Scores:
-    """Score a run's best weights, or a model, on the sets of `eval_prompts` by `rewards` and `eval_rewards`."""
+def evaluate(source: str | Path, config: Config | None = None, *, compare: bool = True, tell: Tell = silent) -> Scores:
+    """Score a run's best weights, or a model, on the sets of `eval_prompts` by `rewards` and `eval_rewards`.
+
+    compare: also draw and score what a run began with, with the same noise, for as long again; `metrics` then has the
+        paired change of each score (change, and of 8 prompts or more change_low and change_high, its 95 % interval)
+    tell: hears how far the work is
+    """
     config = _config(source, config)
     automatic = config.eval_prompts == AUTOMATIC
     if not config.eval_prompts or (automatic and not config.prompts and config.offline is None):
@@ -121,11 +128,28 @@ def evaluate(source: str | Path, config: Config | None = None) -> Scores:
     reward = all_rewards(config)
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
+    tell("loading", 0, 0)
     model, which = load_trained(source, config)
-    encode = CondCache(model, config.prompt_cache)
+    encode = CondCache(model, config.prompt_cache, tell=tell)
     if config.free_text_encoders:
         encode.know_all(text for prompts in sets.values() for text in prompts.prompts)
-    return Scores(which, evaluate_model(model, encode, sets, reward, config).metrics)
+    names = (BEFORE, AFTER) if compare and _is_run(source) else (AFTER,)
+    found = {
+        name: evaluate_model(model, encode, sets, reward, config, _WEIGHTS[name], _part(tell, n, len(names)))
+        for n, name in enumerate(names)
+    }
+    after, before = found[AFTER], found.get(BEFORE)
+    moved = changes(before.scores, after.scores, after.distinct) if before else {}
+    return Scores(which, after.metrics | moved, before.metrics if before else {})
+
+
+def _part(tell: Tell, number: int, of: int) -> Tell:
+    """For one of several evaluations: all their images are counted as one."""
+
+    def told(phase: str, done: int, total: int) -> None:
+        _further(tell, phase, number * total, of * total, done)
+
+    return told
 
 
 def sample(
