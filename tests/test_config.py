@@ -318,3 +318,9 @@ def test_the_same_key_under_other_headings_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: x\nalgorithm:\n  name: awm\noptimizer:\n  name: adamw\nsampling: &s {shift: 2.0}\n")
     assert load_yaml(path).sampling.shift == 2.0
+
+
+def test_a_text_that_the_loader_would_take_for_a_number_comes_back_as_a_text(tmp_path):
+    config = Config(name="1e3", prompts=("2e5", "-.5e1", "1.5", "yes", "null"))
+    save_yaml(config, tmp_path / "x.yaml")
+    assert load_yaml(tmp_path / "x.yaml") == config

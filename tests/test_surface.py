@@ -75,6 +75,7 @@ print(*(type(getattr(dgpo, name)).__name__ for name in ("train", "evaluate", "sa
     [
         "import dgpo",
         "from dgpo.recipes import RECIPES",
+        "import dgpo; dgpo.model_path('tiny-sd3')",
         "from dgpo.algorithms.registry import known_algorithms; known_algorithms()",
         "from dgpo.commands.main import main; main(['--version'])",
         "from dgpo.commands.main import main; main(['--help'])",

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from dgpo.config import Config, LoraConfig, Optimizer, Sampling
     from dgpo.data.prompts import load_prompts
     from dgpo.errors import NonFiniteError, RunFailed, UserError
-    from dgpo.models import load_model, model_path
+    from dgpo.models import load_model
     from dgpo.rewards.base import RewardAway, RewardError, group_reward, requires
     from dgpo.run.callbacks import Callback
     from dgpo.training.apply import collect, evaluate, sample
     from dgpo.training.loop import train
     from dgpo.training.running import Result
+    from dgpo.utils.embedded import model_path
 
 __all__ = [
     "AWM",
@@ -61,12 +62,13 @@ _HOMES = {
     "config": ("Config", "LoraConfig", "Optimizer", "Sampling"),
     "data.prompts": ("load_prompts",),
     "errors": ("NonFiniteError", "RunFailed", "UserError"),
-    "models": ("load_model", "model_path"),
+    "models": ("load_model",),
     "rewards.base": ("RewardAway", "RewardError", "group_reward", "requires"),
     "run.callbacks": ("Callback",),
     "training.apply": ("collect", "evaluate", "sample"),
     "training.loop": ("train",),
     "training.running": ("Result",),
+    "utils.embedded": ("model_path",),
 }
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from dgpo.algorithms.base import require
 from dgpo.algorithms.dgpo import DGPO
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, path_of
@@ -23,7 +21,7 @@ from dgpo.errors import UserError
 from dgpo.utils import fields
 from dgpo.utils.files import whole
 from dgpo.utils.late import torch
-from dgpo.utils.strict_yaml import read_mapping
+from dgpo.utils.strict_yaml import dump, read_mapping
 
 if TYPE_CHECKING:
     from dgpo.algorithms.base import Algorithm
@@ -305,7 +303,7 @@ def load_yaml(path: str | Path, algorithm: Algorithm | None = None) -> Config:
 def save_yaml(config: Config, path: Path) -> None:
     """Write a config file, whole or not at all."""
     with whole(path) as unfinished:
-        unfinished.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+        unfinished.write_text(dump(to_dict(config)), encoding="utf-8")
 
 
 def changed_fields(before: Config, after: Config) -> list[str]:

@@ -46,6 +46,13 @@ def python(*words: str, path: str = SOURCE) -> subprocess.CompletedProcess[str]:
         ("trian", 2, "Did you mean 'train'?"),
         ("report --help", 0, "usage: dgpo report RUN"),
         ("lora --help", 0, "usage: dgpo lora fix FILE OUT"),
+        ("model --help", 0, "usage: dgpo model [NAME]"),
+        ("model", 0, "A Stable Diffusion 3 pipeline of 3.5 million parameters that draws 64x64 scenes"),
+        ("model tiny-sd3-words", 0, "tiny-sd3-words"),
+        ("model tiny-sd4", 2, "Did you mean 'tiny-sd3'?"),
+        ("init --help", 0, "usage: dgpo init FILE.yaml"),
+        ("init", 2, "name the file to write"),
+        ("init mine.txt", 2, "let its name end in .yaml"),
     ],
 )
 def test_what_needs_no_model_is_answered_without_torch(words: str, code: int, said: str) -> None:

@@ -24,8 +24,13 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
         name, *given = given
         file = name.endswith((".yaml", ".yml"))
         base = load_yaml(name) if file else recipe(name)
-    base = base if file else for_own_prompts(base, given)
-    if not file and any(word.split("=")[0] == "--lora.start" for word in given):
+    return with_fields(base, given, usage, about, is_recipe=not file)
+
+
+def with_fields(base: Config, given: list[str], usage: str, about: str, is_recipe: bool) -> Config:
+    """Put the fields of the command line into a recipe, or into a file's config, which drops nothing of its own."""
+    base = for_own_prompts(base, given) if is_recipe else base
+    if is_recipe and any(word.split("=")[0] == "--lora.start" for word in given):
         # a LoRA to continue brings its own, and the recipe's are nobody's wish
         base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
     algorithm, given = take_option(given, "--algorithm", "the name of one: --algorithm flow_grpo")

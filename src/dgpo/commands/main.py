@@ -18,6 +18,7 @@ from dgpo.run.interrupt import Interrupt
 
 COMMANDS = {
     "train": "dgpo.commands.train",
+    "init": "dgpo.commands.init",
     "plan": "dgpo.commands.plan",
     "eval": "dgpo.commands.evaluate",
     "sample": "dgpo.commands.sample",
@@ -26,6 +27,7 @@ COMMANDS = {
     "report": "dgpo.commands.report",
     "reward": "dgpo.commands.reward_check",
     "score": "dgpo.commands.score",
+    "model": "dgpo.commands.model",
     "lora": "dgpo.commands.lora",
     "bench": "dgpo.commands.bench",
 }

@@ -18,10 +18,21 @@ from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
 from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
+from dgpo.utils.embedded import EMBEDDED, model_path
 from dgpo.utils.hub_id import is_hub_id
 from dgpo.utils.imports import import_named, is_path
 
-__all__ = ["Cond", "LoraConfig", "Rows", "VelocityModel", "WeightSets", "load_model", "locate", "model_path"]
+__all__ = [
+    "EMBEDDED",
+    "Cond",
+    "LoraConfig",
+    "Rows",
+    "VelocityModel",
+    "WeightSets",
+    "load_model",
+    "locate",
+    "model_path",
+]
 
 FAMILIES = {
     "StableDiffusion3Pipeline": "dgpo.models.sd3:SD3",
@@ -34,11 +45,6 @@ FAMILIES = {
     "PixArtSigmaPipeline": "dgpo.models.pixart:PixArtSigma",
 }
 """The pipeline's class in model_index.json -> its `Family`, imported when first needed."""
-
-EMBEDDED = {
-    name: Path(__file__).parents[1] / "worlds" / world / "assets" / name
-    for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
-}
 
 
 def load_model(
@@ -119,13 +125,6 @@ def load_model(
         if start is not None:
             copy_start(start, model.weights, model.lora, lora_scales(model.network))
     return model
-
-
-def model_path(name: str) -> Path:
-    """The pipeline folder of an embedded model, which stock diffusers reads as well."""
-    if name not in EMBEDDED:
-        raise UserError(f"there is no embedded model {name!r}. {did_you_mean(name, EMBEDDED)}")
-    return EMBEDDED[name]
 
 
 def locate(path_or_id: str | Path) -> str:

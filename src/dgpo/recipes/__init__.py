@@ -6,6 +6,7 @@ the names imports nothing heavy.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,30 @@ def recipe(name: str) -> Config:
     if variant not in VARIANTS:
         raise UserError(f"there is no variant {variant!r} of a recipe. {did_you_mean(variant, VARIANTS)}")
     return _function(VARIANTS[variant])(_function(RECIPES[base])())
+
+
+def fitting(model: str, family: str | None, rewards: Collection[str]) -> str | None:
+    """The name of the recipe for a model: the one for these rewards, else the model's first; None: there is none.
+
+    family: the class of a pipeline that is on this machine, of whose family a recipe may be, or None
+    """
+    configs = {name: recipe(name) for name in RECIPES}
+    own = [name for name, config in configs.items() if config.model == model]
+    if not own and family in _OF_FAMILY:
+        own = [name for name, config in configs.items() if config.model == configs[_OF_FAMILY[family]].model]
+    return next((name for name in own if {*configs[name].rewards} == {*rewards}), own[0] if own else None)
+
+
+_OF_FAMILY = {
+    "StableDiffusion3Pipeline": "sd35m_ocr",
+    "FluxPipeline": "flux_dev",
+    "QwenImagePipeline": "qwen_image",
+    "ZImagePipeline": "z_image",
+    "SanaPipeline": "sana",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionPipeline": "sd15",
+}
+"""A recipe of each family that has one, by the pipeline's class, as in `dgpo.models.FAMILIES`."""
 
 
 def _function(path: str) -> Any:

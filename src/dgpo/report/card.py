@@ -14,14 +14,15 @@ import yaml
 from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
-from dgpo.models import EMBEDDED
 from dgpo.models.lora import KOHYA, PEFT, STOCK
 from dgpo.report.changes import Change, changes, headline
 from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import Log, read_log, read_mapping
 from dgpo.report.templates import template
 from dgpo.report.words import number
+from dgpo.utils.embedded import EMBEDDED
 from dgpo.utils.hub_id import is_hub_id
+from dgpo.utils.strict_yaml import dump
 
 FIGURE, SAMPLES = "curve.png", "samples.png"
 LORA_FILES = {
@@ -51,7 +52,7 @@ def write_card(run: Path, folder: Path, use: StockUse | None = None) -> Path:
             front=_front_matter(config),
             network="unet" if (folder / "unet").is_dir() else "transformer",
             config=config,
-            dump=yaml.safe_dump(config, sort_keys=False),
+            dump=dump(config),
             algorithm=config["algorithm"]["name"],
             lora=config["finetune"] == "lora",
             embedded=config["model"] if config["model"] in EMBEDDED else None,

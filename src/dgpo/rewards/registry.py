@@ -37,17 +37,24 @@ OF_WORLDS = ("shapes", "shapes_strict", "crispness", "diversity", "legibility", 
 """Those that judge the pictures of an embedded world, by its own rules."""
 
 
+def require_known(name: str) -> None:
+    """Refuse a name that leads nowhere. A built-in reward is not imported: it may need packages that are not here."""
+    if name in BUILT_IN or name.startswith(("http://", "https://")):
+        return
+    if not is_path(name):
+        raise UserError(
+            f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
+        )
+    import_named(name, f"reward {name!r}")
+
+
 def resolve(name: str) -> Reward:
     """A built-in reward's name, `package.module:name` of a function, an object or a class without arguments, or the
     address of a server of rewards, `http://host:port`; several, with commas between, are a pool."""
     if name.startswith(("http://", "https://")):
         return import_named("dgpo.rewards.http.client:Remote", f"reward {name!r}")(name)
-    path = BUILT_IN.get(name, name)
-    if not is_path(path):
-        raise UserError(
-            f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function"
-        )
-    reward = import_named(path, f"reward {name!r}")
+    require_known(name)
+    reward = import_named(BUILT_IN.get(name, name), f"reward {name!r}")
     if isinstance(reward, type):
         try:
             reward = reward()

@@ -24,6 +24,11 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
     return values
 
 
+def dump(values: Any, **style: Any) -> str:
+    """The text that `read_mapping` reads as `values`: a text "1e3", which PyYAML would leave bare, stays one."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, **style)
+
+
 class _TwiceError(Exception):
     """A mapping has a key twice."""
 
@@ -44,6 +49,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the loader above would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
