@@ -43,10 +43,13 @@ def test_old_runs_are_moved_to_the_next_free_numbers(tmp_path: Path, capsys: pyt
     assert not any((tmp_path / "warm-2").iterdir())
 
 
-def test_without_out_the_folder_has_the_runs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_out_the_folder_has_the_runs_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert [str(begin(Config(name="try"))) for _ in range(2)] == ["runs/try", "runs/try"]
     assert sorted(path.name for path in Path("runs").iterdir()) == ["try", "try-1"]
+    assert "moved the old run runs/try to runs/try-1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["new", "empty"])

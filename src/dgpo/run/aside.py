@@ -17,7 +17,7 @@ from dgpo.run import lock
 
 def move_aside(run: Path, config: Config) -> Path:
     """Rename a run to the first of RUN-1, RUN-2... that does not exist, and return that. config: of the new run."""
-    run = Path(os.path.abspath(run))
+    given, run = run, Path(os.path.abspath(run))
     _require_unneeded(run, config)
     with lock.held(run):
         aside = _claimed(run)
@@ -29,7 +29,7 @@ def move_aside(run: Path, config: Config) -> Path:
             raise UserError(
                 f"cannot move the old run {run} to {aside}: {error}. Move it yourself, or choose another --out"
             ) from error
-    return aside
+    return given.with_name(aside.name) if given.name == run.name else aside
 
 
 def _claimed(run: Path) -> Path:

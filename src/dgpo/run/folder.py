@@ -91,7 +91,9 @@ def require_same_run(run: Path, config: Config) -> None:
         )
     if newest is None:
         if _rows(run):
-            raise UserError(f"{run} holds no checkpoint to resume from; start it again with another --out")
+            raise UserError(
+                f"{run} holds no checkpoint to resume from; start it again with another --out or --overwrite"
+            )
         return  # killed before its first checkpoint: it begins at the beginning
     if config.iterations < checkpoint.iteration_of(newest):
         raise UserError(
