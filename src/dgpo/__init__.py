@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dgpo.training.apply import collect, evaluate, sample
     from dgpo.training.loop import train
     from dgpo.training.running import Result
-    from dgpo.utils.embedded import model_path
+    from dgpo.utils.places import model_path
 
 __all__ = [
     "AWM",
@@ -68,7 +68,7 @@ _HOMES = {
     "training.apply": ("collect", "evaluate", "sample"),
     "training.loop": ("train",),
     "training.running": ("Result",),
-    "utils.embedded": ("model_path",),
+    "utils.places": ("model_path",),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import dgpo
 from dgpo.commands.main import main
-from dgpo.utils.embedded import EMBEDDED
+from dgpo.utils.places import EMBEDDED
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -75,9 +75,15 @@ def test_what_needs_no_model_is_answered_without_torch(words: str, code: int, sa
         ("train tinny", 2, "Did you mean 'tiny'?"),
         ("plan tiny --group-size 1", 2, "group_size=1 cannot work"),
         ("bench --only nobody", 2, "no contender"),
+        ("init new/my_run.yaml", 0, "Wrote new/my_run.yaml, with the values of the recipe tiny"),
+        ("init new/my_run.yaml --model tiny-sd3-words --prompts cats dogs", 0, "of the recipe words"),
+        ("init new/my_run.yaml --model tiny-sd4", 2, "there is no folder"),
     ],
 )
-def test_help_and_mistakes_in_fields_do_not_wait_for_torch(words: str, code: int, said: str) -> None:
+def test_help_and_mistakes_in_fields_do_not_wait_for_torch(
+    words: str, code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     done = python("-c", IMPORTED, *words.split())
     assert done.returncode == code, done.stderr
     assert said in done.stdout + done.stderr

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo.commands.words import HELP, HELP_ALL, announce, take_name, take_option
+from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
 from dgpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def run(given: list[str]) -> int:
     if not name:
         raise UserError(f"name the file to write first: {usage}")
     _require_new(Path(name))
-    announce("init", given)
     config, origin = _config(Path(name), rest, usage)
     text = commented(config, name, origin)
     try:
@@ -103,12 +102,12 @@ def _config(file: Path, given: list[str], usage: str) -> tuple[Config, str]:
 
 def _fitting(model: str, given: list[str]) -> str | None:
     """The recipe for a model; of a pipeline on this machine its class is known, and nobody is asked for another's."""
-    from dgpo.models import locate
-    from dgpo.models.folder import read_index
     from dgpo.recipes import fitting
+    from dgpo.utils.files import json_object, read_text
+    from dgpo.utils.places import locate
 
-    place = locate(model)
-    family = read_index(place)["_class_name"] if Path(place).is_dir() else None
+    index = Path(locate(model), "model_index.json")
+    family = json_object(read_text(index), str(index)).get("_class_name") if index.is_file() else None
     return fitting(model, family, _rewards(given))
 
 
@@ -127,8 +126,8 @@ def _rewards(given: list[str]) -> set[str]:
 def _require_known(config: Config, given: list[str]) -> None:
     """Refuse a model, a reward or prompts that were mistyped; a recipe's own prompt files are still to be brought."""
     from dgpo.data.prompts import load_prompts
-    from dgpo.models import locate
     from dgpo.rewards.registry import require_known
+    from dgpo.utils.places import locate
 
     locate(config.model)
     for name in (*config.rewards, *config.eval_rewards):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dgpo.commands.words import HELP
 from dgpo.errors import UserError
-from dgpo.utils.embedded import EMBEDDED, model_path
+from dgpo.utils.places import EMBEDDED, model_path
 
 USAGE = {"dgpo model [NAME]": "the models inside this package, or the folder of one"}
 ABOUT = (

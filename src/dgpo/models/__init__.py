@@ -18,9 +18,8 @@ from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
 from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
-from dgpo.utils.embedded import EMBEDDED, model_path
-from dgpo.utils.hub_id import is_hub_id
 from dgpo.utils.imports import import_named, is_path
+from dgpo.utils.places import EMBEDDED, locate, model_path
 
 __all__ = [
     "EMBEDDED",
@@ -125,26 +124,6 @@ def load_model(
         if start is not None:
             copy_start(start, model.weights, model.lora, lora_scales(model.network))
     return model
-
-
-def locate(path_or_id: str | Path) -> str:
-    """The folder of a pipeline, or the Hugging Face id it was given as. Looks at the disk only."""
-    name = str(path_or_id)
-    folder = EMBEDDED.get(name, Path(name).expanduser())
-    if (folder / "model_index.json").is_file():
-        return str(folder)
-    if folder.is_dir():
-        raise UserError(
-            f"{folder} holds no model_index.json, so it is no diffusers pipeline. Give the folder that "
-            "`pipeline.save_pretrained` wrote, with model_index.json beside transformer/ and vae/."
-        )
-    # "runs/typo" beside a folder "runs" is a path gone wrong, not an id: ask nobody on the network about it
-    if isinstance(path_or_id, str) and is_hub_id(name) and not folder.parent.exists():
-        return name
-    raise UserError(
-        f"there is no folder {name!r}. Give a pipeline folder, a Hugging Face id as owner/name, "
-        f"or an embedded model: {', '.join(EMBEDDED)}."
-    )
 
 
 @contextmanager

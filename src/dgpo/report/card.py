@@ -20,8 +20,8 @@ from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import Log, read_log, read_mapping
 from dgpo.report.templates import template
 from dgpo.report.words import number
-from dgpo.utils.embedded import EMBEDDED
 from dgpo.utils.hub_id import is_hub_id
+from dgpo.utils.places import EMBEDDED
 from dgpo.utils.strict_yaml import dump
 
 FIGURE, SAMPLES = "curve.png", "samples.png"
