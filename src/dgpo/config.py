@@ -138,8 +138,8 @@ class Config:
     finetune: Literal["lora", "full"] = "lora"
     """Train LoRA adapters or the whole transformer."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the frozen parts and of the network's arithmetic; trained weights and latents are fp32. auto: bf16 on
-    a CUDA GPU that has it, else fp32; a run keeps what it began with."""
+    """Precision of the frozen parts and of the network's arithmetic; trained weights and latents are fp32. auto: bf16
+    on a CUDA GPU that has it, else fp32; a run keeps what it began with."""
     device: str = "auto"
     """auto: CUDA where there is one, else Apple's mps, else the CPU."""
     resolution: int | None = None
