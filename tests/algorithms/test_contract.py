@@ -27,7 +27,12 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the defaults
         {"shared_t": False, "shared_noise": False},
         {"reference": "old", "std": "group"},
     ],
-    "flow_grpo": [{"clip_range": 0.2}, {"window": 3, "window_shift_every": 1}, {"constant_noise": True}],
+    "flow_grpo": [
+        {"clip_range": 0.2},
+        {"window": 3, "window_shift_every": 1},
+        {"constant_noise": True},
+        {"kl": "transition"},
+    ],
     "awm": [{"kl_coef": 0.3}],
     "diffusion_nft": [{"mix": 0.1, "kl_coef": 0.3}],
     "diffusion_dpo": [{"beta": 20.0}],

@@ -45,7 +45,8 @@ def moments(point, v, noise_level=0.7):
     return torch.distributions.Normal(mean, std.expand_as(mean))
 
 
-def test_hand_computed():
+@pytest.mark.parametrize(("kl", "variance"), [("authors", 1.96), ("transition", 0.392)])
+def test_hand_computed(kl, variance):
     """t = .8, t_next = .6, so s^2 = .49 * .8 / .2 = 1.96 and std^2 = .2 * 1.96 = .392; x = 2, x_next = 1.7.
     mean = 2 (1 - 1.96 * .2 / 1.6) - .2 (1 + 1.96 * .2 / 1.6) v = 1.51 - .249 v."""
     log_prob = -(0.059**2) / 0.784 - 0.5 * math.log(2 * math.pi * 0.392)  # v = -1: the mean is 1.759
@@ -60,14 +61,14 @@ def test_hand_computed():
     trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), Sde(0.7, False, range(1)))
     rollout = make_rollout(1, 2)._replace(advantages=torch.tensor([2.0, -1.0]).double(), trajectory=trajectory)
     velocities = Velocities(policy=column(-1.0, -1.0), ref=column(-0.5, -0.5))  # the reference's mean is 1.6345
-    loss, metrics = FlowGRPO(clip_range=0.05, kl_coef=0.04).loss(point, velocities, rollout)
-    kl = 0.1245**2 / 0.784
+    loss, metrics = FlowGRPO(clip_range=0.05, kl_coef=0.04, kl=kl).loss(point, velocities, rollout)
+    divergence = 0.1245**2 / (2 * variance)
     expected = {
-        "loss": (-2 * 1.05 + math.exp(0.1)) / 2 + 0.04 * kl,  # clipped where A is 2, not where it is -1
+        "loss": (-2 * 1.05 + math.exp(0.1)) / 2 + 0.04 * divergence,  # clipped where A is 2, not where it is -1
         "ratio": math.exp(0.1),
         "clip_fraction": 0.5,
         "approx_kl": (math.exp(0.1) - 1) ** 2 / 2,
-        "kl": kl,
+        "kl": divergence,
     }
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-9)
     assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
@@ -83,12 +84,32 @@ def test_at_ratio_one_it_is_the_policy_gradient():
     torch.testing.assert_close(gradient(algorithm, point, v, rollout), expected, rtol=1e-9, atol=1e-14)
 
 
-def test_the_kl_is_that_of_the_two_gaussians():
-    algorithm = FlowGRPO()
+def test_the_kl_of_the_transition_is_that_of_the_two_gaussians():
+    algorithm = FlowGRPO(kl="transition")
     rollout, point, v = third_step(algorithm, moved=0.1)
     _, metrics = algorithm.loss(point, v, rollout)
     exact = torch.distributions.kl_divergence(moments(point, v.policy), moments(point, v.ref))
     assert metrics["kl"].item() == pytest.approx(exact.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_authors_kl_leaves_out_the_length_of_the_step(constant):
+    """As in train_sd3.py: over the rate of noise, which is .7 sqrt(t / (1 - t)) or .7 itself. By default."""
+    algorithm, exact = (FlowGRPO(constant_noise=constant, kl=kl) for kl in ("authors", "transition"))
+    assert algorithm == FlowGRPO(constant_noise=constant)
+    rollout = sampled(algorithm)
+    factors = []
+    for point in algorithm.points(rollout, generator(0, "points")):
+        own = sampled_velocity(point.x_t, point.t)
+        v = Velocities(own.clone().requires_grad_(), ref=own + 0.1 * randn(*own.shape, key=8))
+        t, t_next = point.t[0].item(), point.t_next[0].item()
+        rate = 0.7 if constant else 0.7 * math.sqrt(t / (1 - (t_next if t > 0.998 else t)))
+        mean, mean_ref = (sde_moments(point.x_t, u, point.t, point.t_next, 0.7, constant)[0] for u in (v.policy, v.ref))
+        kl = algorithm.loss(point, v, rollout)[1]["kl"].item()
+        assert kl == pytest.approx(((mean - mean_ref) ** 2).mean().item() / (2 * rate**2), rel=1e-6)
+        factors.append(exact.loss(point, v, rollout)[1]["kl"].item() / kl)
+        assert factors[-1] == pytest.approx(1 / (t - t_next), rel=1e-5)
+    assert (round(min(factors)), round(max(factors))) == (6, 28), "as the documentation says of ten steps"
 
 
 def test_a_step_that_has_moved_far_enough_has_no_gradient_but_that_of_the_kl():
@@ -196,6 +217,7 @@ def test_what_the_loop_is_told():
         ({"noise_level": 0.0}, "noise_level=0.0 makes the sampler deterministic"),
         ({"clip_range": 0.0}, "clip_range=0.0"),
         ({"kl_coef": -1.0}, "kl_coef=-1.0"),
+        ({"kl": "exact"}, "kl='exact' is not known; use one of authors, transition"),
         ({"timestep_fraction": 0.0}, "timestep_fraction=0.0"),
         ({"timestep_fraction": 1.1}, "timestep_fraction=1.1"),
         ({"window": 0}, "window=0"),

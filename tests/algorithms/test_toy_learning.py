@@ -17,12 +17,12 @@ MODES = {
     "sampled by old": DGPO(beta=1.0, kl_coef=0.01, sampling_switch=10, std="group"),
 }
 PEERS = {  # the algorithm and its optimizer steps on one rollout
-    "flow_grpo": (FlowGRPO(clip_range=0.2, kl_coef=0.01, window=3, window_end=5), 2),
+    "flow_grpo": (FlowGRPO(clip_range=0.2, kl_coef=0.2, window=3, window_end=5), 2),
     "diffusion_nft": (DiffusionNFT(old_decay_rate=0.01), 1),
     "awm": (AWM(), 1),
     "diffusion_dpo": (DiffusionDPO(beta=2.0), 1),
 }
-SLIDING = FlowGRPO(clip_range=0.2, kl_coef=0.01, window=4, window_shift_every=2, constant_noise=True)
+SLIDING = FlowGRPO(clip_range=0.2, kl_coef=0.2, window=4, window_shift_every=2, constant_noise=True)
 BASE = 0.2
 
 

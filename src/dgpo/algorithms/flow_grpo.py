@@ -2,23 +2,25 @@
 
 The rollout's ODE becomes an SDE of the same marginals, so that every step has a Gaussian density. Each step is then an
 action of PPO: with `ratio = exp(log p - log p of the rollout)`, both averaged over latent elements,
-    loss = mean over steps of max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) + kl_coef KL(policy | ref)
-where the KL of two Gaussians of one deviation is exact, `(mean - mean_ref)^2 / (2 std^2)`. Training is guided as the
-rollout was. Variants by settings: noise and training on a window of steps only (Flow-GRPO-Fast; MixGRPO, arXiv
-2507.21802), a constant rate of noise (DanceGRPO, arXiv 2505.07818).
-Deviations: the KL is that of the transition, where the authors' code leaves out the step's length in the variance;
-the steps that are not trained have no noise, where theirs has noise to the end; near t = 1, where the rate is infinite,
-see `core/solvers.py`.
+    loss = mean over steps of max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) + kl_coef (mean - mean_ref)^2 / (2 s^2)
+with s the rate of noise, as in the authors' code: the variance leaves out the length of the step.
+The KL of the transition's two Gaussians divides by `std^2 = s^2 |dt|` and is `1 / |dt|` times as much, step by step:
+`kl="transition"`. Training is guided as the rollout was. Variants by settings: noise and training on a window of steps
+only (Flow-GRPO-Fast; MixGRPO, arXiv 2507.21802), a constant rate of noise (DanceGRPO, arXiv 2505.07818).
+Deviations: the steps that are not trained have no noise, where theirs has noise to the end; the unconditional velocity
+has its gradient under guidance, where some versions of theirs detach it; near t = 1, where the rate is infinite, see
+`core/solvers.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from dgpo.algorithms.base import averaged, given, require
+from dgpo.algorithms.base import averaged, given, require, require_known
 from dgpo.algorithms.group_advantages import GroupAdvantages
+from dgpo.core.flow import expand
 from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import clip_mask, clipped_surrogate, gaussian_kl
 from dgpo.core.solvers import gaussian_log_prob, sde_moments
@@ -27,6 +29,8 @@ from dgpo.utils.late import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Kl = Literal["authors", "transition"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,10 @@ class FlowGRPO(GroupAdvantages):
     """c: no gradient where the ratio has left [1 - c, 1 + c] in the advantage's direction; > 0."""
 
     kl_coef: float = 0.04
-    """Weight of the exact KL divergence from the frozen reference, per step; >= 0, 0 is none."""
+    """Weight of the KL divergence from the frozen reference, per step; >= 0, 0 is none."""
+
+    kl: Kl = "authors"
+    """Its variance: s^2, the authors', or s^2 |dt|, the transition's own, which weighs a short step more."""
 
     std: Literal["group", "batch"] = "batch"
     """A = (r - group mean) / (std + 1e-4): the deviation of the group's rewards, or of the whole batch's."""
@@ -65,6 +72,7 @@ class FlowGRPO(GroupAdvantages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_known(self, "kl", get_args(Kl))
         require(
             self.noise_level > 0,
             f"noise_level={self.noise_level} makes the sampler deterministic: its steps have no density, and there is "
@@ -142,7 +150,7 @@ class FlowGRPO(GroupAdvantages):
     def loss(
         self, point: TrainPoint, velocities: Velocities, rollout: Rollout, reduce: Reduce = identity
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """PPO's clipped loss of one step, and the KL of its transition, over these rows."""
+        """PPO's clipped loss of one step, and its KL, over these rows."""
         assert point.log_prob is not None, "a point of `points`"
         mean, std = self._moments(point, given(velocities, "policy"), rollout)
         ratio = torch.exp(gaussian_log_prob(point.target, mean, std) - point.log_prob)
@@ -152,7 +160,7 @@ class FlowGRPO(GroupAdvantages):
         metrics = {"ratio": ratio, "clip_fraction": clipped, "approx_kl": (ratio - 1).square() / 2}
         if "ref" in self.needs:
             mean_ref, _ = self._moments(point, given(velocities, "ref"), rollout)
-            metrics["kl"] = kl = gaussian_kl(mean, mean_ref, std)
+            metrics["kl"] = kl = gaussian_kl(mean, mean_ref, self._kl_deviation(point, std))
             loss = loss + self.kl_coef * kl.mean()
         return averaged(loss, metrics)
 
@@ -161,6 +169,11 @@ class FlowGRPO(GroupAdvantages):
         assert point.t_next is not None, "a point of `points`"
         sde = _trajectory(rollout).sde
         return sde_moments(point.x_t, v, point.t, point.t_next, sde.noise_level, sde.constant)
+
+    def _kl_deviation(self, point: TrainPoint, std: Tensor) -> Tensor:
+        """std or, without the length of the step, s; returns (B, 1, ..., 1)."""
+        assert point.t_next is not None, "a point of `points`"
+        return std if self.kl == "transition" else std / expand(point.t - point.t_next, std).sqrt()
 
     def _trainable(self, num_steps: int) -> int:
         return int(num_steps * self.timestep_fraction)

@@ -1,8 +1,11 @@
 """Who takes part in the benchmark, and under which rules.
 
 All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver, no guidance. "dgpo" has
-its algorithm as well, which was tuned on this task; "dgpo_paper" and the others have their papers'. Each has the
-learning rate, out of `LEARNING_RATES`, that earned most on the train list in a short run with a seed of its own; then
+its algorithm as well, which was tuned on this task; "dgpo_paper" and the others have their papers'. "flow_grpo" has
+those of `general_ocr_sd3` and `geneval_sd3` in its authors' config/grpo.py: all steps but the last, their KL at .04.
+These guide rollouts and training by 4.5, which nobody does here. "flow_grpo_fast" has `geneval_sd3_fast_nocfg`'s: three
+noisy steps in the first half, noise .8, no KL, no guidance; its sampler, "cps", is not here. Each has the learning
+rate, out of `LEARNING_RATES`, that earned most on the train list in a short run with a seed of its own; then
 every seed runs for the same wall time, over which that rate falls to a tenth along half a cosine, by the pace of the
 short run: constant rates favour whoever learns slowly. `EXTRAS` are DGPO with one setting of the loop each, at the rate
 that "dgpo" found and the pace of a short run of their own, so that nothing but that setting differs.
@@ -78,7 +81,7 @@ METHODS: dict[str, Callable[[], Config]] = {
     "dgpo": _task,
     "dgpo_paper": lambda: _task(algorithm=DGPO(beta=100.0, ref_guidance_scale=4.5, clip_range=1e-3)),
     "flow_grpo": _flow_grpo,
-    "flow_grpo_fast": lambda: _flow_grpo(window=3, window_end=5, kl_coef=0.0, clip_range=1e-5),
+    "flow_grpo_fast": lambda: _flow_grpo(window=3, window_end=5, kl_coef=0.0, clip_range=1e-5, noise_level=0.8),
     "diffusion_nft": lambda: _task(algorithm=DiffusionNFT()),
     "awm": lambda: _task(algorithm=AWM()),
     "diffusion_dpo": lambda: _task(algorithm=DiffusionDPO(beta=100.0)),
