@@ -24,7 +24,7 @@ SURFACE = {
     *("AWM", "DGPO", "DiffusionDPO", "DiffusionNFT", "FlowGRPO", "Algorithm", "register_algorithm"),
     *("Config", "LoraConfig", "Optimizer", "Sampling"),
     *("NonFiniteError", "RewardAway", "RewardError", "RunFailed", "UserError"),
-    *("train", "Result", "Callback", "collect", "evaluate", "sample"),
+    *("train", "Result", "Callback", "collect", "compare", "evaluate", "sample"),
     *("group_reward", "requires", "load_model", "load_prompts", "model_path"),
 }
 HEAVY = ("torch", "diffusers", "transformers", "matplotlib", "pydantic", "tyro", "numpy", "yaml", "PIL")

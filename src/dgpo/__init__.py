@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dgpo.data.prompts import load_prompts
     from dgpo.errors import NonFiniteError, RunFailed, UserError
     from dgpo.models import load_model
+    from dgpo.report.comparison import compare
     from dgpo.rewards.base import RewardAway, RewardError, group_reward, requires
     from dgpo.run.callbacks import Callback
     from dgpo.training.apply import collect, evaluate, sample
@@ -45,6 +46,7 @@ __all__ = [
     "Sampling",
     "UserError",
     "collect",
+    "compare",
     "evaluate",
     "group_reward",
     "load_model",
@@ -63,6 +65,7 @@ _HOMES = {
     "data.prompts": ("load_prompts",),
     "errors": ("NonFiniteError", "RunFailed", "UserError"),
     "models": ("load_model",),
+    "report.comparison": ("compare",),
     "rewards.base": ("RewardAway", "RewardError", "group_reward", "requires"),
     "run.callbacks": ("Callback",),
     "training.apply": ("collect", "evaluate", "sample"),

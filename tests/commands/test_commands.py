@@ -189,6 +189,11 @@ def test_a_config_file_and_its_overrides(trained: list[tuple[Config, bool]], tmp
         ("sample --prompt cat", "dgpo: name a run folder, a model folder or id first"),
         ("sample tiny-sd3 --promt cat", "unknown field 'promt'. Did you mean 'prompt'?"),
         ("report", "dgpo: name a run folder"),
+        ("compare", "dgpo: name two run folders or more: dgpo compare RUN RUN"),
+        ("compare a --out b.html", "dgpo: name two run folders or more"),
+        ("compare a b", "dgpo: a is no run folder: it has no config.yaml"),
+        ("compare a a", "dgpo: comparing takes two different run folders or more; got a, a"),
+        ("compare a b --seed 3", "dgpo: dgpo compare has no option --seed"),
         ("report a b", "dgpo: dgpo report takes one run folder; got also b"),
     ],
 )
@@ -219,6 +224,7 @@ def test_mistakes_are_one_message_and_code_2(
         ("eval --help", ["usage: dgpo eval RUN|MODEL", "--eval-prompts"]),
         ("sample --help", ["usage: dgpo sample RUN|MODEL", "--prompt", "not replaced"]),
         ("report --help", ["usage: dgpo report RUN"]),
+        ("compare --help", ["usage: dgpo compare RUN RUN [RUN ...] [--out FILE]", "compare.html"]),
         (
             "train --help",
             [

@@ -45,6 +45,7 @@ def python(*words: str, path: str = SOURCE) -> subprocess.CompletedProcess[str]:
         ("--version", 0, dgpo.__version__),
         ("trian", 2, "Did you mean 'train'?"),
         ("report --help", 0, "usage: dgpo report RUN"),
+        ("compare --help", 0, "usage: dgpo compare RUN RUN"),
         ("lora --help", 0, "usage: dgpo lora fix FILE OUT"),
         ("model --help", 0, "usage: dgpo model [NAME]"),
         ("model", 0, "A Stable Diffusion 3 pipeline of 3.5 million parameters that draws 64x64 scenes"),

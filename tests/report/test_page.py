@@ -1,4 +1,3 @@
-import html.parser
 import json
 import re
 import shutil
@@ -8,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 import toy
+from pages import Reader
 from runs import run, small
 from synthetic import CONFIG, PROMPTS, make_run
 
@@ -21,30 +21,6 @@ from dgpo.report.page import render, write_report
 from dgpo.report.pictures import pictures
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.utils.imports import import_named
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects a page's words, headings and addresses, and checks that its tags close in order."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.words, self.addresses, self.open, self.headings = "", [], [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]):
-        self.addresses += [value for key, value in attrs if key in ("src", "href")]
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str):
-        self.words += data
-        if self.open[-1:] in (["h1"], ["h2"], ["summary"]):
-            self.headings.append(data)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from dgpo.report.changes import changes as reported
 from dgpo.report.log import read_log
 from dgpo.report.verdict import verdict
 from dgpo.run import checkpoint
-from dgpo.run.changes import ALARMS, MIN_PROMPTS, alarm, changes, compare, interval
+from dgpo.run.changes import ALARMS, MIN_PROMPTS, alarm, changes, compare, interval, read_kept, write_kept
 from dgpo.training.metrics import note_evaluation
 from dgpo.training.state import State
 
@@ -69,6 +69,19 @@ def test_the_first_evaluation_is_kept_exactly(tmp_path):
     path.write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*first"):
         compare(path, 5, later)
+
+
+def test_an_evaluation_is_kept_with_which_prompts_are_the_same(tmp_path):
+    scores, distinct = {"seen/x": draws("first"), "seen/x/y": draws("later")}, {"seen": torch.arange(40) // 2}
+    write_kept(tmp_path / "last", 7, scores, distinct)
+    kept = read_kept(tmp_path / "last")
+    assert kept is not None
+    assert kept.iteration == 7
+    assert kept.scores.keys() == scores.keys()
+    assert torch.equal(kept.scores["seen/x/y"], scores["seen/x/y"])
+    assert kept.distinct.keys() == distinct.keys()
+    assert torch.equal(kept.distinct["seen"], distinct["seen"])
+    assert read_kept(tmp_path / "none") is None
 
 
 def moved(**intervals: tuple[float, float]) -> dict[str, float]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "collect": "dgpo.commands.collect",
     "serve-reward": "dgpo.commands.serve_reward",
     "report": "dgpo.commands.report",
+    "compare": "dgpo.commands.compare",
     "reward": "dgpo.commands.reward_check",
     "score": "dgpo.commands.score",
     "model": "dgpo.commands.model",

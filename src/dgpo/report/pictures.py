@@ -51,7 +51,7 @@ def pictures(samples: Samples | None, config: Mapping[str, Any]) -> Pictures | N
     prompts = samples.prompts[::k]
     shown = min(len(prompts), max(1, MAX_PICTURES // k))
     cards = [
-        (prompt, [_row(samples, i, range(p * k, p * k + k), marked_by) for i in iterations])
+        (prompt, [picture_row(samples, i, range(p * k, p * k + k), marked_by) for i in iterations])
         for p, prompt in enumerate(prompts[:shown])
     ]
     change = ""
@@ -60,7 +60,8 @@ def pictures(samples: Samples | None, config: Mapping[str, Any]) -> Pictures | N
     return Pictures(iterations, cards, k, len(prompts), marked_by, change)
 
 
-def _row(samples: Samples, iteration: int, places: range, marked_by: Marking | None) -> Row:
+def picture_row(samples: Samples, iteration: int, places: range, marked_by: Marking | None) -> Row:
+    """Some pictures of one iteration with their marks."""
     scores = samples.scores[iteration][marked_by.score] if marked_by else []
     tiles = [samples.iterations[iteration][place] for place in places]
     marks = [marked_by.mark(scores[place]) if marked_by else None for place in places]

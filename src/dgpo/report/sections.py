@@ -130,7 +130,7 @@ def reward_seconds(log: Log) -> float:
 def tables(tree: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """A nested mapping as (heading, rows): the plain values first, then one table for each nested mapping."""
     plain = [(key, _text(value)) for key, value in tree.items() if not (isinstance(value, Mapping) and value)]
-    nested = [(key, _flat(value)) for key, value in tree.items() if isinstance(value, Mapping) and value]
+    nested = [(key, flat(value)) for key, value in tree.items() if isinstance(value, Mapping) and value]
     return ([("", plain)] if plain else []) + nested
 
 
@@ -185,11 +185,12 @@ def _name(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as rows of (optimizer.lr, 0.003)."""
     rows = []
     for key, value in tree.items():
         nested = isinstance(value, Mapping) and value
-        rows += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _text(value))]
+        rows += flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", _text(value))]
     return rows
 
 

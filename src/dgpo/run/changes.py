@@ -28,6 +28,8 @@ from dgpo.utils.files import save_tensors, whole
 PromptScores = Mapping[str, Tensor]  # SET/SCORE -> (prompts,) fp32, means over a prompt's images; NaN where it has none
 
 ALARMS = "eval/alarms"
+FIRST_EVALUATION, LAST_EVALUATION = "first_evaluation.safetensors", "last_evaluation.safetensors"
+"""Files of a run folder: what later evaluations are compared with, and what other runs are."""
 MIN_PROMPTS = 8
 """Fewer have no interval: with n prompts all n differences share a sign by chance once in 2^(n - 1)."""
 RESAMPLES = 2000
@@ -64,9 +66,9 @@ def compare(
     distinct: SET -> (prompts,) int64, the same number for the same prompt; where it is missing all prompts differ. The
     run's first evaluation is written there and has no change; so is one that a resumed run makes again.
     """
-    first = _read(path)
+    first = read_kept(path)
     if first is None or first.iteration >= iteration:
-        _write(path, iteration, scores)
+        write_kept(path, iteration, scores)
         return {}
     return changes(first.scores, scores, distinct)
 
@@ -139,25 +141,33 @@ def _moved(metrics: Mapping[str, float]) -> Iterator[Moved]:
                 yield Moved(score, eval_set, metrics[name], low, metrics[f"{name}_high"])
 
 
-class _First(NamedTuple):
+class Kept(NamedTuple):
+    """The scores of one evaluation as a file keeps them."""
+
     iteration: int
-    scores: dict[str, Tensor]
+    scores: dict[str, Tensor]  # SET/SCORE -> (prompts,)
+    distinct: dict[str, Tensor]  # SET -> (prompts,) int64; empty in a run's first evaluation, which does without
 
 
-def _read(path: Path) -> _First | None:
+def read_kept(path: Path) -> Kept | None:
+    """What `write_kept` wrote; None where there is no file."""
     if not path.exists():
         return None
     try:
         with safe_open(path, "pt") as file:
-            scores = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            return _First(int(file.metadata()["iteration"]), scores)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            iteration = int(file.metadata()["iteration"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"cannot read {path}, the scores of the run's first evaluation: {error}. Move it away, and changes are "
-            "counted from the next evaluation"
+            f"cannot read {path}, the scores of one of the run's evaluations: {error}. Move it away, and the next "
+            "evaluation writes it anew"
         ) from error
+    scores = {name: tensor for name, tensor in tensors.items() if "/" in name}
+    return Kept(iteration, scores, {name: tensor for name, tensor in tensors.items() if "/" not in name})
 
 
-def _write(path: Path, iteration: int, scores: PromptScores) -> None:
+def write_kept(path: Path, iteration: int, scores: PromptScores, distinct: Mapping[str, Tensor] | None = None) -> None:
+    """Keep an evaluation's scores of each prompt. distinct: stands under the name of its set, which has no slash."""
     with whole(path) as unfinished:
-        save_tensors({name: v.contiguous() for name, v in scores.items()}, unfinished, {"iteration": str(iteration)})
+        tensors = {name: v.contiguous() for name, v in {**scores, **(distinct or {})}.items()}
+        save_tensors(tensors, unfinished, {"iteration": str(iteration)})

@@ -1,5 +1,6 @@
 """The folder of a run: config.yaml, environment.json, metrics.jsonl, first_evaluation.safetensors (scores of each
-prompt, which later ones are compared with), samples/, checkpoints/, failures/, final/, report.html, lock.
+prompt, which later ones are compared with), last_evaluation.safetensors (which other runs are compared with), samples/,
+checkpoints/, failures/, final/, report.html, lock.
 
 config.yaml is written last: a folder that has it is a run. The same run may begin anew in it while it holds no work.
 Any other run gets the folder of an old one only when that is moved aside (aside.py).

@@ -10,7 +10,7 @@ from dgpo import distributed
 from dgpo.config import Config
 from dgpo.core.advantages import frac_reward_zero_std
 from dgpo.run.callbacks import Callback, Progress
-from dgpo.run.changes import ALARMS, Alarm, alarm, compare
+from dgpo.run.changes import ALARMS, FIRST_EVALUATION, LAST_EVALUATION, Alarm, alarm, compare, write_kept
 from dgpo.training.compare import compared, constant_scores
 from dgpo.training.evaluate import Evaluation
 from dgpo.training.state import State
@@ -62,10 +62,13 @@ def chooses(config: Config) -> bool:
 def watched(run: Path, iteration: int, evaluation: Evaluation, config: Config) -> tuple[dict[str, float], Alarm | None]:
     """The metrics of an evaluation with their changes since the run's first one, and the alarm; alike on every rank."""
 
-    first = run / "first_evaluation.safetensors"
-
     def compared() -> list[dict[str, float]]:
-        return [compare(first, iteration, evaluation.scores, evaluation.distinct)] if distributed.is_main() else []
+        if not distributed.is_main():
+            return []
+        scores, distinct = evaluation.scores, evaluation.distinct
+        found = compare(run / FIRST_EVALUATION, iteration, scores, distinct)
+        write_kept(run / LAST_EVALUATION, iteration, scores, distinct)
+        return [found]
 
     metrics = {**evaluation.metrics, **distributed.gather_objects(distributed.together(compared))[0]}
     told = alarm(metrics, config.rewards, config.eval_rewards)
