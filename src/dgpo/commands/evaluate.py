@@ -10,7 +10,7 @@ from dgpo.commands.words import announce, take_flag
 if TYPE_CHECKING:
     from dgpo.training.apply import Scores
 
-USAGE = {"dgpo eval RUN|MODEL [--FIELD VALUE ...]": "score a run's best weights, or a model"}
+USAGE = {"dgpo eval RUN|MODEL [--FIELD VALUE ...]": "score a run before and after training, or a model"}
 FIELDS = (
     *("eval_prompts", "eval_images_per_prompt", "rewards", "eval_rewards", "reward_tags", "reward_failures"),
     *("seed", "device", "dtype", "resolution", "sampling"),

@@ -201,7 +201,9 @@ def _some_prompts(prompts: Iterable[Any], images: int) -> PromptSet:
         )
     rows = prompts if isinstance(prompts, PromptSet) else [*prompts]
     if images < 1 or not rows:
-        raise UserError("there is nothing to draw: give at least one --prompt and --images 1 or more")
+        raise UserError(
+            "there is nothing to draw: give at least one --prompt (or --prompts FILE) and --images 1 or more"
+        )
     return load_prompts(rows)
 
 
