@@ -62,6 +62,7 @@ class Rollout(NamedTuple):
     advantages: Tensor  # (B,) sums to zero over a group, but for clipped ones
     trained: Tensor  # (B,) bool: whether an update spends anything on the image
     trajectory: Trajectory | None = None
+    drawn: int = 0  # images that were sampled for it, over all ranks, with those of groups that were drawn again
     failures: Counter[str] | None = None  # on this rank: retries/REWARD calls repeated, dropped/REWARD images
 
     def rows(self, index: slice | Tensor) -> Rollout:
@@ -90,6 +91,7 @@ class Rollout(NamedTuple):
             cond=self.cond.cat(other.cond),
             scores={name: torch.cat([self.score(name), other.score(name)]) for name in self.scores | other.scores},
             trajectory=self.trajectory and other.trajectory and self.trajectory.cat(other.trajectory),
+            drawn=self.drawn + other.drawn,
             failures=(self.failures or Counter()) + (other.failures or Counter()),
             **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _ROW_TENSORS},
         )

@@ -37,7 +37,7 @@ def test_the_command_prints_all_sections_and_loads_no_weights(
     assert main(["plan", "my_run.yaml", "--gpu", "h100", "--processes", "2", "--dtype", "bf16"]) == 0
     out = capsys.readouterr().out
     for part in (
-        "2 groups of 3 = 6 images on 2 processes, 3 images each, 60 network evaluations",
+        "2 groups of 3 = 6 images on 2 processes, 3 images each, 84 network forwards",
         "1 optimizer step(s), each of 2 points x 1 micro-batch(es) of up to 3 images",
         "SD3Transformer2DModel",
         "optimizer moments",

@@ -83,7 +83,7 @@ def test_the_plan_tells_what_will_be_done(capsys: pytest.CaptureFixture[str]) ->
         "mine: DGPO on models/[red], prompts shapes:train:counting, reward 1 shapes",
         "trains 3,007 parameters (lora), fp32 on cpu",
         "4 of 99 prompts x 5 images = 20 images, 1 optimizer step(s)",
-        "1,234 network evaluations",
+        "1,234 network forwards",
         "10 iterations; run folder runs/mine",
     ):
         assert part in out

@@ -23,7 +23,7 @@ from dgpo.plan.page import lines
 from dgpo.plan.runs import Runs
 from dgpo.plan.speed import work
 from dgpo.training import saving, schedule
-from dgpo.training.geometry import geometry, held_images, network_evaluations
+from dgpo.training.geometry import geometry, held_images, network_forwards
 from dgpo.training.schedule import guided_rows
 
 UNIT = Count(flops=1)
@@ -34,7 +34,22 @@ def policy_rows(config: Config) -> int:
 
 
 def forwards(counts: Counts) -> int:
-    return sum(counts.sampling) + sum(counts.frozen.values()) + sum(map(sum, counts.updates))
+    """A backward counts as two."""
+    return sum(counts.sampling) + sum(counts.frozen.values()) + 3 * sum(map(sum, counts.updates))
+
+
+def test_a_run_counts_its_forwards(tiny_folder: Path, tmp_path: Path) -> None:
+    """6 images, 3 guided steps; 2 points of ref and the policy with its backward, and of `old` once it is another."""
+    config = small(tiny_folder, tmp_path, iterations=3)
+    run(config)
+    forwards = [row["train/forwards"] for row in rows(tmp_path)]
+    sampled, trained, with_old = 6 * 3 * 2, 6 * 2 * 4, 6 * 2 * 5
+    assert network_forwards(config) == sampled + with_old
+    assert forwards == [
+        sampled + trained,
+        2 * sampled + 2 * trained,
+        3 * sampled + 2 * trained + with_old,
+    ]  # a copy twice
 
 
 @pytest.mark.slow
@@ -66,7 +81,7 @@ def test_one_process_does_what_is_foreseen(name: str, tiny_folder: Path, tmp_pat
     assert sum(map(sum, found.updates)) == g.trained * g.points * policy_rows(config) * passes(config)
 
     assert set(found.frozen) == frozen_sets(config)
-    assert forwards(found) == network_evaluations(config)
+    assert forwards(found) == network_forwards(config)
     # a row each, so that work counts rows
     scale = config.sampling.guidance_scale
     runs = Runs(0, Count(), Count(flops=g.sampling_batch * guided_rows(scale)), UNIT, Count(flops=g.micro_batch), None)
@@ -138,7 +153,7 @@ def test_two_processes_do_what_is_foreseen(name: str, several: list[dict[str, Co
         assert any("policy" in rank.frozen for rank in found) == g.splits
         assert widest == (g.group_batch or g.micro_batch) * policy_rows(config)
     if not config.redraw_groups and g.splits == any("policy" in rank.frozen for rank in found):
-        assert sum(map(forwards, found)) == network_evaluations(config, 2)
+        assert sum(map(forwards, found)) == network_forwards(config, 2)
 
 
 def test_who_holds_what_in_the_worst_case() -> None:
@@ -193,12 +208,12 @@ def test_evaluations_and_checkpoints_are_made_where_they_are_due(
 @pytest.mark.parametrize(
     ("sampling", "algorithm", "updates", "per_image"),
     [
-        (Sampling(guidance_scale=1.0), DGPO(num_points=4, kl_coef=0, reference="old", clip_range=None), 1, 10 + 8),
-        (Sampling(guidance_scale=4.5), DGPO(num_points=4), 1, 20 + 4 * 3),
-        (Sampling(guidance_scale=1.0), DGPO(num_points=4, ref_guidance_scale=4.5), 2, 10 + 2 * 4 * 4),
-        (Sampling(guidance_scale=1.0, solver="heun"), DGPO(num_points=1, clip_range=None), 1, 19 + 2),
+        (Sampling(guidance_scale=1.0), DGPO(num_points=4, kl_coef=0, reference="old", clip_range=None), 1, 10 + 4 * 4),
+        (Sampling(guidance_scale=4.5), DGPO(num_points=4), 1, 20 + 4 * 5),
+        (Sampling(guidance_scale=1.0), DGPO(num_points=4, ref_guidance_scale=4.5), 2, 10 + 2 * 4 * 6),
+        (Sampling(guidance_scale=1.0, solver="heun"), DGPO(num_points=1, clip_range=None), 1, 19 + 4),
     ],
 )
-def test_network_evaluations_counted_by_hand(sampling: Sampling, algorithm: DGPO, updates: int, per_image: int) -> None:
+def test_network_forwards_counted_by_hand(sampling: Sampling, algorithm: DGPO, updates: int, per_image: int) -> None:
     config = Config(num_groups=2, group_size=3, sampling=sampling, algorithm=algorithm, updates_per_rollout=updates)
-    assert network_evaluations(config) == 6 * per_image
+    assert network_forwards(config) == 6 * per_image

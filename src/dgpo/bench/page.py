@@ -19,7 +19,7 @@ from dgpo.errors import UserError
 from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
 from dgpo.report.words import duration, plural
-from dgpo.training.geometry import network_evaluations
+from dgpo.training.geometry import network_forwards
 
 SCORE = "shapes_strict"
 SETS = ("seen", "unseen")
@@ -170,7 +170,7 @@ def _costs(row: Row) -> list[str]:
     signal = config.updates_per_rollout / (noise * mean("time/iteration"))
     keys = ("time/rollout", "time/reward", "time/update", "train/clip_fraction")
     cells = ["–" if math.isnan(value) else f"{value:.3g}" for value in (*map(mean, keys), noise, signal)]
-    return [f"{network_evaluations(config):,}", *cells]
+    return [f"{network_forwards(config):,}", *cells]
 
 
 def noise_over_signal(row: Row) -> float:

@@ -11,7 +11,7 @@ from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB
 from dgpo.plan.gpus import GPU
 from dgpo.plan.speed import BANDWIDTH_SHARE, EFFICIENCY, seconds
-from dgpo.training.geometry import network_evaluations
+from dgpo.training.geometry import network_forwards
 from dgpo.training.schedule import evaluates, saves
 from dgpo.utils.devices import described
 
@@ -45,7 +45,7 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
     yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {precision}"
     yield (
         f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}{again}, "
-        f"{network_evaluations(c, g.processes):,} network evaluations"
+        f"{network_forwards(c, g.processes):,} network forwards, a backward counted as two"
     )
     yield (
         f"  {fewer}{c.updates_per_rollout} optimizer step(s), each of {g.points} points x {g.micro_batches} "

@@ -23,7 +23,7 @@ class RunCounts(NamedTuple):
     """What the rules of the loop say of a run in numbers."""
 
     prompts: int  # that train, or groups of a dataset
-    network_evaluations: int  # in an iteration
+    network_forwards: int  # in an iteration
     evaluations_ahead: Callable[[int, int], int]  # once an iteration is done, in a run that ends with another
 
 
@@ -68,7 +68,7 @@ class Console(Callback):
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
             f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
-            f"{c.updates_per_rollout} optimizer step(s), {self._counts.network_evaluations:,} network evaluations",
+            f"{c.updates_per_rollout} optimizer step(s), {self._counts.network_forwards:,} network forwards",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
 

@@ -92,20 +92,17 @@ def held_images(config: Config, rank: int, processes: int) -> Iterator[tuple[int
             break
 
 
-def network_evaluations(config: Config, processes: int = 1) -> int:
-    """Count the forward passes of one image through the network in an iteration; backward passes not counted.
+def network_forwards(config: Config, processes: int = 1) -> int:
+    """Count the forward passes of one image through the network in an iteration; a backward pass counts as two.
 
     Long after the start, over all processes, without what is drawn again and with all that can train.
     """
     c, g = config, geometry(config, processes)
-    scale, a = c.sampling.guidance_scale, c.algorithm
-    sampled = c.num_groups * c.group_size * g.solver_calls * schedule.guided_rows(scale)
-    trained = c.num_groups * schedule.trained_images(c) * g.points
-    policy = schedule.guided_rows(a.policy_guidance(scale)) * (1 + g.splits)
-    ref = schedule.guided_rows(a.ref_guidance(scale)) if "ref" in a.needs else 0
-    old = schedule.guided_rows(a.policy_guidance(scale)) * g.old_updates
-    # every update has all images that train, or its part of them
-    return sampled + trained * (g.updates * (policy + ref) + old) // (g.updates if c.split_updates else 1)
+    images = c.num_groups * schedule.trained_images(c) * g.points  # of an update, or of all that have parts of them
+    olds = [update < g.old_updates for update in range(g.updates)]
+    per_image = [schedule.point_forwards(c.algorithm, c.sampling.guidance_scale, g.splits, not old) for old in olds]
+    trained = images * sum(per_image) // (g.updates if c.split_updates else 1)
+    return c.num_groups * c.group_size * schedule.sampling_forwards(c) + trained
 
 
 def _per_group(config: Config, images: list[tuple[int, int]], update: int) -> Counter[int]:

@@ -22,7 +22,7 @@ from dgpo.run.stopwatch import Stopwatch
 from dgpo.run.trackers import Tracking
 from dgpo.training import saving, schedule
 from dgpo.training.evaluate import evaluate
-from dgpo.training.geometry import network_evaluations
+from dgpo.training.geometry import network_forwards
 from dgpo.training.metrics import ConstantRewards, note_evaluation, watched
 from dgpo.training.rescue import rescue
 from dgpo.training.setup import Setup, open_folder, open_trackers
@@ -52,7 +52,7 @@ class Running:
         self.encode = CondCache(self.model, self.config.prompt_cache, tell=self.tell)
         self.clock = Stopwatch(self.model.device, self.tell)
         self.source = source_of(setup, self.encode, self.clock)
-        self.source.sampler.position = state.position
+        self.source.sampler.position, self.source.sampler.shown = state.position, dict(state.shown)
         self._inputs, self._interrupt = setup.inputs, interrupt
         self._saved = state.iteration if self.config.checkpoint_every or resumed else -1
         self._stop, self._started = False, 0.0
@@ -94,14 +94,15 @@ class Running:
     def advance(self, metrics: dict[str, float]) -> None:
         """Count the iteration as done, and tell its metrics."""
         state = self.state
+        state.forwards += int(metrics.pop("forwards"))
         state.iteration += 1
-        state.position = self.source.sampler.position
+        state.position, state.shown = self.source.sampler.position, [*self.source.sampler.shown.items()]
         state.first_step = state.step
         # the main process's, on all alike: whether the time is up must not differ between them
         seconds = distributed.gather_objects([time.perf_counter() - self._started])[0]
         state.elapsed += seconds
         times = {**self.clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
-        self.callbacks.on_iteration(self, metrics | times)
+        self.callbacks.on_iteration(self, metrics | times | {"train/forwards": state.forwards})
 
     def result(self) -> Result:
         """Say where the run stands."""
@@ -122,7 +123,8 @@ class Running:
         samples, picture = evaluation.samples, None
         if distributed.is_main() and samples.prompts:
             picture = write_samples(self.folder, self.iteration, samples.images, samples.prompts, samples.scores)
-        metrics = {**self._latest, **self.clock.read(), "time/elapsed": self.state.elapsed}
+        spent = {"time/elapsed": self.state.elapsed, "train/forwards": self.state.forwards}
+        metrics = {**self._latest, **self.clock.read(), **spent}
         alarmed = str(alarm) if alarm else None
         self.callbacks.on_evaluation(
             self, Evaluated(metrics, samples.images, samples.prompt_of_each, picture, alarmed, last)
@@ -168,7 +170,7 @@ def built_in(setup: Setup) -> list[Callback]:
     config, inputs = setup.config, setup.inputs
     counts = RunCounts(
         len(inputs.prompts),
-        network_evaluations(config, distributed.world_size()),
+        network_forwards(config, distributed.world_size()),
         partial(schedule.evaluations_ahead, config),
     )
     console = Console(config, setup.model, counts, inputs.doubts)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from dgpo.algorithms import Algorithm
 from dgpo.config import Config
 from dgpo.core.solvers import network_calls
 from dgpo.distributed import shard_of
@@ -44,6 +45,22 @@ def solver_calls(config: Config) -> int:
 def guided_rows(guidance_scale: float) -> int:
     """Count the rows that the network computes for an image under classifier-free guidance; a scale of 1 is none."""
     return 1 if guidance_scale == 1.0 else 2
+
+
+def sampling_forwards(config: Config) -> int:
+    """Count the network forwards that sample one image."""
+    return solver_calls(config) * guided_rows(config.sampling.guidance_scale)
+
+
+def point_forwards(algorithm: Algorithm, rollout_scale: float, split: bool, old_is_policy: bool) -> int:
+    """Count the network forwards that train one image at one point; its backward counts as two.
+
+    split: whether groups are, so that the policy is evaluated for their totals first
+    """
+    policy = guided_rows(algorithm.policy_guidance(rollout_scale))
+    ref = guided_rows(algorithm.ref_guidance(rollout_scale)) if "ref" in algorithm.needs else 0
+    old = policy if "old" in algorithm.needs and not old_is_policy else 0
+    return policy * (3 + split) + ref + old
 
 
 def image_number(config: Config, attempt: int, group: Number, member: Number) -> Number:

@@ -37,16 +37,22 @@ def improve(
     config: Config,
     tell: Tell = silent,
 ) -> dict[str, float]:
-    """Take all optimizer steps of one rollout; none where no image of it trains. Returns the last step's metrics."""
-    algorithm, metrics = config.algorithm, {}
+    """Take all optimizer steps of one rollout; none where no image of it trains.
+
+    Returns the last step's metrics, and as `forwards` what the rollout and all of its steps took of the network.
+    """
+    algorithm = config.algorithm
+    metrics: dict[str, float] = {}
+    forwards: float = rollout.drawn * schedule.sampling_forwards(config)
     for update in range(config.updates_per_rollout if rollout.group_sizes.any() else 0):
         part = share_of_update(rollout, update, config)
         generator = seeds.generator(config.seed, "points", rollout.iteration, update)
         points = list(algorithm.points(part, generator))
         metrics |= learn(model, optimizer, part, points, state, config, tell)
+        forwards += metrics["forwards"]
         if schedule.old_follows(config, update):
             follow(model, algorithm.old_decay(state.step - 1))
-    return metrics
+    return metrics | {"forwards": forwards}
 
 
 def learn(
@@ -70,6 +76,7 @@ def learn(
     # a group that was dropped counts like the others, with a loss of 0
     divisor = config.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
     guidance = algorithm.policy_guidance(rollout.guidance_scale)
+    forwards = schedule.point_forwards(algorithm, rollout.guidance_scale, split, model.weights.old_is_policy)
 
     optimizer.zero_grad(set_to_none=True)
     fixed = distributed.together(
@@ -101,6 +108,7 @@ def learn(
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm).item()
     metrics = {f"train/{name}": value for name, value in summed(sums).items()}
     metrics |= {"train/grad_norm": norm, "train/lr": set_lr(optimizer, state.step, config)}
+    metrics |= {"forwards": trained * len(points) * forwards}
     require_finite(metrics, state)
     taken = state.step
     state.step += 1  # before the weights change: what fails from here on leaves no whole iteration
