@@ -21,7 +21,7 @@ from dgpo.config import load_yaml
 from dgpo.models.pipeline import PipelineModel
 
 SURFACE = {
-    *("AWM", "DGPO", "DiffusionDPO", "DiffusionNFT", "FlowGRPO", "Algorithm", "register_algorithm"),
+    *("AWM", "CRD", "DGPO", "RAM", "DiffusionDPO", "DiffusionNFT", "FlowGRPO", "Algorithm", "register_algorithm"),
     *("Config", "LoraConfig", "Optimizer", "Sampling"),
     *("NonFiniteError", "RewardAway", "RewardError", "RunFailed", "UserError"),
     *("train", "Result", "Callback", "collect", "compare", "evaluate", "sample"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dgpo.algorithms import AWM, DGPO, Algorithm, DiffusionDPO, DiffusionNFT, FlowGRPO
+    from dgpo.algorithms import AWM, CRD, DGPO, RAM, Algorithm, DiffusionDPO, DiffusionNFT, FlowGRPO
     from dgpo.algorithms.registry import register_algorithm
     from dgpo.config import Config, LoraConfig, Optimizer, Sampling
     from dgpo.data.prompts import load_prompts
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AWM",
+    "CRD",
     "DGPO",
+    "RAM",
     "Algorithm",
     "Callback",
     "Config",
@@ -59,7 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "algorithms": ("AWM", "DGPO", "Algorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"),
+    "algorithms": ("AWM", "CRD", "DGPO", "RAM", "Algorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"),
     "algorithms.registry": ("register_algorithm",),
     "config": ("Config", "LoraConfig", "Optimizer", "Sampling"),
     "data.prompts": ("load_prompts",),

@@ -211,7 +211,7 @@ def _check_offline(config: Config) -> None:
     require(
         config.offline is None or (config.is_deterministic() and config.algorithm.rollout_weights(0) == "policy"),
         f"offline={config.offline!r}: {type(config.algorithm).__name__} learns only from rollouts that it samples "
-        "itself (as does dgpo with sampling_switch=0); take algorithm dgpo, awm or diffusion_dpo",
+        "itself (as does dgpo with sampling_switch=0); take algorithm dgpo, awm, crd or diffusion_dpo",
     )
     require(
         config.offline is None or config.redraw_groups == 0,

@@ -36,8 +36,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the defaults
     "awm": [{"kl_coef": 0.3}],
     "diffusion_nft": [{"mix": 0.1, "kl_coef": 0.3}],
     "diffusion_dpo": [{"beta": 20.0}],
+    "ram": [{"sampler_weights": "policy"}, {"reward_scale": 1.0}],
+    "crd": [{"beta": 3.0}, {"self_normalized": False, "adaptive_kl": False}, {"shared_t": True, "shared_noise": True}],
 }
-STOPS_GRADIENTS = {"dgpo", "diffusion_nft"}
+STOPS_GRADIENTS = {"dgpo", "diffusion_nft", "ram", "crd"}
 """Their losses are surrogates with weights that carry no gradient; their own files differentiate the true objective."""
 
 NEEDS: list[tuple[str, dict[str, Any], set[str]]] = [
@@ -55,6 +57,10 @@ NEEDS: list[tuple[str, dict[str, Any], set[str]]] = [
     ("diffusion_nft", {"kl_coef": 0.1}, {"ref", "old"}),
     ("diffusion_nft", {"kl_coef": 0.0}, {"old"}),
     ("diffusion_dpo", {"beta": 20.0}, {"ref"}),
+    ("ram", {"reward_scale": 1.0}, {"ref", "old"}),
+    ("ram", {"sampler_weights": "policy"}, {"ref"}),
+    ("crd", {"kl_coef": 0.1}, {"ref", "old"}),
+    ("crd", {"kl_coef": 0.0}, {"old"}),
 ]
 CASES = [(name, settings) for name in BUILT_IN for settings in [{}, *SETTINGS.get(name, [])]]
 
@@ -143,10 +149,11 @@ def test_what_the_loop_is_told_is_consistent(name: str, settings: dict[str, Any]
     if algorithm.old_follows == "rollout":
         assert "old" in algorithm.needs | samplers, "nobody would see which `old` it is"
     assert all(0 <= algorithm.old_decay(step) < 1 for step in (0, 1, 100, 1000, 10**6))
-    assert algorithm.old_decay(0) == 0.0, "`old` starts as a copy"
-    for guidance in (algorithm.policy_guidance, algorithm.ref_guidance):
-        assert guidance(1.0) == 1.0
-        assert guidance(4.5) in (1.0, 4.5)
+    assert algorithm.old_decay(0) == {"crd": 0.25}.get(name, 0.0), "`old` starts as a copy, but for one paper"
+    ref_scale = getattr(algorithm, "ref_guidance_scale", 1.0)
+    for guidance, own in ((algorithm.policy_guidance, 1.0), (algorithm.ref_guidance, ref_scale)):
+        assert guidance(1.0) == own
+        assert guidance(4.5) in (own, 4.5)
     assert 2 <= algorithm.trained_images(8) <= 8
     assert algorithm.skips_zero or algorithm.trained_images(8) == 8
     for iteration in range(5):

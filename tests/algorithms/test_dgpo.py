@@ -294,7 +294,7 @@ def test_grid_draws_are_shared_distinct_and_early():
     assert values <= set(rollout.sigmas[:5].tolist())
 
 
-@pytest.mark.parametrize("t_sampling", ["uniform", "logit_normal", "stratified"])
+@pytest.mark.parametrize("t_sampling", ["uniform", "logit_normal", "stratified", "linear"])
 def test_other_draws_stay_above_t_min(t_sampling):
     rollout = make_rollout()
     algorithm = DGPO(t_sampling=t_sampling, t_min=0.7, t_max=0.9, num_points=16)
@@ -303,7 +303,7 @@ def test_other_draws_stay_above_t_min(t_sampling):
     assert len(draws.unique()) == 16
 
 
-@pytest.mark.parametrize("t_sampling", ["grid", "uniform", "logit_normal", "stratified"])
+@pytest.mark.parametrize("t_sampling", ["grid", "uniform", "logit_normal", "stratified", "linear"])
 def test_groups_may_have_their_own_t(t_sampling):
     rollout = make_rollout()
     for point in DGPO(shared_t=False, t_sampling=t_sampling, num_points=2).points(rollout, generator(1, "points")):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import toy
 
-from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
+from dgpo.algorithms import AWM, CRD, DGPO, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.algorithms.registry import BUILT_IN
 
 # A mean over two numbers moves far more than one over an image's thousands, hence a smaller beta than the paper's.
@@ -21,6 +21,8 @@ PEERS = {  # the algorithm and its optimizer steps on one rollout
     "diffusion_nft": (DiffusionNFT(old_decay_rate=0.01), 1),
     "awm": (AWM(), 1),
     "diffusion_dpo": (DiffusionDPO(beta=2.0), 1),
+    "ram": (RAM(), 1),
+    "crd": (CRD(), 1),
 }
 SLIDING = FlowGRPO(clip_range=0.2, kl_coef=0.2, window=4, window_shift_every=2, constant_noise=True)
 BASE = 0.2

@@ -5,7 +5,7 @@ import torch
 
 from dgpo.core.seeds import generator
 from dgpo.core.solvers import flow_sigmas
-from dgpo.core.timesteps import DRAWS, grid_draws, logit_normal_draws, stratified_draws
+from dgpo.core.timesteps import DRAWS, grid_draws, linear_draws, logit_normal_draws, stratified_draws
 from dgpo.errors import UserError
 
 
@@ -49,3 +49,10 @@ def test_truncated_logit_normal_is_the_conditioned_law():
     expected = torch.sigmoid(z)[z >= 0]
     for q in (0.1, 0.5, 0.9):
         torch.testing.assert_close(t.quantile(q), expected.quantile(q), rtol=0, atol=0.01)
+
+
+def test_linear_draws_have_a_density_that_grows_with_t():
+    """The share below t is (t^2 - t_min^2) / (t_max^2 - t_min^2)."""
+    t = linear_draws(20000, 0.2, 0.8, generator(0, "t"))
+    for value in (0.3, 0.5, 0.7):
+        assert (t < value).double().mean().item() == pytest.approx((value**2 - 0.04) / 0.6, abs=0.01)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import REWARDS, colour, run, small
 
-from dgpo import AWM, Config, DiffusionDPO, DiffusionNFT, FlowGRPO, Sampling, distributed
+from dgpo import AWM, CRD, RAM, Config, DiffusionDPO, DiffusionNFT, FlowGRPO, Sampling, distributed
 from dgpo.models.pipeline import PipelineModel
 from dgpo.rewards.base import Reward
 from dgpo.training import running, sources, update
@@ -73,6 +73,20 @@ CASES: dict[str, dict[str, Any]] = {
         "micro_batch_size": 4,
     },
     "dpo": {"algorithm": DiffusionDPO(num_points=2), "noise_scale_every": 1},
+    "ram": {"algorithm": RAM(num_points=2)},
+    "ram, two updates of their own images": {
+        "algorithm": RAM(num_points=2),
+        "updates_per_rollout": 2,
+        "split_updates": True,
+    },
+    "ram by the policy": {"algorithm": RAM(num_points=2, sampler_weights="policy"), "noise_scale_every": 1},
+    "crd": {"algorithm": CRD(**OF_GROUP), "noise_scale_every": 1},
+    "crd, parts of a group, two updates": {
+        "algorithm": CRD(**OF_GROUP),
+        "micro_batch_size": 3,
+        "updates_per_rollout": 2,
+    },
+    "crd without a KL": {"algorithm": CRD(**OF_GROUP, kl_coef=0.0)},
     "dpo, parts of a pair": {"algorithm": DiffusionDPO(num_points=2), "micro_batch_size": 1},
     "dpo, whole pairs": {"algorithm": DiffusionDPO(num_points=2), "micro_batch_size": 3, "num_groups": 3},
     "nothing equal": {"drop_equal_groups": True, "redraw_groups": 2, "noise_scale_every": 1},
@@ -92,6 +106,8 @@ SEVERAL: dict[str, dict[str, Any]] = {
         "split_updates": True,
     },
     "dpo": {"algorithm": DiffusionDPO(num_points=2), "num_groups": 3},
+    "ram, a group on both": {"algorithm": RAM(num_points=2), "num_groups": 3},
+    "crd, a group on both": {"algorithm": CRD(**OF_GROUP), "num_groups": 3},
     "all of the others drawn again": {
         "num_groups": 4,
         "drop_equal_groups": True,

@@ -16,7 +16,7 @@ import torch
 from counting import CASES, COUNTED, SEVERAL, Counts, case, counted
 from runs import rows, run, small
 
-from dgpo import DGPO, Config, Sampling
+from dgpo import CRD, DGPO, RAM, Config, Sampling
 from dgpo.plan.estimates import estimate
 from dgpo.plan.meta import Count
 from dgpo.plan.page import lines
@@ -212,8 +212,12 @@ def test_evaluations_and_checkpoints_are_made_where_they_are_due(
         (Sampling(guidance_scale=4.5), DGPO(num_points=4), 1, 20 + 4 * 5),
         (Sampling(guidance_scale=1.0), DGPO(num_points=4, ref_guidance_scale=4.5), 2, 10 + 2 * 4 * 6),
         (Sampling(guidance_scale=1.0, solver="heun"), DGPO(num_points=1, clip_range=None), 1, 19 + 4),
+        (Sampling(guidance_scale=4.5), RAM(), 1, 20 + 8 * 5),  # the policy and its backward, ref and old
+        (Sampling(guidance_scale=4.5), RAM(sampler_weights="policy"), 1, 20 + 8 * 4),
+        (Sampling(guidance_scale=1.0), CRD(), 1, 10 + 9 * 6),  # the same with guidance for ref
+        (Sampling(guidance_scale=1.0), CRD(kl_coef=0.0), 2, 10 + 2 * 9 * 4),
     ],
 )
-def test_network_forwards_counted_by_hand(sampling: Sampling, algorithm: DGPO, updates: int, per_image: int) -> None:
+def test_network_forwards_counted_by_hand(sampling: Sampling, algorithm: Any, updates: int, per_image: int) -> None:
     config = Config(num_groups=2, group_size=3, sampling=sampling, algorithm=algorithm, updates_per_rollout=updates)
     assert network_forwards(config) == 6 * per_image

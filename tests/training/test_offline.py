@@ -393,7 +393,7 @@ def other_with_sets(tiny_folder: Path) -> Any:
     return other
 
 
-@pytest.mark.parametrize("name", ["flow_grpo", "diffusion_nft"])
+@pytest.mark.parametrize("name", ["flow_grpo", "diffusion_nft", "ram"])
 def test_algorithms_that_need_their_own_rollouts_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{algorithm_class(name).__name__} learns only from rollouts that it samples"):
         Config(offline="data", algorithm=algorithm_class(name)())

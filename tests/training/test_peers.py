@@ -10,7 +10,7 @@ from runs import assert_same_run, distance, rows, run, small, tensors
 from updates import in_float64, rollout_of, updates
 
 from dgpo import DGPO, Sampling
-from dgpo.algorithms import AWM, DiffusionDPO, DiffusionNFT, FlowGRPO
+from dgpo.algorithms import AWM, CRD, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.algorithms.registry import BUILT_IN, algorithm_class
 from dgpo.models.text_cache import CondCache
 from dgpo.training.optim import make_optimizer
@@ -25,6 +25,8 @@ TINY = {
     "diffusion_nft": DiffusionNFT(num_points=2, trunc_steps=2, old_decay_rate=0.2),
     "awm": AWM(num_points=2),
     "diffusion_dpo": DiffusionDPO(beta=30.0, num_points=2),
+    "ram": RAM(num_points=2),
+    "crd": CRD(num_points=2, trunc_steps=2),
 }
 
 
@@ -98,7 +100,7 @@ def test_flow_grpo_trains_with_the_rollouts_guidance(fresh, tiny_folder, tmp_pat
         assert dict(model.images) == {("policy", scale, True): 12, ("ref", scale, False): 12}
 
 
-@pytest.mark.parametrize("name", ["flow_grpo", "diffusion_nft", "awm", "diffusion_dpo"])
+@pytest.mark.parametrize("name", ["flow_grpo", "diffusion_nft", "awm", "diffusion_dpo", "ram", "crd"])
 def test_the_update_does_not_depend_on_the_micro_batch(fresh, tiny_folder, tmp_path, name):
     """One image, two, whole groups: with DPO's pairs among them cut in two."""
     config = small(tiny_folder, tmp_path, algorithm=TINY[name], finetune="full")

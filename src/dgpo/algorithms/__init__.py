@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dgpo.algorithms.awm import AWM
     from dgpo.algorithms.base import Algorithm
+    from dgpo.algorithms.crd import CRD
     from dgpo.algorithms.dgpo import DGPO
     from dgpo.algorithms.diffusion_dpo import DiffusionDPO
     from dgpo.algorithms.diffusion_nft import DiffusionNFT
     from dgpo.algorithms.flow_grpo import FlowGRPO
+    from dgpo.algorithms.ram import RAM
 
-__all__ = ["AWM", "DGPO", "Algorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"]
+__all__ = ["AWM", "CRD", "DGPO", "RAM", "Algorithm", "DiffusionDPO", "DiffusionNFT", "FlowGRPO"]
 
 _FILES = {
     "AWM": "awm",
     "Algorithm": "base",
+    "CRD": "crd",
     "DGPO": "dgpo",
     "DiffusionDPO": "diffusion_dpo",
     "DiffusionNFT": "diffusion_nft",
     "FlowGRPO": "flow_grpo",
+    "RAM": "ram",
 }
 
 

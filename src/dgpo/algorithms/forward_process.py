@@ -18,7 +18,7 @@ from dgpo.utils.late import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-TSampling = Literal["grid", "uniform", "logit_normal", "stratified"]
+TSampling = Literal["grid", "uniform", "logit_normal", "stratified", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ BUILT_IN = {
     "diffusion_nft": "dgpo.algorithms.diffusion_nft:DiffusionNFT",
     "awm": "dgpo.algorithms.awm:AWM",
     "diffusion_dpo": "dgpo.algorithms.diffusion_dpo:DiffusionDPO",
+    "ram": "dgpo.algorithms.ram:RAM",
+    "crd": "dgpo.algorithms.crd:CRD",
 }
 _registered: dict[str, type] = {}
 _met: dict[str, type] = {}  # by path, every class that a config was given: some cannot be imported, as in a notebook

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dgpo.algorithms import AWM, DGPO, DiffusionDPO, DiffusionNFT, FlowGRPO
+from dgpo.algorithms import AWM, CRD, DGPO, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.config import Config
 from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import recipe
@@ -72,6 +72,12 @@ def _task(**changes: Any) -> Config:
     return replace(recipe("tiny"), **changes)
 
 
+def _ram() -> Config:
+    """The authors do not clip gradients, which are 2 lambda times as large as those of the other losses."""
+    config = _task(algorithm=RAM())
+    return replace(config, optimizer=replace(config.optimizer, max_grad_norm=1e9))
+
+
 def _flow_grpo(**changes: Any) -> Config:
     """The authors take two optimizer steps per rollout, each on half of its images."""
     return _task(algorithm=FlowGRPO(**changes), updates_per_rollout=2, split_updates=True)
@@ -85,6 +91,8 @@ METHODS: dict[str, Callable[[], Config]] = {
     "diffusion_nft": lambda: _task(algorithm=DiffusionNFT()),
     "awm": lambda: _task(algorithm=AWM()),
     "diffusion_dpo": lambda: _task(algorithm=DiffusionDPO(beta=100.0)),
+    "ram": _ram,
+    "crd": lambda: _task(algorithm=CRD()),
 }
 """Name -> its config but for learning rate and seed, of those that search for their rate."""
 

@@ -59,7 +59,18 @@ def logit_normal_draws(
     return t.clamp(t_min, t_max).float()  # ndtri rounds at the ends
 
 
-DRAWS = {"uniform": uniform_draws, "stratified": stratified_draws, "logit_normal": logit_normal_draws}
+def linear_draws(num_points: int, t_min: float, t_max: float, generator: torch.Generator) -> Tensor:
+    """Independent, with a density proportional to t on [t_min, t_max]. Returns (num_points,)."""
+    u = torch.rand(num_points, generator=generator, dtype=torch.float64)
+    return (t_min**2 + (t_max**2 - t_min**2) * u).sqrt().clamp(t_min, t_max).float()
+
+
+DRAWS = {
+    "uniform": uniform_draws,
+    "stratified": stratified_draws,
+    "logit_normal": logit_normal_draws,
+    "linear": linear_draws,
+}
 
 
 def _between(u: Tensor, t_min: float, t_max: float) -> Tensor:
