@@ -46,7 +46,7 @@ def test_hand_computed(self_normalized, rho, misfit, adaptive, weights):
     loss, metrics = algorithm.loss(point, velocities, rollout)
     kl = (weights[0] * 1 + weights[1] * 0.25) / 2
     assert loss.item() == pytest.approx(2 / 0.5 * misfit + kl, rel=1e-9)
-    expected = {"loss": loss.item(), "dsm": 2.5, "rho": sum(rho) / 2, "misfit": misfit, "kl": 0.625}
+    expected = {"loss": loss.item(), "dsm": 2.5, "implicit_reward": sum(rho) / 2, "misfit": misfit, "kl": 0.625}
     assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
 
 

@@ -136,7 +136,7 @@ class CRD(ForwardProcess, GroupAdvantages):
         mean = (total / rollout.group_sizes.clamp(min=1))[rollout.group_index]  # (B,)
         misfit = (excess - mean).square()
         loss = self.advantage_clip / self.beta * misfit.mean()
-        metrics = {"dsm": dsm_loss(v, point.target), "rho": rho, "misfit": misfit}
+        metrics = {"dsm": dsm_loss(v, point.target), "implicit_reward": rho, "misfit": misfit}
         if "ref" in self.needs:
             metrics["kl"] = kl = velocity_kl(v, given(velocities, "ref"))
             loss = loss + (self._kl_weight(reward) * kl).mean()

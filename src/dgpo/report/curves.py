@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from dgpo.report.log import Point
 from dgpo.report.words import duration, number
 
-SERIES = ("--train", "--series-1", "--series-2", "--series-3", "--series-4", "--series-5", "--series-6")
+SERIES = ("--train", *(f"--series-{number}" for number in range(1, 9)))
 FONT, FEW = 10, 25
 SMOOTHED_FROM = 15
 """Points; fewer are drawn as they are, because an average of two or three of them is flat whatever they do."""

@@ -21,6 +21,8 @@ HEALTH = {
     "ratio": "Probability under the policy over that under the rollout's weights. It should stay near 1.",
     "approx_kl": "How far the policy has moved from the weights that sampled the rollout. It should stay small.",
     "rho": "Mean weight of the images as good ones, from 0 to 1.",
+    "implicit_reward": "Reward that the losses of the policy show, against `old`. Only differences in a group count.",
+    "misfit": "How far the differences between these rewards in a group are from those given, squared. It should fall.",
     "moved": "Distance of the policy from `old`, the average that it is compared with.",
 }
 SHARES = {"clip_fraction", "frac_reward_zero_std", "frac_trained", "ordered"}
