@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from counting import CASES, COUNTED, SEVERAL, Counts, case, counted
 from runs import rows, run, small
 
 from dgpo import CRD, DGPO, RAM, Config, Sampling
+from dgpo.algorithms.registry import BUILT_IN, algorithm_class
 from dgpo.plan.estimates import estimate
 from dgpo.plan.meta import Count
 from dgpo.plan.page import lines
@@ -203,6 +205,20 @@ def test_evaluations_and_checkpoints_are_made_where_they_are_due(
         assert made == [i for i in range(iterations + 1) if due(config, i, i == iterations)]
     page = "\n".join(lines(estimate(config, 1, True, "a red cat"), [], None))
     assert f"{len(evaluated)} evaluations of 1 images a prompt, {len(saved)} checkpoints and one after" in page
+
+
+def test_the_forwards_that_the_documentation_tells() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    told = {name: int(count) for name, count in re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", text, re.MULTILINE)}
+    sampling = Sampling(num_inference_steps=10, guidance_scale=1.0)
+    images = 4 * 16
+    assert told == {
+        name: network_forwards(
+            Config(num_groups=4, group_size=16, sampling=sampling, algorithm=algorithm_class(name)())
+        )
+        // images
+        for name in BUILT_IN
+    }
 
 
 @pytest.mark.parametrize(

@@ -174,11 +174,22 @@ def rollout_of(model: Any, config: Config) -> Rollout:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dgpo", "diffusion_dpo", "awm"])
-def test_offline_on_a_rollout_is_the_online_update(name: str, model: Any, tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dgpo", {}),
+        ("diffusion_dpo", {}),
+        ("awm", {}),
+        ("ram", {"sampler_weights": "policy"}),
+        ("crd", {"trunc_steps": 2, "num_points": 2}),
+    ],
+)
+def test_offline_on_a_rollout_is_the_online_update(
+    name: str, settings: dict[str, Any], model: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
     online = small(tiny_folder, tmp_path / "online", iterations=1, noise_scale_every=1, text_dropout=0.4)
     if name != "dgpo":
-        online = replace(online, algorithm=algorithm_class(name)())
+        online = replace(online, algorithm=algorithm_class(name)(**settings))
     drawn = rollout_of(model, online)
     order = PromptSampler(online.num_groups, online.seed).next(online.num_groups)
     groups: list[Any] = [None] * online.num_groups
