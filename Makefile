@@ -5,8 +5,8 @@ OUT ?= runs/demo
 
 .PHONY: demo test test-fast lint bench docs dist clean
 
-demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html
-	$(BIN)/dgpo train tiny --out $(OUT)
+demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html; an earlier run is moved aside
+	$(BIN)/dgpo train tiny --out $(OUT) --overwrite
 
 test: .venv/ready-dev  ## the whole test suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal

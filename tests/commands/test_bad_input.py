@@ -139,6 +139,16 @@ def test_a_folder_that_holds_something(config_file: Path, run: Path, capsys: pyt
     assert contents(run) == before
 
 
+def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(
+    config_file: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.txt").touch()
+    missing = ("train", config_file, "--model", "./nowhere")
+    assert "already holds something" in refused(capsys, *missing, "--out", run)
+    assert "is no run" in refused(capsys, *missing, "--out", tmp_path, "--overwrite")
+    assert "nowhere" in refused(capsys, *missing, "--out", run, "--overwrite")
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_run(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

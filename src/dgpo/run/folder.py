@@ -19,7 +19,7 @@ from dataclasses import replace
 from importlib import metadata
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -188,9 +188,21 @@ def _place(config: Config, overwrite: bool) -> Path:
     raise AssertionError("numbers do not end")
 
 
+def require_free(config: Config, overwrite: bool) -> None:
+    """Refuse a folder that a new run cannot have, as far as that can be told before its model is loaded."""
+    run = Path(config.out) if config.out else Path("runs") / config.name
+    if overwrite and _taken(run):
+        _require_run(run)
+    elif config.out is not None and _taken(run):
+        _refuse_taken(run)
+
+
 def _require_unused(run: Path, config: Config) -> None:
-    if _unused(run, config):
-        return
+    if not _unused(run, config):
+        _refuse_taken(run)
+
+
+def _refuse_taken(run: Path) -> NoReturn:
     if not _is_run(run):
         raise UserError(f"{run} already holds something, and it is no run. Choose another --out")
     raise UserError(
@@ -204,12 +216,16 @@ def _make_room(run: Path, config: Config) -> None:
     """Move an old run aside, and say so; refuse what is no run."""
     if _unused(run, config):
         return
+    _require_run(run)
+    say(f"moved the old run {run} to {move_aside(run, config)}")
+
+
+def _require_run(run: Path) -> None:
     if not _is_run(run):
         raise UserError(
             f"{run} is no run: its {CONFIG} and environment.json are not both there, or not dgpo's. --overwrite moves "
             "aside nothing else; choose another --out"
         )
-    say(f"moved the old run {run} to {move_aside(run, config)}")
 
 
 def _is_run(run: Path) -> bool:
@@ -223,15 +239,19 @@ def _is_run(run: Path) -> bool:
 
 def _unused(run: Path, config: Config) -> bool:
     """Whether nothing is there, or a folder with at most what this very run, ended at its start, has left there."""
+    stored = run / CONFIG
+    return not _taken(run) and not (stored.exists() and changed_fields(load_yaml(stored), config))
+
+
+def _taken(run: Path) -> bool:
+    """Whether there is more than a run that ended at its start has left there."""
     if not run.is_dir():
-        return not run.exists()
+        return run.exists()
     files = {path.name for path in run.iterdir()}
     ours = {lock.NAME, "environment.json"}
     if "environment.json" in files:  # a config.yaml without it may be anybody's
         ours |= {CONFIG, "checkpoints", "metrics.jsonl", *(name for name in files if is_unfinished(name, CONFIG))}
-    if not files <= ours or checkpoint.holds_any(run) or _rows(run):
-        return False
-    return CONFIG not in files or not changed_fields(load_yaml(run / CONFIG), config)
+    return not files <= ours or checkpoint.holds_any(run) or _rows(run)
 
 
 def _rows(run: Path) -> bool:

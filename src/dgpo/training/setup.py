@@ -72,7 +72,10 @@ def prepare(
         raise UserError("resume continues the run in the folder, and overwrite moves it aside; give one of them")
     require_complete(config, model is not None)
     device = distributed.init(device_of(config.device))
-    config = runfolder.with_stored(config) if resume else config
+    if resume:
+        config = runfolder.with_stored(config)
+    else:
+        distributed.together(lambda: runfolder.require_free(config, overwrite) if distributed.is_main() else None)
     config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
     say(f"reading {_what(config)}; making the rewards {', '.join([*config.rewards, *config.eval_rewards])}")
     inputs = read_inputs(config, reward_functions)
