@@ -1,195 +1,218 @@
 """The benchmark runs what is missing and nothing twice, and its page says what the results hold."""
 
+from __future__ import annotations
+
 import json
-import math
 import re
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from synthetic import make_run
 
-from dgpo.bench import page, plan, run
-from dgpo.bench.page import Curve, Row, noise_over_signal, read_rows, time_to, write_page
-from dgpo.bench.plan import CONTENDERS, Plan
-from dgpo.bench.run import bench
+from dgpo.bench import run
+from dgpo.bench.page import Curve, Row, _plot, curve_of, reached, write_page
+from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, Plan, config_of
+from dgpo.bench.run import Job, bench, best_lr, results, run_config
 from dgpo.commands.main import main
-from dgpo.config import from_dict, to_dict
+from dgpo.config import Config, from_dict, to_dict
 from dgpo.errors import UserError
 from dgpo.report.grids import write_samples
 from dgpo.report.page import render
+from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import Result
 
 MACHINE = {"platform": "an OS", "cpus": 2, "torch_threads": 2, "gpus": []}
 ENVIRONMENT = {"machine": MACHINE, "torch": "2.13.0", "command": "secret", "dgpo": "0.1.0"}
+BEST = 2e-3
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """Stands for training: leaves the run folder of a run whose score rises with its learning rate, at once."""
-    started = []
+class Trained:
+    """Stands for training: leaves the run folder of a run whose score is highest at the rate `best`, at once."""
 
-    def fake(config, resume=False):
-        started.append(config)
-        folder = Path(config.out)
+    def __init__(self) -> None:
+        self.started: list[Config] = []
+        self.best, self.diversity, self.interrupted = BEST, lambda config: 1.0, False
+
+    def __call__(self, config: Config, resume: bool = False) -> Result:
+        self.started.append(config)
+        folder, last = Path(config.out or ""), config.iterations
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(json.dumps(to_dict(config)))
         (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
-        rows = [
-            {"iteration": i, "train/reward_mean": 0.3 + i * 10 * config.optimizer.lr, "time/elapsed": 60.0 * i}
-            for i in range(1, 6)
-        ]
-        if config.eval_every:
-            for i, score in ((0, 0.4), (5, 0.4 + 100 * config.optimizer.lr)):
-                row = {"iteration": i, "time/elapsed": 60.0 * i}
-                rows.append(row | {f"eval/{s}/shapes_strict": score for s in config.eval_prompts})
-            write_samples(folder, 5, torch.rand(2, 3, 8, 8), ["a circle", "a star"])
+        gain = 0.3 * min(config.optimizer.lr / self.best, self.best / config.optimizer.lr)
+        rows: list[dict[str, Any]] = [{"iteration": 1, "train/reward_mean": 0.5}]
+        for i, share in ((0, 0.0), (last // 2, 0.5), (last, 1.0)):
+            row = {"iteration": i, "time/elapsed": 60.0 * i, "train/forwards": i * network_forwards(config)}
+            kept = 1 + (self.diversity(config) - 1) * share
+            scores = {"shapes_strict": 0.4 + gain * share, "diversity": kept, "crispness": 0.7, "drift": 0.1}
+            rows.append(row | {f"eval/{s}/{k}": v for s in config.eval_prompts for k, v in scores.items()})
+        write_samples(folder, last, torch.rand(2, 3, 8, 8), ["a circle", "a star"])
         (folder / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-        return Result(folder, 5, {}, False)
-
-    monkeypatch.setattr(run, "train", fake)
-    return started
+        return Result(folder, last, {}, self.interrupted)
 
 
-def test_every_contender_shares_what_must_be_equal():
-    base = CONTENDERS["dgpo"]()
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    stand_in = Trained()
+    monkeypatch.setattr(run, "train", stand_in)
+    return stand_in
+
+
+def searched(trained: Trained) -> list[float]:
+    return [c.optimizer.lr for c in trained.started if "train" in c.eval_prompts]
+
+
+def finals(trained: Trained) -> list[Config]:
+    return [c for c in trained.started if "seen" in c.eval_prompts]
+
+
+@pytest.mark.parametrize("setting", ["plain", "guided"])
+def test_every_contender_shares_what_must_be_equal(setting: Any, tmp_path: Path) -> None:
+    base = config_of("dgpo", setting)
+    assert base.sampling.guidance_scale == {"plain": 1.0, "guided": 3.0}[setting]
     for name in CONTENDERS:
-        config = plan.config_of(name, 1e-4, 7, 20)
+        config = run_config(Job(name, setting, 1e-3, 230_400, 7), tmp_path)
         assert from_dict(to_dict(config)) == config
-        assert (config.seed, config.optimizer.lr, config.optimizer.decay_steps) == (7, 1e-4, 20)
+        assert (config.seed, config.optimizer.lr) == (7, 1e-3)
         for field in ("model", "prompts", "rewards", "eval_prompts", "eval_rewards", "num_groups", "group_size"):
             assert getattr(config, field) == getattr(base, field), (name, field)
         assert config.sampling == base.sampling
+        assert config.iterations * network_forwards(config) == pytest.approx(230_400, rel=0.03)
+        assert config.optimizer.decay_steps == config.iterations * config.updates_per_rollout
+        apart = abs(config.eval_every * network_forwards(config) - 19_200)
+        assert apart <= network_forwards(config) / 2, "the nearest whole number of iterations"
 
 
-def test_the_rate_that_earned_most_in_the_search_runs_every_seed(trained, tmp_path):
+def test_the_search_sees_the_train_list_only_and_its_best_rate_runs_every_seed(
+    trained: Trained, tmp_path: Path
+) -> None:
     assert bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
-    assert [(c.optimizer.lr, c.seed, c.max_minutes) for c in trained] == [
-        (3e-4, 100, 4.0),
-        (1e-3, 100, 4.0),
-        (3e-3, 100, 4.0),
-        (3e-3, 0, 13.0),
-        (3e-3, 1, 13.0),
-    ]
-    assert all(c.eval_every == 0 for c in trained[:3]), "the search sees the train list only"
+    search = trained.started[: len(LEARNING_RATES)]
+    assert searched(trained) == [*LEARNING_RATES]
+    assert {(c.seed, *c.eval_prompts.items()) for c in search} == {(100, ("train", search[0].prompts))}
+    assert [(c.optimizer.lr, c.seed) for c in finals(trained)] == [(BEST, 0), (BEST, 1)]
 
 
-@pytest.mark.parametrize(("name", "steps"), [("awm", 13), ("flow_grpo", 26), ("dgpo_two_updates", 26)])
-def test_the_rate_falls_over_the_run_at_the_pace_of_the_search(name, steps, trained, tmp_path):
-    """The contender's short run made an iteration a minute, whose optimizer steps are its own."""
-    bench(Plan(only=(name,), seeds=(0,), out=str(tmp_path)))
-    *short, last = [c.optimizer.decay_steps for c in trained]
-    assert (set(short), last) == ({0}, steps)
-    assert trained[-2].updates_per_rollout == trained[-1].updates_per_rollout
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (1.6e-2, [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]),
+        (2.5e-4, [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 2.5e-4, 1.25e-4]),
+    ],
+)
+def test_the_grid_grows_until_its_best_is_inside(
+    best: float, tried: list[float], trained: Trained, tmp_path: Path
+) -> None:
+    trained.best = best
+    bench(Plan(only=("crd",), seeds=(0,), out=str(tmp_path)))
+    assert searched(trained) == pytest.approx(tried)
+    assert finals(trained)[0].optimizer.lr == pytest.approx(best)
 
 
-def test_an_extra_takes_the_rate_that_dgpo_found(trained, tmp_path):
-    assert bench(Plan(only=("dgpo", "dgpo_half_images"), seeds=(0,), out=str(tmp_path)))
-    assert [c.seed for c in trained] == [100, 100, 100, 0, 100, 0], "one search for both, the extra's pace beside it"
-    assert {c.optimizer.lr for c in trained[3:]} == {3e-3}
-    assert [c.train_images for c in trained[3:]] == [None, 6, 6]
+def test_a_rate_that_loses_diversity_is_taken_only_where_all_do(trained: Trained, tmp_path: Path) -> None:
+    trained.diversity = lambda config: 0.8 if config.optimizer.lr >= BEST else 0.95
+    bench(Plan(only=("ram",), seeds=(0,), out=str(tmp_path)))
+    assert finals(trained)[0].optimizer.lr == 1e-3
+    trained.diversity = lambda config: 0.8
+    bench(Plan(only=("dgpo",), seeds=(0,), out=str(tmp_path)))
+    assert finals(trained)[1].optimizer.lr == BEST
+    assert best_lr(tmp_path, "ram", "plain", [1e-3, 2e-3]) == 1e-3
 
 
-def test_rates_are_compared_on_the_iterations_that_all_of_them_made(tmp_path):
-    """The slow run's last rollouts had other prompts than the fast one's."""
-    rewards = {3e-4: [0.1] * 6, 1e-3: [0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.9, 0.9, 0.9], 3e-3: [0.9] * 4 + [0.4, 0.2]}
-    for lr, values in rewards.items():
-        rows = [{"iteration": i + 1, "train/reward_mean": value} for i, value in enumerate(values)]
-        (tmp_path / f"awm-lr{lr:g}-seed100.json").write_text(json.dumps({"metrics": rows}))
-    found = run.late_rewards(tmp_path, "awm")
-    assert found == {3e-4: pytest.approx(0.1), 1e-3: pytest.approx(0.25), 3e-3: pytest.approx(0.3)}
-    assert run.best_lr(tmp_path, "awm") == 3e-3
+def test_a_finished_run_is_not_run_again(trained: Trained, tmp_path: Path) -> None:
+    options = Plan(only=("awm",), seeds=(0,), out=str(tmp_path))
+    bench(options)
+    count = len(trained.started)
+    assert bench(options)
+    assert len(trained.started) == count
+    (results(tmp_path) / "awm-plain-seed0.json").unlink()
+    assert bench(options)
+    assert [c.seed for c in trained.started[count:]] == [0]
 
 
-def test_noise_over_signal_pools_the_first_measurements(trained, tmp_path):
-    """12 groups, |G|^2 = 2 and tr(Sigma) = 120: seeds saw 5 and -1 of the 2, squared norms of 12."""
-    bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
-    (row,) = read_rows(tmp_path)
-    assert math.isnan(noise_over_signal(row))
-    for seed, signal in enumerate((5.0, -1.0)):
-        first = {"iteration": 1, "train/grad_signal": signal, "train/grad_norm": 12**0.5}
-        row.runs[seed]["metrics"] = [{"iteration": 0}, first, {"iteration": 6, "train/grad_signal": 1e6}]
-    assert noise_over_signal(row) == pytest.approx(120 / 12 / 2)
-    row.runs[0]["metrics"][1]["train/grad_signal"] = 1.0
-    assert math.isnan(noise_over_signal(row)), "no signal was seen"
+def test_a_run_that_a_person_stopped_leaves_no_result(trained: Trained, tmp_path: Path) -> None:
+    trained.interrupted = True
+    assert not bench(Plan(only=("awm",), seeds=(0,), out=str(tmp_path)))
+    assert len(trained.started) == 1
+    assert not [*results(tmp_path).rglob("*.json")]
 
 
-def test_lists_may_be_joined_by_commas(trained, tmp_path, capsys):
-    assert main(["bench", "--only", "dgpo,awm", "--seeds", "0,2", "--minutes", "5", "--out", str(tmp_path)]) == 0
-    assert [(type(c.algorithm).__name__, c.seed) for c in trained if c.seed != 100] == [
+def test_a_result_lists_its_evaluations_with_their_cost(trained: Trained, tmp_path: Path) -> None:
+    bench(Plan(only=("flow_grpo",), seeds=(3,), setting="guided", forwards=40_000, out=str(tmp_path)))
+    result = json.loads((results(tmp_path) / "flow_grpo-guided-seed3.json").read_text())
+    cost = network_forwards(config_of("flow_grpo", "guided"))
+    first, _, last = result["evaluations"]
+    assert (first["iteration"], first["forwards"], first["seconds"]) == (0, 0, 0)
+    assert last["forwards"] == last["iteration"] * cost == pytest.approx(40_000, rel=0.1)
+    assert last["eval/unseen/shapes_strict"] == pytest.approx(0.7)
+    assert result["config"]["algorithm"]["kl"] == "authors"
+    assert result["config"]["out"] is None
+    assert "secret" not in json.dumps(result)
+
+
+def test_the_command_takes_lists_joined_by_commas(trained: Trained, tmp_path: Path, capsys: Any) -> None:
+    words = ["--only", "dgpo,awm", "--seeds", "0,2", "--forwards", "9000", "--out", str(tmp_path)]
+    assert main(["bench", *words]) == 0
+    assert [(type(c.algorithm).__name__, c.seed) for c in finals(trained)] == [
         ("DGPO", 0), ("DGPO", 2), ("AWM", 0), ("AWM", 2)
     ]  # fmt: skip
+    assert f"Page: {tmp_path}/bench.html" in capsys.readouterr().out
 
 
-def test_a_finished_run_is_not_run_again(trained, tmp_path):
-    options = Plan(only=("awm",), seeds=(0,), out=str(tmp_path))
-    bench(options)
-    count = len(trained)
-    assert bench(options)
-    assert len(trained) == count
-    (run.results(tmp_path) / "awm-lr0.003-seed0.json").unlink()
-    assert bench(replace(options, only=("awm",)))
-    assert len(trained) == count + 1
-    assert trained[-1].seed == 0
-
-
-def test_the_budget_starts_no_run_that_would_end_too_late(trained, tmp_path, capsys):
-    options = Plan(only=("awm",), seeds=(0,), budget_minutes=10.0, out=str(tmp_path))
-    assert not bench(options), "the search fits, a run of 13 minutes does not"
-    assert len(trained) == 3
-    assert "awm-lr0.003-seed0, 13 minutes, would end after the budget of 10; it needs a larger one" in (
-        capsys.readouterr().out
-    )
-
-
-def test_a_budget_counts_what_is_left_of_a_run(trained, tmp_path, capsys):
-    options = Plan(only=("awm",), seeds=(0,), out=str(tmp_path))
-    bench(options)
-    (run.results(tmp_path) / "awm-lr0.003-seed0.json").unlink()
-    saved = tmp_path / "runs" / "awm-lr0.003-seed0" / "checkpoints" / "iteration-000004"
-    saved.mkdir(parents=True)
-    assert not bench(replace(options, budget_minutes=8.0)), "4 of 13 minutes are done; the fifth was not saved"
-    assert "9 minutes, would end after the budget of 8" in capsys.readouterr().out
-    assert bench(replace(options, budget_minutes=10.0))
-
-
-def test_the_page_shows_contenders_scores_and_pictures(trained, tmp_path):
-    bench(Plan(only=("dgpo", "flow_grpo"), seeds=(0, 1, 2), out=str(tmp_path)))
+def test_the_page_says_what_it_takes_to_reach_a_score(trained: Trained, tmp_path: Path) -> None:
+    trained.diversity = lambda config: 0.8 if type(config.algorithm).__name__ == "FlowGRPO" else 1.0
+    bench(Plan(only=("dgpo", "flow_grpo"), seeds=(0, 1, 2), forwards=100_000, out=str(tmp_path)))
+    bench(Plan(only=("dgpo",), seeds=(0,), setting="guided", out=str(tmp_path)))
     text = write_page(tmp_path).read_text()
     assert "0.400 → 0.700 ± 0.000" in text
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 3
     assert text.count("<svg") == 4
     assert "secret" not in text
-    assert "ends with the highest shapes_strict on seen prompts: 0.700, mean over 3 seeds." in text
+    assert "dgpo reaches 0.70 with the fewest network forwards" in text
+    assert "3 of 3 ⚠" in text, "flow_grpo's pictures are alike by then"
+    assert "not reached; best 0.70" in text
+    assert "0.0005: 0.475" in text, "the search is told"
+    assert "2 CPU cores, 2 threads, no GPU, torch 2.13.0" in text
     style = re.compile("<style>.*</style>", re.DOTALL)
     assert style.findall(text) == style.findall(render(make_run(tmp_path / "run", 4, 2)))
-    assert "2 CPU cores, 2 threads, no GPU, torch 2.13.0" in text
-    assert "5 min (3/3)" in text, "0.7 is reached with the last evaluation"
     with pytest.raises(UserError, match="no finished run"):
         write_page(tmp_path / "elsewhere")
 
 
-def test_times_to_a_score_are_read_between_evaluations():
-    curve = Curve([0.0, 60.0, 120.0], [0, 10, 20], [0.2, 0.4, 0.8])
-    assert time_to(curve, 0.1) == 0.0
-    assert time_to(curve, 0.5) == pytest.approx(75.0)
-    assert time_to(curve, 0.9) is None
+def test_costs_of_a_score_are_read_between_evaluations() -> None:
+    scores = {"shapes_strict": [0.2, 0.4, 0.8], "diversity": [1.0, 0.95, 0.75], "drift": [0.1, 0.1, 0.2]}
+    curve = Curve([0, 1000, 3000], [0.0, 60.0, 120.0], scores)
+    hit = reached(curve, 0.5)
+    assert hit is not None
+    assert (hit.forwards, hit.seconds) == pytest.approx((1500, 75))
+    assert hit.scores == pytest.approx({"shapes_strict": 0.5, "diversity": 0.9, "drift": 0.125})
+    assert not hit.uniform, "a tenth and no more"
+    late, first = reached(curve, 0.6), reached(curve, 0.1)
+    assert late is not None
+    assert late.uniform
+    assert first is not None
+    assert first.forwards == 0
+    assert reached(curve, 0.9) is None
 
 
-def test_lines_of_contenders_differ(trained, tmp_path):
-    """In colour, or by being dashed: those that change one setting of DGPO."""
-    rows = [Row(name, 0.1, [0], {"seen": [Curve([0.0, 1.0], [0, 1], [0.1, 0.2])]}, []) for name in CONTENDERS]
-    svg = page._plot(rows, "seen", "images", "images")
-    lines = re.findall(r'fill="none" stroke="([^"]*)" stroke-width="2"( stroke-dasharray)?', svg)
-    assert len(set(lines)) == len(CONTENDERS)
+def test_a_curve_is_the_mean_of_the_sets() -> None:
+    row = {"forwards": 10, "seconds": 1.0, "eval/seen/shapes_strict": 0.4, "eval/unseen/shapes_strict": 0.6}
+    assert curve_of([row | {"eval/seen/drift": 0.1}]) == Curve([10], [1.0], {"shapes_strict": [0.5]})
+
+
+def test_lines_of_contenders_differ() -> None:
+    rows = [Row(name, "plain", [Curve([0, 1], [0.0, 1.0], {"shapes_strict": [0.1, 0.2]})], []) for name in CONTENDERS]
+    svg = _plot(rows, "forwards", "forwards")
+    assert len(set(re.findall(r'fill="none" stroke="([^"]*)" stroke-width="2"', svg))) == len(CONTENDERS)
     assert {name for name in CONTENDERS if f">{name}<" in svg} == set(CONTENDERS)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"only": ("dpgo",)}, "Did you mean 'dgpo'"), ({"seeds": ()}, "seeds is empty"), ({"minutes": 0.0}, "above 0")],
+    [({"only": ("dpgo",)}, "Did you mean 'dgpo'"), ({"seeds": ()}, "seeds is empty"), ({"forwards": 0}, "at least 1")],
 )
-def test_plans_that_cannot_work(options, message):
+def test_plans_that_cannot_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Plan(**options)

@@ -71,6 +71,12 @@ def test_ticks_are_round_and_few(values: list[float], expected: list[str]):
     assert _numbers(svg, "middle") == ["0", "1"], "iterations are whole"
 
 
+@pytest.mark.parametrize("end", [1e-3, 0.4, 1.0])
+def test_a_chart_may_end_before_its_first_whole_tick(end: float):
+    svg = chart([Line([(0.0, 0.3), (end, 0.5)], "--train")], "score")
+    assert ">0</text>" in svg
+
+
 def test_names_at_the_ends_of_lines_never_touch():
     lines = [Line([(0, 0.1), (9, 0.5 + i / 1000)], "--train", name=f"line{i}") for i in range(8)]
     svg = str(chart(lines, "x", frame=Frame(right=90)))

@@ -1,50 +1,56 @@
-"""The benchmark's page: what the results in OUT/results/bench say, with plots over wall time and over images."""
+"""The benchmark's page: what the results in OUT/results/time_to_score say, with plots over forwards and wall time."""
 
 from __future__ import annotations
 
 import base64
-import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
-from dgpo.bench.plan import CONTENDERS, EXTRAS, LEARNING_RATES, METHODS, SEARCH_SEED, searcher
-from dgpo.bench.run import late_rewards, load, results
-from dgpo.config import from_dict
+from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
+from dgpo.bench.run import KEPT, load, results
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
-from dgpo.report.words import duration, plural
-from dgpo.training.geometry import network_forwards
+from dgpo.report.words import duration
 
-SCORE = "shapes_strict"
+SCORE, DIVERSITY = "shapes_strict", "diversity"
 SETS = ("seen", "unseen")
-HELD_OUT = ("crispness", "diversity", "drift")
+WATCHED = (SCORE, DIVERSITY, "crispness", "drift")
 COLOURS = (*SERIES[1:], SERIES[0])
 FRAME = Frame(width=400, height=210, left=36, right=108, bottom=18)
-TARGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
+TARGETS = (0.6, 0.7, 0.8)
+REFERENCE = "dgpo"
 
 
 class Curve(NamedTuple):
-    """The evaluations of one seed."""
+    """The evaluations of one seed. Scores are means of the evaluation sets."""
 
+    forwards: list[float]  # of training so far, per image, a backward as two
     seconds: list[float]  # of training
-    images: list[float]  # sampled for rollouts
-    score: list[float]
+    scores: dict[str, list[float]]  # each of WATCHED
 
 
 class Row(NamedTuple):
     """One contender over its seeds."""
 
     name: str
-    lr: float
-    seeds: list[int]
-    curves: dict[str, list[Curve]]  # evaluation set -> one of each seed
+    setting: Setting
+    curves: list[Curve]
     runs: list[dict[str, Any]]
+
+
+class Reached(NamedTuple):
+    """What one seed had when its score first reached a target."""
+
+    forwards: float
+    seconds: float
+    scores: dict[str, float]
+    uniform: bool  # with a diversity more than a tenth below the base model's
 
 
 def write_page(out: str | Path) -> Path:
@@ -53,189 +59,174 @@ def write_page(out: str | Path) -> Path:
     if not rows:
         raise UserError(f"{results(out)} holds no finished run yet; dgpo bench --out {out} makes them")
     page = Path(out) / "bench.html"
+    settings: list[Setting] = [setting for setting in GUIDANCE if any(row.setting == setting for row in rows)]
     text = template("bench", "bench.html.j2").render(
-        plots=[
-            (f"{split} prompts", label, _plot(rows, split, axis, label))
-            for split in SETS
-            for axis, label in (("seconds", "minutes of training"), ("images", "sampled images"))
-        ],
-        times=[(name, *cells) for name, cells in _times(rows)],
-        finals=[(row.name, f"{row.lr:g}", *_finals(row)) for row in rows],
-        score_names=[f"{split} {SCORE}" for split in SETS] + [f"{split} {name}" for split in SETS for name in HELD_OUT],
-        costs=[(row.name, *_costs(row)) for row in rows],
-        search=[(name, *cells, chosen) for name, cells, chosen in _search(out, rows)],
-        grids=[(row.name, grid) for row in rows if (grid := _grid(out, row))],
+        sections=[_section(out, setting, [row for row in rows if row.setting == setting]) for setting in settings],
+        guidance=GUIDANCE,
         score=SCORE,
-        verdict=_verdict(rows),
-        dashed=any(row.name in EXTRAS for row in rows),
-        targets=TARGETS,
-        rates=[f"{rate:g}" for rate in LEARNING_RATES],
         machines=sorted({_machine(run["environment"]) for row in rows for run in row.runs}),
-        minutes=sorted({f"{run['minutes']:g}" for row in rows for run in row.runs}),
     )
     page.write_text(text, encoding="utf-8")
     return page
 
 
 def read_rows(out: str | Path) -> list[Row]:
-    """The contenders with finished runs, in the plan's order."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """The contenders with finished runs, in the plan's order, of each setting."""
+    found: dict[tuple[str, Setting], list[dict[str, Any]]] = {}
     for path in sorted(results(out).glob("*.json")):
         run = load(path)
-        if run["seed"] != SEARCH_SEED:
-            found.setdefault(run["contender"], []).append(run)
-    return [_row(name, found[name]) for name in CONTENDERS if name in found]
+        found.setdefault((run["contender"], run["setting"]), []).append(run)
+    return [
+        Row(name, setting, [curve_of(run["evaluations"]) for run in found[name, setting]], found[name, setting])
+        for setting in GUIDANCE
+        for name in CONTENDERS
+        if (name, setting) in found
+    ]
 
 
-def _row(name: str, runs: list[dict[str, Any]]) -> Row:
-    curves = {split: [_curve(run, split) for run in runs] for split in SETS}
-    return Row(name, runs[0]["lr"], [run["seed"] for run in runs], curves, runs)
+def curve_of(evaluations: Sequence[dict[str, Any]]) -> Curve:
+    """Scores over cost, means of the evaluation sets."""
+    scores = {
+        name: [statistics.fmean(row[f"eval/{split}/{name}"] for split in SETS) for row in evaluations]
+        for name in WATCHED
+        if all(f"eval/{split}/{name}" in row for row in evaluations for split in SETS)
+    }
+    return Curve([row["forwards"] for row in evaluations], [row["seconds"] for row in evaluations], scores)
 
 
-def _curve(run: dict[str, Any], split: str) -> Curve:
-    evaluated = [row for row in run["metrics"] if f"eval/{split}/{SCORE}" in row]
-    per_iteration = run["config"]["num_groups"] * run["config"]["group_size"]
-    return Curve(
-        [row["time/elapsed"] for row in evaluated],
-        [row["iteration"] * per_iteration for row in evaluated],
-        [row[f"eval/{split}/{SCORE}"] for row in evaluated],
-    )
+def reached(curve: Curve, target: float) -> Reached | None:
+    """Where the score first reached `target`, between evaluations by a straight line; None where it never did."""
+    scores = curve.scores[SCORE]
+    at = next((k for k, score in enumerate(scores) if score >= target), None)
+    if at is None:
+        return None
+    share = 1.0 if at == 0 else (target - scores[at - 1]) / (scores[at] - scores[at - 1])
+
+    def there(values: Sequence[float]) -> float:
+        return values[max(at - 1, 0)] + share * (values[at] - values[max(at - 1, 0)])
+
+    watched = {name: there(values) for name, values in curve.scores.items()}
+    uniform = DIVERSITY in watched and watched[DIVERSITY] < KEPT * curve.scores[DIVERSITY][0]
+    return Reached(there(curve.forwards), there(curve.seconds), watched, uniform)
 
 
-def time_to(curve: Curve, target: float) -> float | None:
-    """Seconds of training until the score first reached `target`, between evaluations by a straight line; or None."""
-    for k, score in enumerate(curve.score):
-        if score >= target:
-            if k == 0:
-                return curve.seconds[0]
-            share = (target - curve.score[k - 1]) / (score - curve.score[k - 1])
-            return curve.seconds[k - 1] + share * (curve.seconds[k] - curve.seconds[k - 1])
-    return None
+def _section(out: str | Path, setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the page says of one setting."""
+    return {
+        "setting": setting,
+        "verdict": _verdict(rows),
+        "plots": [
+            (label, _plot(rows, axis, label))
+            for axis, label in (("forwards", "thousand network forwards"), ("seconds", "minutes of training"))
+        ],
+        "targets": [(f"{target:.2f}", [*_target(rows, target)]) for target in TARGETS],
+        "finals": [(row.name, f"{row.runs[0]['lr']:g}", *_finals(row)) for row in rows],
+        "search": [*_search(out, setting, rows)],
+        "grids": [(row.name, grid) for row in rows if (grid := _grid(out, row))],
+    }
 
 
 def _verdict(rows: Sequence[Row]) -> str:
-    """The highest mean score at the end, and who has it."""
-    ends = {row.name: [curve.score[-1] for curve in row.curves["seen"] if curve.score] for row in rows}
-    means = {name: statistics.mean(scores) for name, scores in ends.items() if scores}
-    if not means:
-        return "No contender has been evaluated yet."
-    best = max(means, key=lambda name: means[name])
-    seeds = plural(len(ends[best]), "seed")
-    return f"{best} ends with the highest {SCORE} on seen prompts: {means[best]:.3f}, mean over {seeds}."
-
-
-def _times(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """Time to each target on the seen prompts: the median over seeds and how many reached it."""
-    table = []
-    for row in rows:
-        cells = []
-        for target in TARGETS:
-            reached = [t for curve in row.curves["seen"] if (t := time_to(curve, target)) is not None]
-            cells.append(
-                f"{duration(statistics.median(reached))} ({len(reached)}/{len(row.seeds)})" if reached else "–"
+    """The highest target that anybody reached with all seeds, and who was there with the fewest forwards."""
+    for target in reversed(TARGETS):
+        times = {row.name: [hit.forwards for curve in row.curves if (hit := reached(curve, target))] for row in rows}
+        whole = {
+            row.name: statistics.median(times[row.name]) for row in rows if len(times[row.name]) == len(row.curves)
+        }
+        if whole:
+            first = min(whole, key=lambda name: whole[name])
+            return (
+                f"{first} reaches {target:.2f} with the fewest network forwards: {whole[first]:,.0f} (median of seeds)."
             )
-        table.append((row.name, cells))
-    return table
+    return f"No contender has reached {TARGETS[0]:.2f} with all of its seeds."
 
 
-def _finals(row: Row) -> list[str]:
-    """Last values of the scores: mean and deviation over seeds, with the first mean."""
-    keys = [f"eval/{split}/{SCORE}" for split in SETS] + [f"eval/{s}/{name}" for s in SETS for name in HELD_OUT]
-    cells = []
-    for key in keys:
-        values = [[metrics[key] for metrics in run["metrics"] if key in metrics] for run in row.runs]
-        values = [v for v in values if v]
-        if not values:
-            cells.append("–")
+def _target(rows: Sequence[Row], target: float) -> Iterator[tuple[str, ...]]:
+    """A row for each contender: what it took to reach the target, and what the pictures were like then."""
+    hits = {row.name: [hit for curve in row.curves if (hit := reached(curve, target))] for row in rows}
+    reference = [hit.forwards for hit in hits.get(REFERENCE, ())]
+    for row in rows:
+        own, seeds = hits[row.name], len(row.curves)
+        if not own:
+            best = max(score for curve in row.curves for score in curve.scores[SCORE])
+            yield (row.name, f"0 of {seeds}", f"not reached; best {best:.2f}", *[""] * 5)
             continue
-        first, last = ([v[at] for v in values] for at in (0, -1))
-        spread = f" ± {statistics.stdev(last):.3f}" if len(last) > 1 else ""
-        cells.append(f"{statistics.mean(first):.3f} → {statistics.mean(last):.3f}{spread}")
-    return cells
+        forwards = statistics.median(hit.forwards for hit in own)
+        spread = (
+            f" ({min(h.forwards for h in own):,.0f} to {max(h.forwards for h in own):,.0f})" if len(own) > 1 else ""
+        )
+        factor = f"{forwards / statistics.median(reference):.1f}" if reference else ""
+        yield (
+            row.name,
+            f"{len(own)} of {seeds}" + (" ⚠" if any(hit.uniform for hit in own) else ""),
+            f"{forwards:,.0f}{spread}",
+            factor,
+            duration(statistics.median(hit.seconds for hit in own)),
+            *(_mean([hit.scores[name] for hit in own if name in hit.scores]) for name in WATCHED[1:]),
+        )
 
 
-def _costs(row: Row) -> list[str]:
-    """Network evaluations of an iteration; means over iterations and seeds of its seconds by phase and clip fraction.
-
-    Last two of the base model: the variance of a step's gradient over the squared length of the true one, and what a
-    second of training buys of the latter over the former, steps an iteration / (that ratio x seconds).
-    """
-
-    def mean(key: str) -> float:
-        values = [m[key] for run in row.runs for m in run["metrics"] if m.get(key) is not None]
-        return statistics.mean(values) if values else math.nan
-
-    config = from_dict(row.runs[0]["config"])
-    noise = noise_over_signal(row)
-    signal = config.updates_per_rollout / (noise * mean("time/iteration"))
-    keys = ("time/rollout", "time/reward", "time/update", "train/clip_fraction")
-    cells = ["–" if math.isnan(value) else f"{value:.3g}" for value in (*map(mean, keys), noise, signal)]
-    return [f"{network_forwards(config):,}", *cells]
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" if values else "–"
 
 
-def noise_over_signal(row: Row) -> float:
-    """tr(Sigma) / (n |G|^2) of a step of n groups at the base model; nan if the seeds together saw no signal.
-
-    Signal and noise of each seed's first measurement are averaged before they are divided, for one seed's signal may
-    come out negative, and then its scale is not logged.
-    """
-    firsts = (next((m for m in run["metrics"] if m.get("train/grad_signal") is not None), None) for run in row.runs)
-    measured = [_signal_and_noise(m, row.runs[0]["config"]["num_groups"]) for m in firsts if m is not None]
-    signal, noise = map(sum, zip(*measured)) if measured else (0.0, 0.0)
-    return noise / signal if signal > 0 else math.nan
-
-
-def _signal_and_noise(metrics: dict[str, Any], groups: int) -> tuple[float, float]:
-    """|G|^2 and tr(Sigma) / groups; a step's squared norm is their sum (core/noise_scale.py)."""
-    signal, scale = metrics["train/grad_signal"], metrics.get("train/grad_noise_scale")
-    return signal, metrics["train/grad_norm"] ** 2 - signal if scale is None else scale * signal / groups
+def _finals(row: Row) -> Iterator[str]:
+    """First and last scores on each set, mean over seeds, with the deviation of the last."""
+    for split in SETS:
+        for name in WATCHED:
+            key = f"eval/{split}/{name}"
+            ends = [(run["evaluations"][0], run["evaluations"][-1]) for run in row.runs]
+            values = [(first[key], last[key]) for first, last in ends if key in first and key in last]
+            if not values:
+                yield "–"
+                continue
+            first, last = zip(*values)
+            spread = f" ± {statistics.stdev(last):.3f}" if len(last) > 1 else ""
+            yield f"{statistics.fmean(first):.3f} → {statistics.fmean(last):.3f}{spread}"
 
 
-def _search(out: str | Path, rows: Sequence[Row]) -> list[tuple[str, list[str], str]]:
-    """The search for the learning rate: reward late in the run at each rate, and the rate that was taken."""
-    folder, table = results(out), []
-    for row in (row for row in rows if searcher(row.name) == row.name):
-        if all((folder / f"{row.name}-lr{lr:g}-seed{SEARCH_SEED}.json").exists() for lr in LEARNING_RATES):
-            earned = late_rewards(folder, row.name)
-            table.append((row.name, [f"{earned[lr]:.3f}" for lr in LEARNING_RATES], f"{row.lr:g}"))
-    return table
+def _search(out: str | Path, setting: Setting, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+    """Each rate of a contender's search with its score and diversity, and the rate that was taken."""
+    for row in rows:
+        found = [load(path) for path in (results(out) / "search").glob(f"{row.name}-{setting}-lr*.json")]
+        tried = [
+            f"{run['lr']:g}: {last['eval/train/shapes_strict']:.3f}, {last['eval/train/diversity']:.2f}"
+            for run in sorted(found, key=lambda run: run["lr"])
+            for last in (run["evaluations"][-1],)
+        ]
+        if tried:
+            yield row.name, "; ".join(tried), f"{row.runs[0]['lr']:g}"
 
 
-def _plot(rows: Sequence[Row], split: str, axis: str, label: str) -> Markup:
-    """Mean over seeds with its range, one line a contender; those that change one setting of DGPO are dashed."""
+def _plot(rows: Sequence[Row], axis: str, label: str) -> Markup:
+    """Mean over seeds with its range, one line a contender."""
+    unit = {"forwards": 1000, "seconds": 60}[axis]
     lines = []
     for row in rows:
-        curves = [curve for curve in row.curves[split] if len(curve.score) > 1]
+        curves = [curve for curve in row.curves if len(curve.forwards) > 1]
         if not curves:
             continue
         at = np.linspace(0, min(getattr(curve, axis)[-1] for curve in curves), 60)
-        values = np.array([np.interp(at, getattr(curve, axis), curve.score) for curve in curves])
-        points = [*zip((at / (60 if axis == "seconds" else 1)).tolist(), values.mean(0).tolist())]
+        values = np.array([np.interp(at, getattr(curve, axis), curve.scores[SCORE]) for curve in curves])
         band = [*zip(values.min(0).tolist(), values.max(0).tolist())]
-        # the range of every dashed line would bury the others
-        lines.append(
-            Line(
-                points, _colour(row), band=() if row.name in EXTRAS else band, name=row.name, dashed=row.name in EXTRAS
-            )
-        )
-    return chart(lines, f"{SCORE}, {split}, over {label}", share=True, frame=FRAME) if lines else Markup()
+        points = [*zip((at / unit).tolist(), values.mean(0).tolist())]
+        lines.append(Line(points, _colour(row), band=band, name=row.name))
+    return chart(lines, f"{SCORE} over {label}", share=True, frame=FRAME) if lines else Markup()
 
 
 def _colour(row: Row) -> str:
     """The same on all plots and in every page."""
-    group = EXTRAS if row.name in EXTRAS else METHODS
-    return COLOURS[[*group].index(row.name) % len(COLOURS)]
+    return COLOURS[[*CONTENDERS].index(row.name) % len(COLOURS)]
 
 
 def _machine(environment: dict[str, Any]) -> str:
     """2 CPU cores, 2 threads, no GPU, torch 2.13.0."""
     machine = environment["machine"]
-    gpus = ", ".join(machine["gpus"]) or "no GPU"
-    threads = plural(machine["torch_threads"], "thread")
-    return f"{machine['cpus']} CPU cores, {threads}, {gpus}, torch {environment['torch']}"
+    gpus, threads = ", ".join(machine["gpus"]) or "no GPU", machine["torch_threads"]
+    return f"{machine['cpus']} CPU cores, {threads} thread{'s' * (threads > 1)}, {gpus}, torch {environment['torch']}"
 
 
 def _grid(out: str | Path, row: Row) -> str | None:
     """The first seed's last pictures as a data address."""
-    path = results(out) / f"{row.name}-lr{row.lr:g}-seed{row.seeds[0]}.png"
+    path = results(out) / f"{row.name}-{row.setting}-seed{row.runs[0]['seed']}.png"
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.exists() else None

@@ -1,107 +1,82 @@
 """Runs the plan in pieces: a run that has its result is not run again, one that was cut short is continued.
 
-OUT/results/bench/NAME-lrX-seedS.json   one finished run: config, environment, every row of metrics
-OUT/results/bench/NAME-lrX-seedS.png    its pictures after the last evaluation, the same prompts and noise for all
+OUT/results/time_to_score/NAME-SETTING-seedS.json       one run: config, environment, its evaluations, all its metrics
+OUT/results/time_to_score/NAME-SETTING-seedS.png        its last pictures, the same prompts and noise for all
+OUT/results/time_to_score/search/NAME-SETTING-lrX.json  one rate of the search
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
-import statistics
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, SEARCH_SEED, Plan, config_of, searcher
+from dgpo.bench.plan import EVALUATE_EVERY, LEARNING_RATES, SEARCH_SEED, Plan, Setting, config_of
 from dgpo.config import Config
 from dgpo.report.grids import read_samples
-from dgpo.run import checkpoint
 from dgpo.run import folder as runfolder
-from dgpo.run.trackers import read_metrics
+from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import train
 from dgpo.utils.files import whole
 
+SCORE, DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
+
 
 class Job(NamedTuple):
-    """One run of the benchmark."""
+    """One run of the benchmark. seed None: of the search."""
 
     contender: str
+    setting: Setting
     lr: float
-    seed: int
-    minutes: float
-    searches: bool  # for the learning rate: no evaluation
-    decay_steps: int = 0  # over which the rate falls
+    forwards: int
+    seed: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.contender}-lr{self.lr:g}-seed{self.seed}"
+        return f"{self.contender}-{self.setting}-" + (f"lr{self.lr:g}" if self.seed is None else f"seed{self.seed}")
+
+    def result(self, out: str | Path) -> Path:
+        """Where its result is, or will be."""
+        return results(out) / ("search" if self.seed is None else "") / f"{self.name}.json"
 
 
 def bench(plan: Plan) -> bool:
-    """Run what is missing; True where nothing is missing any more."""
-    folder = results(plan.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    """Run what is missing; False where a person stopped it."""
     for name in plan.names:
-        for job in jobs(plan, name):
-            spent = (time.monotonic() - started) / 60
-            needs = job.minutes - _done(plan, job)
-            if plan.budget_minutes is not None and spent + needs > plan.budget_minutes:
-                hint = "call again to go on" if needs <= plan.budget_minutes else "it needs a larger one"
-                print(f"{job.name}, {needs:.3g} minutes, would end after the budget of {plan.budget_minutes:g}; {hint}")
-                return False
-            if not _run(job, plan, folder):
+        lr = search(plan, name)
+        if lr is None:
+            return False
+        for seed in plan.seeds:
+            if not _has_result(Job(name, plan.setting, lr, plan.forwards, seed), plan.out):
                 return False
     return True
 
 
-def jobs(plan: Plan, name: str) -> Iterator[Job]:
-    """The runs of one contender that have no result yet: the search first, then the seeds at the rate it found."""
-    folder = results(plan.out)
-    searches = [Job(searcher(name), lr, SEARCH_SEED, plan.search_minutes, True) for lr in LEARNING_RATES]
-    yield from (job for job in searches if not _result_of(folder, job).exists())
-    lr = best_lr(folder, name)
-    if searcher(name) != name:  # an extra has its rate from another's search, but its own pace
-        pace = Job(name, lr, SEARCH_SEED, plan.search_minutes, True)
-        yield from (job for job in (pace,) if not _result_of(folder, job).exists())
-    falls = steps_within(plan.minutes, folder, name, lr)
-    finals = [Job(name, lr, seed, plan.minutes, False, falls) for seed in plan.seeds]
-    yield from (job for job in finals if not _result_of(folder, job).exists())
+def search(plan: Plan, name: str) -> float | None:
+    """The best rate of a grid that grows while its best is at an edge; None where a person stopped."""
+    rates = sorted(LEARNING_RATES)
+    while True:
+        for lr in rates:
+            if not _has_result(Job(name, plan.setting, lr, plan.search_forwards), plan.out):
+                return None
+        best = best_lr(plan.out, name, plan.setting, rates)
+        if best not in (rates[0], rates[-1]):
+            return best
+        rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, 2 * rates[-1]]
+
+
+def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) -> float:
+    """The rate with the highest score on the train list of those that keep its diversity, or of all if none does."""
+    found = {lr: load(Job(name, setting, lr, 0).result(out))["evaluations"] for lr in rates}
+    keep = [lr for lr, (first, *_, last) in found.items() if last[DIVERSITY] >= KEPT * first[DIVERSITY]]
+    return max(keep or rates, key=lambda lr: found[lr][-1][SCORE])
 
 
 def results(out: str | Path) -> Path:
-    return Path(out) / "results" / "bench"
-
-
-def best_lr(folder: Path, name: str) -> float:
-    """The rate whose search run earned most late in it."""
-    earned = late_rewards(folder, searcher(name))
-    return max(earned, key=lambda lr: earned[lr])
-
-
-def late_rewards(folder: Path, name: str) -> dict[float, float]:
-    """Of each rate's search run: mean reward of the last third of the iterations that all of them made (train list).
-
-    The same iterations have the same prompts, which matters more between them than the rate does.
-    """
-    rewards = {}
-    for lr in LEARNING_RATES:
-        rows = load(folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json")["metrics"]
-        rewards[lr] = [row["train/reward_mean"] for row in rows if row.get("train/reward_mean") is not None]
-    common = min(map(len, rewards.values()))
-    first = common - max(1, common // 3)
-    return {lr: statistics.mean(values[first:common]) if common else -math.inf for lr, values in rewards.items()}
-
-
-def steps_within(minutes: float, folder: Path, name: str, lr: float) -> int:
-    """Optimizer steps of so many minutes of training, at the iterations per second of its short run at this rate."""
-    rows = load(folder / f"{name}-lr{lr:g}-seed{SEARCH_SEED}.json")["metrics"]
-    seconds, iterations = max((row["time/elapsed"], row["iteration"]) for row in rows)
-    return round(iterations / seconds * minutes * 60) * CONTENDERS[name]().updates_per_rollout
+    """The folder of the raw results."""
+    return Path(out) / "results" / "time_to_score"
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -109,51 +84,61 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _run(job: Job, plan: Plan, folder: Path) -> bool:
-    """Run or continue one job and keep its result; False where a person stopped it."""
-    run = Path(plan.out) / "runs" / job.name
-    config = _config(job, run)
-    print(f"{job.name}: {job.minutes:g} minutes", flush=True)
-    result = train(config, resume=(run / runfolder.CONFIG).exists())
-    if result.interrupted:
-        return False
-    _keep(job, result.run, folder)
-    return True
+def run_config(job: Job, out: str | Path) -> Config:
+    """What a job trains: as many iterations as its forwards pay for, over which the rate falls."""
+    config = config_of(job.contender, job.setting)
+    cost = network_forwards(config)
+    iterations = max(1, round(job.forwards / cost))
+    steps = iterations * config.updates_per_rollout
+    config = replace(
+        config,
+        name=job.name,
+        out=str(Path(out) / "runs" / job.name),
+        seed=SEARCH_SEED if job.seed is None else job.seed,
+        iterations=iterations,
+        eval_every=max(1, round(EVALUATE_EVERY / cost)),
+        optimizer=replace(config.optimizer, lr=job.lr, decay_steps=steps),
+    )
+    if job.seed is None:  # no look at the evaluation lists
+        train_list = {"train": str(config.prompts)}
+        config = replace(config, eval_prompts=train_list, eval_images_per_prompt=2, eval_every=iterations)
+    return config
 
 
-def _done(plan: Plan, job: Job) -> float:
-    """Minutes of training that the last checkpoint of a run that was cut short has behind it."""
-    run = Path(plan.out) / "runs" / job.name
-    saved = checkpoint.latest(run)
-    if saved is None:
-        return 0.0
-    rows = read_metrics(run / "metrics.jsonl")
-    last = checkpoint.iteration_of(saved)
-    return max((m["time/elapsed"] for m in rows if "time/elapsed" in m and m["iteration"] <= last), default=0.0) / 60
+def _has_result(job: Job, out: str | Path) -> bool:
+    """Run or continue a job that has no result yet, and keep its result; False where a person stopped it."""
+    path = job.result(out)
+    if path.exists():
+        return True
+    config = run_config(job, out)
+    print(f"{job.name}: {config.iterations} iterations at a rate of {job.lr:g}", flush=True)
+    result = train(config, resume=(Path(config.out or "") / runfolder.CONFIG).exists())
+    if not result.interrupted:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _keep(job, result.run, path)
+    return not result.interrupted
 
 
-def _config(job: Job, run: Path) -> Config:
-    config = replace(config_of(job.contender, job.lr, job.seed, job.decay_steps), out=str(run), max_minutes=job.minutes)
-    return replace(config, eval_every=0, eval_prompts={}, eval_rewards=()) if job.searches else config
-
-
-def _keep(job: Job, run: Path, folder: Path) -> None:
+def _keep(job: Job, run: Path, path: Path) -> None:
     """Write the result, the pictures first, so that a result is whole once it exists."""
     samples = read_samples(run)
-    if samples is not None:
-        last = max(samples.iterations)
-        shutil.copy(run / "samples" / f"iteration-{last:06d}.png", folder / f"{job.name}.png")
-    result = {
-        "contender": job.contender,
-        "lr": job.lr,
-        "seed": job.seed,
-        "minutes": job.minutes,
-        **runfolder.record(run),
-    }
-    path = _result_of(folder, job)
+    if samples is not None and job.seed is not None:
+        shutil.copy(run / "samples" / f"iteration-{max(samples.iterations):06d}.png", path.with_suffix(".png"))
+    record = runfolder.record(run)
+    result = {**job._asdict(), **record, "evaluations": evaluations(record["metrics"])}
     with whole(path) as unfinished:
         unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
-def _result_of(folder: Path, job: Job) -> Path:
-    return folder / f"{job.name}.json"
+def evaluations(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of evaluations: their scores, and what training had cost until then."""
+    return [
+        {
+            "iteration": row["iteration"],
+            "forwards": row["train/forwards"],
+            "seconds": row["time/elapsed"],
+            **{name: value for name, value in row.items() if name.startswith("eval/")},
+        }
+        for row in metrics
+        if any(name.startswith("eval/") for name in row)
+    ]

@@ -135,7 +135,7 @@ def _grid(x: _Axis, y: _Axis, elapsed: Sequence[Point], frame: Frame) -> Iterato
 
 def _ticks(axis: _Axis, most: int, steps: Sequence[float], least: float = 0.0) -> list[float]:
     """Round values with at most `most` intervals between them, each at least `least` wide."""
-    power = 10 ** math.floor(math.log10((axis.high - axis.low) / most))
+    power = max(least, 10 ** math.floor(math.log10((axis.high - axis.low) / most)))
     widths = (step * power for step in (*steps, 10 * steps[-1]) if step * power >= least)
     return next(ticks for width in widths if len(ticks := _multiples(axis, width)) <= most + 1)
 
