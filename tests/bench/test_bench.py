@@ -20,6 +20,7 @@ from dgpo.config import Config, from_dict, to_dict
 from dgpo.errors import UserError
 from dgpo.report.grids import write_samples
 from dgpo.report.page import render
+from dgpo.training.draw import for_evaluation
 from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import Result
 
@@ -76,9 +77,9 @@ def test_every_contender_shares_what_must_be_equal(setting: Any, tmp_path: Path)
         config = run_config(Job(name, setting, 1e-3, 230_400, 7), tmp_path)
         assert from_dict(to_dict(config)) == config
         assert (config.seed, config.optimizer.lr) == (7, 1e-3)
-        for field in ("model", "prompts", "rewards", "eval_prompts", "eval_rewards", "num_groups", "group_size"):
+        for field in ("model", "lora", "prompts", "rewards", "eval_prompts", "eval_rewards", "eval_images_per_prompt"):
             assert getattr(config, field) == getattr(base, field), (name, field)
-        assert config.sampling == base.sampling
+        assert for_evaluation(config.sampling) == for_evaluation(base.sampling)
         assert config.iterations * network_forwards(config) == pytest.approx(230_400, rel=0.03)
         assert config.optimizer.decay_steps == config.iterations * config.updates_per_rollout
         apart = abs(config.eval_every * network_forwards(config) - 19_200)

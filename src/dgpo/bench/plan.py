@@ -1,7 +1,8 @@
 """Who takes part in the benchmark, and under which rules.
 
-All contenders share the recipe `tiny`: base model, prompts, evaluations, rollout size, solver. "dgpo" has all of the
-recipe, which was tuned on this task; "dgpo_paper" and the others have their authors' algorithm settings. "flow_grpo"
+All contenders share the task of the recipe `tiny`: base model, LoRA, prompts, rewards, evaluations. "dgpo" has all of
+the recipe, which was tuned on this task. "dgpo_paper" and the others have their authors' algorithm settings, and
+rollouts of 12 groups of 12 images by ten steps of the same solver. "flow_grpo"
 has those of `general_ocr_sd3` and `geneval_sd3` in its authors' config/grpo.py: all steps but the last, their KL at
 .04. "flow_grpo_fast" has `geneval_sd3_fast_nocfg`'s: three noisy steps in the first half, noise .8, no KL; its sampler,
 "cps", is not here.
@@ -79,7 +80,17 @@ class Plan:
 
 
 def _task(**changes: Any) -> Config:
-    return replace(recipe("tiny"), **changes)
+    """The recipe's task, without what its rollouts and updates owe to the search for DGPO's settings."""
+    config = recipe("tiny")
+    plain = replace(
+        config,
+        num_groups=12,
+        group_size=12,
+        train_images=None,
+        prompt_focus=0.0,
+        sampling=replace(config.sampling, num_inference_steps=10),
+    )
+    return replace(plain, **changes)
 
 
 def _flow_grpo(**changes: Any) -> Config:
@@ -94,7 +105,7 @@ def _ram() -> Config:
 
 
 CONTENDERS: dict[str, Callable[[], Config]] = {
-    "dgpo": _task,
+    "dgpo": lambda: recipe("tiny"),
     "dgpo_paper": lambda: _task(algorithm=DGPO(beta=100.0, ref_guidance_scale=4.5, clip_range=1e-3)),
     "flow_grpo": _flow_grpo,
     "flow_grpo_fast": lambda: _flow_grpo(window=3, window_end=5, kl_coef=0.0, clip_range=1e-5, noise_level=0.8),
