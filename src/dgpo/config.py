@@ -183,9 +183,6 @@ class Config:
     """With drop_equal_groups: how often, at most, new prompts are sampled in place of the dropped ones."""
     train_images: int | None = None
     """Train only so many images of each group, half with the largest and half with the smallest advantages; even."""
-    prompt_focus: float = 0.0
-    """Share of a rollout's prompts drawn in proportion to the spread of rewards that their groups, and those of their
-    metadata `tag`, showed last: solved and hopeless prompts teach nothing. The rest comes in turn. In [0, 1)."""
     text_dropout: float = 0.0
     """Share of the trained images whose prompt is replaced by the empty one, so that guidance keeps its meaning."""
 

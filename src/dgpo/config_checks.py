@@ -195,15 +195,6 @@ def _check_updates(config: Config) -> None:
         f"text_dropout={config.text_dropout}: {type(config.algorithm).__name__} trains on the densities of the "
         "rollout's own steps, which were sampled with their prompts; take text_dropout=0",
     )
-    require(
-        0 <= config.prompt_focus < 1,
-        f"prompt_focus={config.prompt_focus} is a share; it must be in [0, 1), so that every prompt has its turn",
-    )
-    require(
-        config.offline is None or not config.prompt_focus,
-        f"prompt_focus={config.prompt_focus} chooses the prompts that are sampled, and offline={config.offline!r} "
-        "samples nothing; take prompt_focus=0",
-    )
     require(0 <= config.text_dropout <= 1, f"text_dropout={config.text_dropout} is a share; it must be in [0, 1]")
 
 

@@ -124,23 +124,6 @@ def test_a_run_that_redraws_resumes_bit_for_bit(tiny_folder, tmp_path):
     assert {row["train/frac_trained"] for row in rows(tmp_path / "whole")} <= {0.0, 0.5, 1.0}
 
 
-@pytest.mark.slow
-def test_a_run_with_focus_resumes_bit_for_bit_and_remembers_every_group(tiny_folder, tmp_path):
-    changes = {"iterations": 4, "prompt_focus": 0.5, "drop_equal_groups": True, "redraw_groups": 1}
-    config = small(tiny_folder, tmp_path / "whole", **changes)
-    reward = {"colour": flat_for("two dogs", "a cup")}
-    run(config, reward_functions=reward)
-    parts = replace(config, out=str(tmp_path / "parts"))
-    run(replace(parts, iterations=2), reward_functions=reward)
-    run(parts, resume=True, reward_functions=reward)
-    assert_same_run(tmp_path / "parts", tmp_path / "whole", 4)
-    _, state = checkpoint.load(tmp_path / "whole" / "checkpoints" / "iteration-000004")
-    spreads = dict(state["shown"])
-    assert len(spreads) > 1
-    assert {spreads[i] for i, prompt in enumerate(PROMPTS) if i in spreads and prompt in ("two dogs", "a cup")} <= {0}
-    assert min(spread for i, spread in spreads.items() if PROMPTS[i] not in ("two dogs", "a cup")) > 0
-
-
 def test_a_rollout_of_equal_groups_takes_no_step_and_the_run_goes_on(tiny_folder, tmp_path):
     calls = []
 
@@ -248,7 +231,6 @@ def test_without_text_dropout_prompts_stay(fresh, tiny_folder, tmp_path):
     ("fields", "message"),
     [
         ({"redraw_groups": 1}, "redraw_groups=1 draws new prompts for dropped groups, and drop_equal_groups is off"),
-        ({"prompt_focus": 1.0}, "prompt_focus=1.0 is a share"),
         ({"redraw_groups": -1}, "redraw_groups=-1 cannot work: it must be at least 0"),
         ({"train_images": 3}, "train_images=3 must be an even number from 2 to group_size=16"),
         ({"train_images": 0}, "train_images=0 must be an even number"),

@@ -89,7 +89,6 @@ def _task(**changes: Any) -> Config:
         num_groups=12,
         group_size=12,
         train_images=None,
-        prompt_focus=0.0,
         sampling=replace(config.sampling, num_inference_steps=10),
     )
     return replace(plain, **changes)

@@ -52,7 +52,7 @@ class Running:
         self.encode = CondCache(self.model, self.config.prompt_cache, tell=self.tell)
         self.clock = Stopwatch(self.model.device, self.tell)
         self.source = source_of(setup, self.encode, self.clock)
-        self.source.sampler.position, self.source.sampler.shown = state.position, dict(state.shown)
+        self.source.sampler.position = state.position
         self._inputs, self._interrupt = setup.inputs, interrupt
         self._saved = state.iteration if self.config.checkpoint_every or resumed else -1
         self._stop, self._started = False, 0.0
@@ -96,7 +96,7 @@ class Running:
         state = self.state
         state.forwards += int(metrics.pop("forwards"))
         state.iteration += 1
-        state.position, state.shown = self.source.sampler.position, [*self.source.sampler.shown.items()]
+        state.position = self.source.sampler.position
         state.first_step = state.step
         # the main process's, on all alike: whether the time is up must not differ between them
         seconds = distributed.gather_objects([time.perf_counter() - self._started])[0]

@@ -9,7 +9,7 @@ the next is sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -19,10 +19,9 @@ from dgpo import distributed
 from dgpo.config import Config
 from dgpo.core import seeds
 from dgpo.core.advantages import unequal_groups
-from dgpo.core.groups import group_std
 from dgpo.data.groups import GroupDataset
 from dgpo.data.prompts import PromptSet
-from dgpo.data.sampler import FocusedSampler, PromptSampler
+from dgpo.data.sampler import PromptSampler
 from dgpo.models import Cond, VelocityModel
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.combine import RewardSet
@@ -36,12 +35,9 @@ from dgpo.types import Rollout, Sde
 
 
 class Source(Protocol):
-    """Yields one rollout after the other."""
+    """Yields one rollout after the other. `sampler.position` is its whole state."""
 
-    @property
-    def sampler(self) -> PromptSampler:
-        """What draws the prompts; its state is the source's."""
-        ...
+    sampler: PromptSampler
 
     def next(self, iteration: int) -> Rollout:
         """Return the rollout of this iteration, counted from 0: this rank's share of it."""
@@ -63,8 +59,7 @@ class Sampled:
         config: Config,
         clock: Stopwatch,
     ) -> None:
-        tags = [row.get("tag") for row in prompts.metadata]
-        self.sampler = FocusedSampler(config.seed, tags, config.prompt_focus)
+        self.sampler = PromptSampler(len(prompts), config.seed)
         self._model, self._reward, self._prompts = model, reward, prompts
         self._encode, self._config, self._clock = encode, config, clock
 
@@ -90,8 +85,7 @@ class Sampled:
         """Draw and score `group_size` images for each of the next prompts, as the groups of these numbers."""
         model, config, clock = self._model, self._config, self._clock
         size, sampling = config.group_size, config.sampling
-        chosen = self.sampler.next(len(groups))
-        batch = self._prompts.subset(chosen)
+        batch = self._prompts.subset(self.sampler.next(len(groups)))
         everyone = torch.tensor([(place, member) for place in range(len(batch)) for member in range(size)])
         mine = everyone[distributed.shard(len(everyone))]
         rows = batch.subset(mine[:, 0].tolist())
@@ -118,7 +112,7 @@ class Sampled:
         with clock.phase("reward"):
             scored = scored_whole(self._reward, scored, split, batch, mine, drawn.images)
         clock.add("reward_busy", scored.busy)
-        rollout = Rollout(
+        return Rollout(
             iteration=iteration,
             num_groups=config.num_groups,
             group_sizes=torch.full((config.num_groups,), size, device=model.device),
@@ -139,16 +133,6 @@ class Sampled:
             drawn=len(everyone),
             failures=scored.failures,
         )
-        if config.prompt_focus:
-            self._remember(rollout, dict(zip(groups, chosen)))
-        return rollout
-
-    def _remember(self, rollout: Rollout, prompts: Mapping[int, int]) -> None:
-        """Tell the sampler the spread of rewards within each group, over all ranks. prompts: by the group's number."""
-        rewards, group_index, _ = compared(rollout, self._config)
-        spreads = group_std(rewards, group_index, rollout.num_groups)
-        shown = group_index.unique().tolist()
-        self.sampler.show([prompts[group] for group in shown], [spreads[group].item() for group in shown])
 
 
 class Replayed:

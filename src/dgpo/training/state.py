@@ -18,7 +18,6 @@ class State:
     step: int = 0  # optimizer steps, with the one that is being taken
     first_step: int = 0  # of the iteration that has not finished
     position: int = 0  # of the prompt sampler
-    shown: list[tuple[int, float]] = field(default_factory=list)  # what it knows of prompts, in order
     elapsed: float = 0.0  # seconds
     forwards: int = 0  # of the network, for one image each, in rollouts and updates; a backward counts as two
     evaluated: int = -1  # the iteration after which the last evaluation was
