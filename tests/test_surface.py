@@ -97,6 +97,14 @@ def test_help_takes_a_tenth_of_importing_torch() -> None:
     assert ours < theirs / 10
 
 
+@pytest.mark.parametrize("given", ["", "os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'"])
+def test_waiting_threads_sleep_unless_the_user_wants_otherwise(given: str) -> None:
+    printed = python(
+        f"import os, sys\n{given}\nimport dgpo\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    )
+    assert printed.split() == ["False", "ACTIVE" if given else "PASSIVE"]
+
+
 def test_embedded_models_have_a_path() -> None:
     assert (dgpo.model_path("tiny-sd3") / "model_index.json").is_file()
     with pytest.raises(UserError, match=r"there is no embedded model 'tiny-sd4'\. Did you mean 'tiny-sd3'"):

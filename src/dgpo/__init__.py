@@ -7,10 +7,15 @@ result = dgpo.train(config)
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# OpenMP's threads spin while they wait for each other. On cores that other work shares, that triples the time of a
+# small network. It is read when torch is loaded, and what the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from dgpo.algorithms import AWM, CRD, DGPO, RAM, Algorithm, DiffusionDPO, DiffusionNFT, FlowGRPO
