@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -19,7 +19,7 @@ from dgpo.report.changes import Change, kind
 from dgpo.report.curves import FONT, Frame, Line, chart
 from dgpo.report.log import Point, is_in_domain
 from dgpo.report.marks import Marking, marking
-from dgpo.report.pictures import MAX_PICTURES, Row, picture_row
+from dgpo.report.pictures import MAX_PICTURES, Address, Row, embedded, picture_row
 from dgpo.report.sections import flat
 from dgpo.report.several import (
     Run,
@@ -88,17 +88,22 @@ def compare(runs: Iterable[str | Path], out: str | Path = "compare.html") -> Pat
 
 def render(runs: Sequence[Run]) -> str:
     """The page's text."""
+    return template("report", "comparison.html.j2").render(contents(runs))
+
+
+def contents(runs: Sequence[Run], address: Address = embedded) -> dict[str, Any]:
+    """What `comparison_sections.html.j2` shows. address: where the page loads pictures from."""
     sets = common_sets(runs)
     names = common_scores(runs, sets)
-    return template("report", "comparison.html.j2").render(
-        runs=runs,
-        notes=[*notes(runs, sets)],
-        scores=[*scores(runs, names)],
-        curves=[*curves(runs, names)],
-        settings=settings(runs),
-        pictures=pictures(runs),
-        same_noise=not any(different_noise(runs[0], run) for run in runs[1:]),
-    )
+    return {
+        "runs": runs,
+        "notes": [*notes(runs, sets)],
+        "scores": [*scores(runs, names)],
+        "curves": [*curves(runs, names)],
+        "settings": settings(runs),
+        "pictures": pictures(runs, address),
+        "same_noise": not any(different_noise(runs[0], run) for run in runs[1:]),
+    }
 
 
 def notes(runs: Sequence[Run], sets: Sequence[str]) -> Iterator[str]:
@@ -186,7 +191,7 @@ def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     return [(field, values) for field, values in rows if len({*values}) > 1]
 
 
-def pictures(runs: Sequence[Run]) -> Pictures | None:
+def pictures(runs: Sequence[Run], address: Address = embedded) -> Pictures | None:
     """The last pictures of the first prompts, which all runs have; None where the runs have none in common."""
     samples = [run.samples for run in runs if run.samples]
     if len(samples) < len(runs):
@@ -202,6 +207,6 @@ def pictures(runs: Sequence[Run]) -> Pictures | None:
     cards = []
     for p, prompt in enumerate(prompts[:shown]):
         starts = [p * some.images_per_prompt for some in samples]
-        rows = [picture_row(s, i, range(at, at + k), marked_by) for s, i, at in zip(samples, last, starts)]
+        rows = [picture_row(s, i, range(at, at + k), marked_by, address) for s, i, at in zip(samples, last, starts)]
         cards.append((prompt, [*zip(runs, rows)]))
     return Pictures(cards, k, len(prompts), marked_by)

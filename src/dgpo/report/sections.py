@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle, groupby
+from itertools import accumulate, cycle, groupby
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -39,6 +39,7 @@ class Phase(NamedTuple):
     name: str
     seconds: float  # per iteration
     share: float
+    start: float  # the shares before it, together
     percent: int  # they add up to 100
     colour: str
 
@@ -117,8 +118,10 @@ def times(log: Log) -> list[Phase]:
     shares = [value / sum(seconds.values()) for value in seconds.values()]
     colours = cycle(SERIES[1:])
     return [
-        Phase(name, value, share, percent, "--before" if name == "other" else next(colours))
-        for (name, value), share, percent in zip(seconds.items(), shares, percentages(shares))
+        Phase(name, value, share, start, percent, "--before" if name == "other" else next(colours))
+        for (name, value), share, start, percent in zip(
+            seconds.items(), shares, accumulate(shares, initial=0.0), percentages(shares)
+        )
     ]
 
 
