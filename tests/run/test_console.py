@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from rich.console import Console as RichConsole
 from dgpo.algorithms import DGPO
 from dgpo.config import Config
 from dgpo.run import console as module
+from dgpo.run import console_log
 from dgpo.run.callbacks import Evaluated
 from dgpo.run.console import Console, RunCounts
 from dgpo.run.pace import PhaseProgress, TimeLeft, span
@@ -255,3 +257,15 @@ def test_spans() -> None:
     assert [span(s) for s in (1.24, 45.2, 89, 90, 720, 5400, 90000)] == [
         *("1.2 s", "45 s", "89 s", "2 min", "12 min", "1.5 h", "25.0 h"),
     ]
+
+
+def test_the_lines_are_kept_in_the_run_folder_and_their_file_stays_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(console_log, "MOST", 2000)
+    for number in range(500):
+        console_log.add_line(tmp_path, f"iteration {number}/500  reward 0.5")
+    lines = console_log.last_lines(tmp_path, 3)
+    assert [line.split()[2] for line in lines] == ["497/500", "498/500", "499/500"]
+    assert re.fullmatch(r"\d\d:\d\d:\d\d iteration 499/500  reward 0.5", lines[-1])
+    assert (tmp_path / console_log.NAME).stat().st_size < 2100
+    assert console_log.last_lines(tmp_path / "none", 3) == []
+    console_log.add_line(tmp_path / "none", "a folder that is gone stops nothing")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,22 @@ def test_two_new_runs_at_once_in_one_empty_folder(tiny_folder: Path, tmp_path: P
     (tmp_path / "run").mkdir()
     with lock.held(tmp_path / "run"), pytest.raises(UserError, match="is in use by process"):
         run(small(tiny_folder, tmp_path / "run", iterations=1))
+
+
+def test_others_see_who_trains_and_that_a_killed_one_does_not(tmp_path: Path) -> None:
+    assert lock.holder(tmp_path) is None
+    with lock.held(tmp_path):
+        found = lock.holder(tmp_path)
+        assert found is not None
+        assert found.pid == os.getpid()
+    assert lock.holder(tmp_path) is None
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    told = {"host": socket.gethostname(), "pid": child, "since": "2026-01-02 03:04:05"}
+    (tmp_path / "lock").write_text(json.dumps(told))
+    assert lock.last_holder(tmp_path) == (child, told["host"], told["since"])
+    assert lock.holder(tmp_path) is None, "it has ended"
+    (tmp_path / "lock").write_text(json.dumps({**told, "pid": os.getpid()}))
+    assert lock.holder(tmp_path) is None, "the number of a process that has ended was given to another one"

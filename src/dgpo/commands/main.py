@@ -26,6 +26,7 @@ COMMANDS = {
     "serve-reward": "dgpo.commands.serve_reward",
     "report": "dgpo.commands.report",
     "compare": "dgpo.commands.compare",
+    "studio": "dgpo.commands.studio",
     "reward": "dgpo.commands.reward_check",
     "score": "dgpo.commands.score",
     "model": "dgpo.commands.model",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import jinja2
 
 from dgpo.report import words
 
 
+@lru_cache
 def template(package: str, name: str) -> jinja2.Template:
     """A template that lies in dgpo/`package`. It may extend report/base.html.j2, the look of all pages."""
     environment = jinja2.Environment(

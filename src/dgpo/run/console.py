@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from rich import progress
@@ -12,6 +13,7 @@ from rich.console import Console as RichConsole
 from dgpo import distributed
 from dgpo.config import Config
 from dgpo.models import VelocityModel
+from dgpo.run import console_log
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.run.metric_names import eval_names
 from dgpo.run.pace import PhaseProgress, TimeLeft, span
@@ -28,7 +30,10 @@ class RunCounts(NamedTuple):
 
 
 class Console(Callback):
-    """Two live lines in a terminal, plain lines elsewhere, silence on processes other than the first."""
+    """Two live lines in a terminal, plain lines elsewhere, silence on processes other than the first.
+
+    The lines are kept in the run folder too (console_log.py), without those of phases.
+    """
 
     def __init__(self, config: Config, model: VelocityModel, counts: RunCounts, doubts: Sequence[str] = ()) -> None:
         """doubts: what the run goes on in spite of"""
@@ -40,8 +45,10 @@ class Console(Callback):
         self._progress, self._left = PhaseProgress(), TimeLeft(config, counts.evaluations_ahead)
         self._watched: tuple[str, int] | None = None  # a score of the last evaluation, and the iteration before it
         self._constant: set[str] = set()
+        self._folder: Path | None = None  # of the run, once it has begun
 
     def on_start(self, run: Progress) -> None:
+        self._folder = run.folder if distributed.is_main() else None
         for line in self.plan():
             self._print(line)
         self.warn(self._doubts)
@@ -99,7 +106,7 @@ class Console(Callback):
                 self._phase, description=phase, completed=done, total=total or None, text=text, visible=True
             )
         elif self._progress.due(phase, done, total):
-            self._print(f"  {phase} {text}".rstrip())
+            self._show(f"  {phase} {text}".rstrip())
 
     def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
         """Print the scores with their change since the run's first evaluation, and the alarm."""
@@ -125,8 +132,11 @@ class Console(Callback):
             evaluation = "" if took is None else f", an evaluation {span(took)}"
             self._print(f"  an iteration takes about {span(seconds)}{evaluation}; {self._left}")
         self._show_iteration(run.iteration, line)
-        if not self._out.is_terminal:
-            self._print(f"iteration {run.iteration}/{self._config.iterations}  {line}")
+        whole = f"iteration {run.iteration}/{self._config.iterations}  {line}"
+        if self._out.is_terminal:
+            self._keep(whole)
+        else:
+            self._print(whole)
 
     def _numbers(self, iteration: int, metrics: Mapping[str, float]) -> Iterator[str]:
         """What an iteration has to tell. What is switched off is not shown, and what is old says so."""
@@ -147,6 +157,14 @@ class Console(Callback):
         self._bar.update(self._whole, description=name, completed=iteration, text=text)
 
     def _print(self, text: str, style: str | None = None) -> None:
+        self._show(text, style)
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        if self._folder is not None:
+            console_log.add_line(self._folder, text)
+
+    def _show(self, text: str, style: str | None = None) -> None:
         self._out.print(text, style=style)
         self._progress.printed()
 

@@ -1,6 +1,7 @@
 """The folder of a run: config.yaml, environment.json, metrics.jsonl, first_evaluation.safetensors (scores of each
 prompt, which later ones are compared with), last_evaluation.safetensors (which other runs are compared with), samples/,
-checkpoints/, failures/, final/, report.html, lock.
+checkpoints/, failures/, final/, report.html, console.log, failure.txt (of what
+it failed, until it goes on), requests/ (what it is asked to do), lock.
 
 config.yaml is written last: a folder that has it is a run. The same run may begin anew in it while it holds no work.
 Any other run gets the folder of an old one only when that is moved aside (aside.py).
@@ -26,7 +27,7 @@ import torch
 from dgpo import __version__
 from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
 from dgpo.errors import UserError
-from dgpo.run import checkpoint, lock
+from dgpo.run import checkpoint, console_log, failure, lock, requests
 from dgpo.run.aside import move_aside
 from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
@@ -250,7 +251,15 @@ def _taken(run: Path) -> bool:
     files = {path.name for path in run.iterdir()}
     ours = {lock.NAME, "environment.json"}
     if "environment.json" in files:  # a config.yaml without it may be anybody's
-        ours |= {CONFIG, "checkpoints", "metrics.jsonl", *(name for name in files if is_unfinished(name, CONFIG))}
+        ours |= {
+            CONFIG,
+            "checkpoints",
+            "metrics.jsonl",
+            console_log.NAME,
+            failure.NAME,
+            requests.FOLDER,
+            *(name for name in files if is_unfinished(name, CONFIG)),
+        }
     return not files <= ours or checkpoint.holds_any(run) or _rows(run)
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from dgpo.errors import UserError
 
@@ -44,6 +45,54 @@ def held(run: Path) -> Iterator[None]:
             _write(file.fileno(), "")
 
 
+class Holder(NamedTuple):
+    """Who holds a lock."""
+
+    pid: int
+    host: str
+    since: str
+
+
+def holder(run: Path) -> Holder | None:
+    """Who trains in this folder; None: nobody. A process that was killed holds nothing, whatever it has left."""
+    named = last_holder(run)
+    return named if named and _alive(named, run) else None
+
+
+def last_holder(run: Path) -> Holder | None:
+    """Whoever has not ended its run: it trains, or was killed."""
+    try:
+        told = json.loads((run / NAME).read_text(encoding="utf-8"))
+        return Holder(int(told["pid"]), str(told["host"]), str(told["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _alive(named: Holder, run: Path) -> bool:
+    """Only where the process may live is the lock tried, for as long as that takes another one cannot have it."""
+    if named.host == socket.gethostname() and not _exists(named.pid):
+        return False
+    if fcntl is None:
+        return True
+    with contextlib.suppress(OSError), open(run / NAME, encoding="utf-8") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+    return True  # a file system without locks
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
+
+
 def _take(handle: int, run: Path) -> None:
     if fcntl is None:
         return
@@ -66,11 +115,8 @@ def _require_in_place(handle: int, run: Path) -> None:
 
 
 def _holder(run: Path) -> str:
-    try:
-        holder = json.loads((run / NAME).read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has taken the lock and not yet written
-        return "another process"
+    named = last_holder(run)  # None: it has taken the lock and not yet written
+    return f"process {named.pid} on {named.host}, since {named.since}" if named else "another process"
 
 
 def _write(handle: int, text: str) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from dgpo import distributed
 from dgpo.errors import NonFiniteError, RunFailed, UserError
-from dgpo.run import checkpoint
+from dgpo.run import checkpoint, failure
 
 LESS_MEMORY = (
     "It may take less memory with --micro-batch-size 1, --sampling.batch-size 1, --gradient-checkpointing True or "
@@ -60,6 +60,7 @@ def rescue(
         kept = _kept(run, state, broken, write, distributed.is_shared(error))
         if kept is not None:
             told += [*kept.remarks, *_way_on(run, state.iteration, kept.newest, error)]
+        failure.note(run, " ".join(told))
         if not isinstance(error, RunFailed):
             raise RunFailed(" ".join(told)) from error
         error.plain, error.args = str(error), (" ".join(told), *error.args[1:])

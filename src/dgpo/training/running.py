@@ -14,6 +14,7 @@ from dgpo import distributed
 from dgpo.models.text_cache import CondCache
 from dgpo.report import ReportWriter
 from dgpo.report.grids import write_samples
+from dgpo.run import failure, requests
 from dgpo.run import folder as runfolder
 from dgpo.run.callbacks import Callback, Callbacks, Evaluated, StopOnAlarm
 from dgpo.run.console import Console, RunCounts
@@ -72,12 +73,15 @@ class Running:
         self._stop = True
 
     def finished(self) -> bool:
-        """Evaluate and save where that is due, and return whether the run ends here."""
+        """Evaluate and save where that is due or asked for, and return whether the run ends here."""
         last = done(self.state, self.config)
-        if self.state.evaluated < self.iteration and schedule.evaluates(self.config, self.iteration, last):
+        asked = requests.take(self.folder)
+        due = schedule.evaluates(self.config, self.iteration, last)
+        if self.state.evaluated < self.iteration and (due or (requests.EVALUATE in asked and self._can_evaluate)):
             self._evaluate(last)
-        self._stop = self._interrupt.requested() or self._stop
-        if self._saved < self.iteration and (self._stop or checkpoint_due(self.state, self.config)):
+        self._stop = self._interrupt.requested() or requests.STOP in asked or self._stop
+        save = self._stop or requests.SAVE in asked or checkpoint_due(self.state, self.config)
+        if self._saved < self.iteration and save:
             self.tell("saving")
             path = saving.save(self.folder, self.model, self.optimizer, self.state, self.config)
             self._saved = self.iteration
@@ -112,6 +116,11 @@ class Running:
         """Encode every prompt that the run can need, and let the encoders go."""
         texts = [*self._inputs.prompts.prompts, *(t for some in self._inputs.eval_sets.values() for t in some.prompts)]
         self.encode.know_all(texts)
+
+    @property
+    def _can_evaluate(self) -> bool:
+        """Whether the run evaluates at all: one that does not has loaded nothing for it."""
+        return schedule.evaluates(self.config, self.iteration, last=True)
 
     def _evaluate(self, last: bool) -> None:
         """Score the averaged weights, and compare them with the run's first evaluation."""
@@ -151,6 +160,8 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         told.insert(0, Tracking(open_trackers(config, folder, state, resumed)))
         if distributed.is_main():
             runfolder.write_config(folder, config)  # now that nothing refuses it
+        requests.clear(folder)
+        failure.clear(folder)
         interrupt.defer()
         with rescue(folder, state, *saving.rescuers(model, optimizer, state, config)), told.closed():
             told.on_start(run)

@@ -1,0 +1,76 @@
+"""`dgpo studio`: listen, say where, open a browser."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+import threading
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+
+from dgpo.errors import Extra, UserError
+from dgpo.rewards.http.options import is_this_machine
+from dgpo.studio.options import Options
+
+TRIED = 50
+"""Ports after the first one that are tried where it is taken."""
+
+
+def serve(folder: Path, options: Options) -> None:
+    """Show the runs in a folder until the process is told to end."""
+    with Extra("studio", "dgpo studio"):
+        import uvicorn
+
+        from dgpo.studio.app import app
+    require_folder(folder)
+    token = secrets.token_urlsafe(16)
+    with listen(options) as listener:
+        link = link_to(listener, options.host, token)
+        print(f"The runs in {folder}: {link}\nCtrl-C ends the studio; runs go on without it.", flush=True)
+        if not options.no_browser:
+            threading.Thread(target=webbrowser.open, args=[link], daemon=True).start()
+        served = app(folder, token, open=is_this_machine(options.host))
+        config = uvicorn.Config(served, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse what is no folder; one without runs is shown as it is, for a run may come."""
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}. Name the folder that holds your runs: dgpo studio FOLDER; the first "
+            "run makes one: dgpo train tiny"
+        )
+
+
+def listen(options: Options) -> socket.socket:
+    """Listen on the port, or on the next free one, and say so."""
+    ports = range(options.port, min(options.port + TRIED, 65535) + 1) if options.port else [0]
+    for port in ports:
+        try:
+            listener = _listen(options.host, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            if error.errno == errno.EACCES:
+                raise UserError(f"port {port} may not be listened on: {error}; take another --port") from error
+            raise UserError(f"cannot listen on {options.host}: {error}; take another --host") from error
+        if port != options.port:
+            print(f"Port {options.port} is in use, so this is {port}; --port takes another one.", flush=True)
+        return listener
+    raise UserError(f"ports {ports[0]} to {ports[-1]} are all in use; take another --port")
+
+
+def link_to(listener: socket.socket, host: str, token: str) -> str:
+    """What to open in a browser."""
+    port = listener.getsockname()[1]
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + ("" if is_this_machine(host) else f"?token={token}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=256)
