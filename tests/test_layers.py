@@ -10,7 +10,20 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 ORDER = (
     *("errors", "utils", "core", "types", "algorithms", "config_checks", "config", "distributed", "models", "worlds"),
-    *("data", "rewards", "run", "report", "training", "plan", "recipes", "bench", "studio", "commands", "__init__", "__main__"),
+    *(
+        "data",
+        "rewards",
+        "run",
+        "report",
+        "training",
+        "plan",
+        "recipes",
+        "bench",
+        "studio",
+        "commands",
+        "__init__",
+        "__main__",
+    ),
 )
 
 # A file or folder -> what it may import beside that, and why.

@@ -180,9 +180,8 @@ def _live(run: Run) -> dict[str, Any]:
     stamp = run.stamp()
     about = run.describe()
     config = run.known().config
-    parts = {} if run.known().problem else page.contents(run.folder, run.picture_address)
     return {
-        **parts,
+        **_report(run),
         "about": about,
         "stamp": _text(run, stamp),
         "plan": plan(config),
@@ -192,6 +191,17 @@ def _live(run: Run) -> dict[str, Any]:
         "evaluates": bool(config.get("eval_every") and config.get("eval_prompts")),
         "running": about["state"] == RUNNING,
     }
+
+
+def _report(run: Run) -> dict[str, Any]:
+    """The sections of a run's report, or the problem because of which there are none."""
+    nothing = {"heading": None, "pictures": None, "problem": run.known().problem}
+    if run.known().problem:
+        return nothing
+    try:
+        return nothing | page.contents(run.folder, run.picture_address)
+    except UserError as error:
+        return nothing | {"problem": str(error)}
 
 
 def plan(config: Mapping[str, Any]) -> str:

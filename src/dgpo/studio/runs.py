@@ -311,6 +311,7 @@ def _last_scores(tail: Tail, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": f"{name.score}, {name.eval_set}",
+            "trained": is_in_domain(name.score, config),
             "value": number(row[name.key]),
             "change": signed(row[f"{name.key}/change"], row[name.key]) if f"{name.key}/change" in row else "",
         }

@@ -80,8 +80,10 @@ function progress(run) {
   return element("div", { class: "far" }, bar, element("small", {}, `${run.iteration} / ${run.iterations}`));
 }
 
+/** Two that the run trains on and two that it only watches. */
 function scores(run) {
-  const rows = (run.scores || []).slice(0, 3).flatMap(({ name, value, change }) => [
+  const all = run.scores || [], some = [true, false].flatMap((trained) => all.filter((score) => score.trained === trained).slice(0, 2));
+  const rows = some.flatMap(({ name, value, change }) => [
     element("dt", {}, name),
     element("dd", {}, value, change ? element("small", {}, ` ${change}`) : ""),
   ]);

@@ -4,6 +4,7 @@ import { element, get, say } from "./common.js";
 
 const viewer = document.getElementById("viewer");
 const stage = document.getElementById("stage");
+const BESIDE = 8; // columns of the grid where a prompt has one picture
 const slider = document.getElementById("slider");
 const at = { picture: 0, evaluation: 0, grid: false, before: false, zoom: false };
 let samples = { prompts: [], each: 1, evaluations: [] };
@@ -61,12 +62,15 @@ function single(shown) {
   return [element("figure", {}, element("div", { class: "pane" }, picture(shown, at.picture, "after"), over), element("figcaption", {}, mark ?? ""))];
 }
 
+/** A row for each evaluation: the prompt's pictures, or where it has one only, also those of the next prompts. */
 function grid(prompt) {
-  const first = prompt * samples.each, copies = [...Array(samples.each).keys()].map((copy) => first + copy);
+  const first = prompt * samples.each, last = samples.prompts.length * samples.each;
+  const columns = samples.each > 1 ? samples.each : Math.min(BESIDE, last - first);
+  const copies = [...Array(columns).keys()].map((copy) => first + copy);
   return samples.evaluations.map((evaluation, row) => {
     const tiles = copies.map((place) => {
       const mark = evaluation.marks[place];
-      const button = element("button", { type: "button", class: "tile", "aria-label": `open iteration ${evaluation.iteration}, picture ${place - first + 1}` }, picture(evaluation, place, ""), mark ? element("span", {}, mark) : "");
+      const button = element("button", { type: "button", class: "tile", "aria-label": `open iteration ${evaluation.iteration}: ${promptOf(place)}` }, picture(evaluation, place, ""), mark ? element("span", {}, mark) : "");
       button.addEventListener("click", () => { Object.assign(at, { picture: place, evaluation: row, grid: false }); show(); });
       return button;
     });
@@ -75,9 +79,12 @@ function grid(prompt) {
 }
 
 function picture(evaluation, place, role) {
-  const prompt = samples.prompts[Math.floor(place / samples.each)];
-  const alt = `${prompt}, iteration ${evaluation.iteration}`;
+  const alt = `${promptOf(place)}, iteration ${evaluation.iteration}`;
   return element("img", { src: evaluation.pictures[place], alt, class: role, loading: at.grid ? "lazy" : "eager" });
+}
+
+function promptOf(place) {
+  return samples.prompts[Math.floor(place / samples.each)];
 }
 
 /** How far the picture from before covers the other one. */
