@@ -109,6 +109,12 @@ def test_only_what_has_changed_is_told_again(own: Path, monkeypatch: pytest.Monk
     assert len(listing.changes("another-7")["runs"]) == 3, "an answer of another studio says nothing here"
 
 
+def test_a_run_that_was_looked_at_before_the_list_is_in_the_list(own: Path):
+    web = client(own)
+    assert web.get("/run/second").status_code == 200
+    assert "second" in listed(web)
+
+
 def test_the_page_of_a_run_is_its_report_in_another_frame(web: TestClient, folder: Path):
     page, report = Reader(web.get("/run/first").text), Reader(render(folder / "first"))
     assert page.headings == ["tiny", *report.headings[1:]]
@@ -348,7 +354,7 @@ def test_a_watcher_hears_once_of_every_change(own: Path, monkeypatch: pytest.Mon
     run = Listing(own).run("second")
 
     async def hear() -> list[str]:
-        events = module._events(run)
+        events = module._events(run, asyncio.Event())
         heard = [await anext(events), await anext(events)]
         log(own / "second", 41)
         heard.append(await anext(events))

@@ -22,6 +22,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -81,7 +82,9 @@ def app(folder: Path, token: str, open: bool) -> Starlette:
     ]
     handlers = {UserError: studio.problem, HTTPException: studio.problem, OSError: studio.problem}
     guard = Middleware(Guard, token=token, open=open)
-    return Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
+    made = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
+    made.state.closing = studio.closing
+    return made
 
 
 class Studio:
@@ -89,6 +92,7 @@ class Studio:
 
     def __init__(self, folder: Path, token: str) -> None:
         self._listing, self._token = Listing(folder), token
+        self.closing = asyncio.Event()  # once set, whoever is told of events is let go
 
     def _page(self, name: str, code: int = 200, **values: Any) -> Response:
         frame = {"token": self._token, "version": __version__, "folder": str(self._listing.folder)}
@@ -149,7 +153,7 @@ class Studio:
 
     async def events(self, request: Request) -> Response:
         run = await run_in_threadpool(self._run, request)
-        return StreamingResponse(_events(run), media_type="text/event-stream")
+        return StreamingResponse(_events(run, self.closing), media_type="text/event-stream")
 
     def api_runs(self, request: Request) -> Response:
         return JSONResponse(self._listing.changes(request.query_params.get("since", "")))
@@ -217,15 +221,16 @@ def plan(config: Mapping[str, Any]) -> str:
     return f"{total} iterations{minutes} of {what}" + (f"; reward {earned}" if earned else "")
 
 
-async def _events(run: Run) -> AsyncIterator[str]:
+async def _events(run: Run, closing: asyncio.Event) -> AsyncIterator[str]:
     """The stamp of a run whenever it is another one; a page that has another one looks again."""
     last, quiet = "", 0.0
-    while True:
+    while not closing.is_set():
         now = await run_in_threadpool(_text, run)
         if now != last or quiet >= QUIET:
             yield f"data: {now}\n\n" if now != last else ": nothing new\n\n"
             last, quiet = now, 0.0
-        await asyncio.sleep(LOOK)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(closing.wait(), LOOK)
         quiet += LOOK
 
 

@@ -67,25 +67,23 @@ class Run:
         self.folder, self.name = folder, folder.name
         self.address = f"/run/{quote(folder.name, safe='')}"
         self.version = 0  # of the list, at which the summary was last another one
-        self.summary: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}  # for the list, of the files as `listed` says
+        self.listed: Stamp = ()
         self._known: Known | None = None
         self._samples: tuple[int, Samples | None] = (-1, None)
 
     @property
     def unread(self) -> bool:
-        """Whether nothing was read of it yet."""
-        return self._known is None
+        """Whether the list has nothing to say of it yet."""
+        return not self.summary
 
     def stamp(self) -> Stamp:
         """Changes when a watched file does."""
         return tuple(_stamp(self.folder / name) for name in WATCHED)
 
     def changed(self) -> bool:
-        """Whether there may be something new to say of a run that was read before; of a running one there may always.
-
-        Its process can end without touching a file.
-        """
-        return self._known is not None and (self.summary.get("state") == RUNNING or self._known.stamp != self.stamp())
+        """Whether the list may have something new to say. Of a running one always: it can end without touching a file."""
+        return not self.unread and (self.summary["state"] == RUNNING or self.listed != self.stamp())
 
     def known(self) -> Known:
         """Its config and last rows, read again where a file has changed."""
@@ -253,6 +251,7 @@ class Listing:
         self._looked = time.monotonic()
 
     def _describe(self, run: Run) -> None:
+        run.listed = run.stamp()
         try:
             summary = run.describe()
         except (UserError, OSError, ValueError, TypeError, KeyError) as error:

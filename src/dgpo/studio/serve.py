@@ -9,10 +9,15 @@ import threading
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dgpo.errors import Extra, UserError
 from dgpo.rewards.http.options import is_this_machine
 from dgpo.studio.options import Options
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
 
 TRIED = 50
 """Ports after the first one that are tried where it is taken."""
@@ -21,8 +26,6 @@ TRIED = 50
 def serve(folder: Path, options: Options) -> None:
     """Show the runs in a folder until the process is told to end."""
     with Extra("studio", "dgpo studio"):
-        import uvicorn
-
         from dgpo.studio.app import app
     require_folder(folder)
     token = secrets.token_urlsafe(16)
@@ -32,9 +35,20 @@ def serve(folder: Path, options: Options) -> None:
         if not options.no_browser:
             threading.Thread(target=webbrowser.open, args=[link], daemon=True).start()
         served = app(folder, token, open=is_this_machine(options.host))
-        config = uvicorn.Config(served, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
-            uvicorn.Server(config).run(sockets=[listener])
+            server(served).run(sockets=[listener])
+
+
+def server(app: Starlette) -> uvicorn.Server:
+    """A server that lets go, when it ends, of those who wait for events. It logs no address, which may have a token."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.closing.set()
+            await super().shutdown(sockets)
+
+    return Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
 
 
 def require_folder(folder: Path) -> None:

@@ -1,8 +1,13 @@
 // What the pages share: asking the server, and saying what came of it.
 
-export const token = document.querySelector('meta[name="dgpo-token"]').content;
+let token = document.querySelector('meta[name="dgpo-token"]').content;
 const said = document.getElementById("said");
 let forget;
+
+/** A studio that was started anew has another token. */
+export function renew(given) {
+  token = given;
+}
 
 /** Say something at the lower edge for some seconds; a screen reader reads it. */
 export function say(text) {

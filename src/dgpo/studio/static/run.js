@@ -1,6 +1,6 @@
 // The page of a run: shown anew, part by part, whenever the server says that there is something new.
 
-import { post, say } from "./common.js";
+import { post, renew, say } from "./common.js";
 
 const LEAST = 1000; // milliseconds between two looks; more where one takes long
 const live = document.getElementById("live");
@@ -32,6 +32,7 @@ async function look(seen) {
     if (!response.ok || !next) throw new Error(page.querySelector("main")?.innerText.trim() || "the run is gone");
     replace([...next.children]);
     stamp = next.dataset.stamp;
+    renew(next.dataset.token);
   } catch (error) {
     say(error.message);
   }
@@ -42,23 +43,30 @@ async function look(seen) {
   }, Math.max(LEAST, 5 * (performance.now() - began)));
 }
 
-/** Parts that are as before stay, so that nothing flickers and no selection is lost. */
+/** Parts that are as before stay, so that nothing flickers, no selection is lost and what was opened stays open. */
 function replace(parts) {
   const focused = document.activeElement?.id;
-  const old = [...live.children];
-  parts.forEach((part, place) => {
-    const text = part.outerHTML, former = old[place];
-    if (former && written.get(former) === text) return;
+  const old = [...live.children], opened = new Map(old.filter(folds).map((part) => [title(part), part.open]));
+  const same = new Map(old.map((part) => [written.get(part), part]));
+  const next = parts.map((part) => {
+    const text = part.outerHTML, kept = same.get(text);
+    same.delete(text);
+    if (kept) return kept;
     const made = document.importNode(part, true);
     written.set(made, text);
-    if (!former) { live.append(made); return; }
-    if (former.tagName === "DETAILS" && made.tagName === "DETAILS") made.open = former.open;
-    former.replaceWith(made);
+    if (folds(made)) made.open = opened.get(title(made)) ?? made.open;
+    return made;
   });
-  old.slice(parts.length).forEach((part) => part.remove());
+  old.filter((part) => !next.includes(part)).forEach((part) => part.remove());
+  next.forEach((part, place) => {
+    if (live.children[place] !== part) live.insertBefore(part, live.children[place] ?? null);
+  });
   if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus();
   scroll();
 }
+
+const folds = (part) => part.tagName === "DETAILS";
+const title = (part) => part.querySelector("summary").textContent;
 
 /** The console shows its last line. */
 function scroll() {
