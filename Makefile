@@ -2,17 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
+RUNS ?= runs
 
-.PHONY: demo test test-fast lint bench docs dist clean
+.PHONY: demo studio test test-fast test-browser lint bench docs dist clean
 
 demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html; an earlier run is moved aside
 	$(BIN)/dgpo train tiny --out $(OUT) --overwrite
+
+studio: .venv/ready-studio  ## watch the runs in $(RUNS) in a browser
+	mkdir -p $(RUNS)
+	$(BIN)/dgpo studio $(RUNS)
 
 test: .venv/ready-dev  ## the whole test suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-fast: .venv/ready-dev  ## the tests that are not marked slow: under a minute on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+test-browser: .venv/ready-browser  ## the tests of the studio in Chromium, in under a minute and a half
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/test_browser.py
 
 lint: .venv/ready-dev  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests benchmarks tools
@@ -39,6 +47,15 @@ dist: .venv/ready-dist  ## the source archive and the wheel, in dist/, checked
 
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/ready-studio: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[studio]'
+	touch $@
+
+.venv/ready-browser: .venv/ready-dev
+	tools/install_chromium.sh
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	touch $@
 
 .venv/ready-docs: .venv/ready

@@ -82,7 +82,7 @@ class Run:
         return tuple(_stamp(self.folder / name) for name in WATCHED)
 
     def changed(self) -> bool:
-        """Whether the list may have something new to say. Of a running one always: it can end without touching a file."""
+        """Whether the list may have something new to say. Of a running one always: it may end and touch no file."""
         return not self.unread and (self.summary["state"] == RUNNING or self.listed != self.stamp())
 
     def known(self) -> Known:
