@@ -6,6 +6,7 @@ import io
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,9 +56,9 @@ def make(config: Config = CONFIG) -> Console:
     return Console(config, model, RunCounts(99, 1234, partial(schedule.evaluations_ahead, config)))
 
 
-def at(iteration: int) -> Any:
+def at(iteration: int, folder: Path | None = None) -> Any:
     """A run after so many iterations."""
-    return SimpleNamespace(iteration=iteration)
+    return SimpleNamespace(iteration=iteration, folder=folder or Path("no such folder"))
 
 
 def evaluated(metrics: dict[str, float], alarm: str | None = None, last: bool = False) -> Evaluated:
@@ -269,3 +270,19 @@ def test_the_lines_are_kept_in_the_run_folder_and_their_file_stays_small(tmp_pat
     assert (tmp_path / console_log.NAME).stat().st_size < 2100
     assert console_log.last_lines(tmp_path / "none", 3) == []
     console_log.add_line(tmp_path / "none", "a folder that is gone stops nothing")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_is_said_lies_in_the_run_folder_without_the_phases(terminal, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_output", lambda: RichConsole(file=io.StringIO(), force_terminal=terminal, width=200))
+    console = make()
+    console.on_start(at(0, tmp_path))
+    console.on_progress(at(0, tmp_path), "sampling", 0, 20)
+    console.on_evaluation(at(0, tmp_path), evaluated({"eval/seen/shapes": 0.5}))
+    console.on_iteration(at(1, tmp_path), ROW)
+    console.close()
+    lines = [line.partition(" ")[2] for line in console_log.last_lines(tmp_path, 50)]
+    assert lines[0].startswith("mine: DGPO on models/[red]")
+    assert any(line.startswith("evaluation after iteration 0, seen: shapes 0.500") for line in lines)
+    assert lines[-1].startswith("iteration 1/10  reward 0.500")
+    assert not any("sampling" in line for line in lines)
