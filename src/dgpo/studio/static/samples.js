@@ -59,7 +59,7 @@ function show() {
 function single(shown) {
   const mark = shown.marks[at.picture];
   const over = at.before ? picture(samples.evaluations[0], at.picture, "before") : null;
-  return [element("figure", {}, element("div", { class: "pane" }, picture(shown, at.picture, "after"), over), element("figcaption", {}, mark ?? ""))];
+  return [element("figure", {}, element("div", { class: at.before ? "pane split" : "pane" }, picture(shown, at.picture, "after"), over), element("figcaption", {}, mark ?? ""))];
 }
 
 /** A row for each evaluation: the prompt's pictures, or where it has one only, also those of the next prompts. */
@@ -90,7 +90,9 @@ function promptOf(place) {
 /** How far the picture from before covers the other one. */
 function slide() {
   const over = stage.querySelector("img.before");
-  if (over) over.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`;
+  if (!over) return;
+  over.style.clipPath = `inset(0 ${100 - slider.value}% 0 0)`;
+  over.parentElement.style.setProperty("--line-at", `${slider.value}%`);
 }
 
 function tell(scores) {
