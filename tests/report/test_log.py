@@ -41,3 +41,8 @@ def test_in_domain_is_what_the_config_rewards_whatever_its_form():
     assert find(config, "rewards") == {"shapes": 1.0}
     judged = [is_in_domain(score, config) for score in ("shapes", "shapes_strict", "reward", "crispness", "drift")]
     assert judged == [True, True, True, False, False]
+
+
+def test_the_evaluation_before_training_is_no_iteration():
+    rows = [{"iteration": 0, "eval/seen/reward": 0.1, "train/forwards": 0}, {"iteration": 1, "train/loss": 0.2}]
+    assert from_rows(rows).trained() == 1

@@ -49,8 +49,9 @@ class Log:
         return {key: p.value for key in self.columns for p in self.series(key) if p.iteration == iteration}
 
     def trained(self) -> int:
-        """How many iterations have trained."""
-        return len({p.iteration for key in self.columns if key.startswith("train/") for p in self.columns[key]})
+        """How many iterations have trained. Evaluations log train/forwards too, also the one before the first."""
+        keys = [key for key in self.columns if key.startswith("train/") and key != "train/forwards"]
+        return len({point.iteration for key in keys for point in self.columns[key]})
 
     def elapsed(self) -> float | None:
         """Seconds of wall time so far, None where no row tells."""
