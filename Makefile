@@ -1,4 +1,5 @@
 # Everything runs in .venv, with the versions of constraints.txt. `make demo` and `make test` need nothing but Python >= 3.10.
+# The targets use .venv by path. A shell needs `source .venv/bin/activate` to find dgpo.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
@@ -7,7 +8,9 @@ RUNS ?= runs
 .PHONY: demo studio test test-fast test-browser lint bench docs dist clean
 
 demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html; an earlier run is moved aside
+	@echo 'dgpo is installed in .venv. To use it in this shell: source .venv/bin/activate'
 	$(BIN)/dgpo train tiny --out $(OUT) --overwrite
+	@echo 'Before you use the dgpo commands in this shell: source .venv/bin/activate'
 
 studio: .venv/ready-studio  ## watch the runs in $(RUNS) in a browser
 	mkdir -p $(RUNS)

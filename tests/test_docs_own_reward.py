@@ -55,6 +55,20 @@ def test_the_command_trains_the_same_run(line: str, tmp_path: Path, monkeypatch:
     assert (seen[0].iterations, seen[0].num_groups, seen[0].group_size) == (8, 4, 8)
 
 
+def test_the_runs_of_the_tutorial_have_folders_of_their_own() -> None:
+    folders = re.findall(r'out="([^"]+)"', TEXT) + re.findall(r"^dgpo train .*--out (\S+)", TEXT, re.MULTILINE)
+    assert len(folders) == 2
+    assert len({*folders}) == 2
+
+
+def test_the_notebook_has_the_words_of_the_tutorial() -> None:
+    notebook = json.loads((DOCS / "own_reward.ipynb").read_text(encoding="utf-8"))
+    texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
+    kept = {line for text in texts[1 : len(SNIPPETS)] for line in text.splitlines()}
+    assert kept
+    assert kept <= {*TEXT.splitlines()}
+
+
 def test_the_check_of_the_tutorial_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my_rewards.py").write_text(SNIPPETS[0], encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 import dgpo
 from dgpo.commands import main as cli
 from dgpo.recipes import recipe
+from dgpo.report.health import HEALTH
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -71,6 +72,18 @@ def test_commands_of_the_guides_exist(line: str) -> None:
     for word in words:
         if re.fullmatch(r"sd\w+(@\w+)?", word):
             recipe(word)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("index", "own_reward", "sd35", "runs"))]
+)
+def test_a_page_with_first_commands_says_how_to_activate_the_environment(page: Path) -> None:
+    assert "source .venv/bin/activate" in page.read_text(encoding="utf-8")
+
+
+def test_the_report_page_explains_every_chart_of_the_training() -> None:
+    rows = re.findall(r"^\| (`\w+`.*?) \|", (ROOT / "docs" / "report.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*HEALTH} <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
 def test_formulas_become_mathml() -> None:

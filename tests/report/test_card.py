@@ -93,6 +93,21 @@ def test_it_says_which_program_reads_which_file(folder: Path) -> None:
     assert "load_lora_weights" not in text
 
 
+def test_it_calms_about_the_warnings_that_its_code_brings(folder: Path) -> None:
+    keys, vae = "missing LoRA keys for text encoders", "the type of `vae`"
+    text = card_of(folder).text
+    assert keys in text
+    assert vae not in text
+    change_config(folder, model="tiny-sd3")
+    text = card_of(folder).text
+    assert keys in text
+    assert vae in text
+    change_config(folder, model="tiny-sd3", finetune="full")
+    text = card_of(folder).text
+    assert keys not in text
+    assert vae in text
+
+
 def code_of(text: str) -> str:
     """Its only Python."""
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

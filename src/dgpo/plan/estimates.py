@@ -79,7 +79,7 @@ def _built(config: Config, estimated: Estimate) -> PipelineModel | None:
         folder = find(config.model)
         if folder is None:
             raise UserError(
-                f"the configuration files of {config.model}, some kilobytes, are not in the local cache; they come "
+                f"the configuration files of {config.model}, some megabytes, are not in the local cache; they come "
                 f"with: {how_to_fetch(config.model)}"
             )
         return skeleton(config, folder)

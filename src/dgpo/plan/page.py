@@ -99,6 +99,6 @@ def _time(estimated: Estimate, gpu: GPU) -> Iterator[str]:
             )
     yield (
         f"  {'in all':<28}{total:>16.2f} s  at {EFFICIENCY:.0%} of {gpu.bf16:g} TFLOP/s for bf16 and {gpu.tf32:g} for "
-        f"fp32 (TF32), and {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:,} GB/s; rewards come on top"
+        f"fp32 (TF32), and {BANDWIDTH_SHARE:.0%} of {gpu.bandwidth:,} GB/s; rewards and evaluations come on top"
     )
     yield f"  {f'{estimated.config.iterations:,} iterations':<28}{total * estimated.config.iterations / 3600:>16.2f} h"
