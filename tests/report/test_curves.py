@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from dgpo.report.curves import Frame, Line, chart, smoothed
+from dgpo.report.curves import Frame, Line, _up, chart, smoothed
 from dgpo.report.log import Point
 
 
@@ -94,3 +94,18 @@ def test_a_page_of_charts_takes_no_time():
     for _ in range(20):
         chart([Line(points, "--train", smooth=True)], "x", points)
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ((0.1, 0.26), (0.0, 0.268)),
+        ((0.52, 0.58), (0.517, 0.583)),
+        ((0.007, 0.81), (0.0, 1.04)),
+        ((20.0, 22.0), (19.9, 22.1)),
+    ],
+    ids=["small", "high", "a share", "no share"],
+)
+def test_the_axis_of_a_score_is_as_its_values_need_it(values, ends):
+    axis = _up(values, None, False, Frame())
+    assert (axis.low, axis.high) == pytest.approx(ends)

@@ -101,3 +101,19 @@ def test_a_run_of_an_earlier_version_goes_on_with_several_pictures_of_a_prompt(t
     assert [path.name for path in samples.iterations[0]] == ["000.png", "001.png"]
     assert [path.name for path in samples.iterations[10]] == ["000.png", "002.png"]
     assert samples.scores == {0: {}, 10: {"reward": [0.0, 2.0]}}
+
+
+def test_a_text_stands_above_the_rows_it_heads():
+    images = torch.zeros(4, 3, 32, 32)
+    plain = sample_grid(images, 1, scale=2)
+    headed = sample_grid(images, 1, scale=2, headings=["one", "two"])
+    long = sample_grid(images, 1, scale=2, headings=["one", "two words and more"])
+    assert headed.size[1] > plain.size[1]
+    assert long.size[1] > headed.size[1], "as many lines as it takes"
+    line = (headed.size[1] - plain.size[1]) // 2
+    pixels = np.asarray(headed)
+    rows = [(pixels[y] == 0).all(1).sum() >= 64 for y in range(headed.size[1])]
+    begins = [y for y in range(1, len(rows)) if rows[y] and not rows[y - 1]]
+    assert begins == [4 + line, 4 + line + 68, 4 + 2 * line + 2 * 68, 4 + 2 * line + 3 * 68]
+    assert (pixels[4 : 4 + line] < 200).any(), "with a text"
+    assert not (pixels[line + 68 : line + 72] < 200).any(), "and none between rows of one text"

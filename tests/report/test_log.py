@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from dgpo.report.log import Point, find, from_rows, is_in_domain, read_log, reward_names
+from dgpo.report.log import Point, find, from_rows, is_in_domain, read_log, reward_names, shown_evals
 from dgpo.run.metric_names import EvalName
 
 
@@ -46,3 +46,15 @@ def test_in_domain_is_what_the_config_rewards_whatever_its_form():
 def test_the_evaluation_before_training_is_no_iteration():
     rows = [{"iteration": 0, "eval/seen/reward": 0.1, "train/forwards": 0}, {"iteration": 1, "train/loss": 0.2}]
     assert from_rows(rows).trained() == 1
+
+
+def test_a_score_that_repeats_another_is_not_shown():
+    row = {"eval/a/yellow": 0.5, "eval/a/reward": 0.5, "eval/a/yellow/colors": 0.5, "eval/a/reward/colors": 0.5}
+    log = from_rows([{"iteration": 0, **row, "eval/a/drift": 0.5, "eval/a/drift/colors": 0.5}])
+    assert shown_evals(log, {"rewards": {"yellow": 1.0}}) == [EvalName("a", "yellow"), EvalName("a", "drift")]
+    other = [name for name in shown_evals(log, {"rewards": {"yellow": 2.0}}) if name.score == "reward"]
+    assert other == [EvalName("a", "reward")], "weighted, the sum says something else"
+    two = from_rows([{"iteration": 0, "eval/a/x": 0.5, "eval/a/x/one": 0.5, "eval/a/x/two": 0.5, "eval/b/x/one": 0.1}])
+    assert shown_evals(two, {}) == two.evals(), "of two tags each says something"
+    apart = from_rows([{"iteration": 0, "eval/a/x": 0.5, "eval/a/x/part": 0.2}])
+    assert shown_evals(apart, {}) == apart.evals(), "an entry of a reward's dict, or a tag of some prompts"

@@ -53,7 +53,7 @@ def test_the_whole_page_stands_alone(run_dir: Path):
         "shapes_strict",
         "seen prompts",
         "only watched",
-        "distance from the base model",
+        "the base model's loss on the pictures",
         "clip_range",
         "0a1b2c3",
         "single_object",
@@ -228,3 +228,19 @@ def test_a_run_writes_its_page_at_every_evaluation(tiny_folder: Path, tmp_path: 
     assert all(f"iteration {last}</small>" in page for last, page in Pages.seen.items())
     assert "the first of the evaluation list, with 2 pictures each." in Pages.seen[2]
     assert "The number under a picture is its <code>reward</code>. Mean:" in Pages.seen[2]
+
+
+def test_what_a_run_cost_is_no_health():
+    log = from_rows({"iteration": i, "train/forwards": 10 * i, "train/loss": 0.1} for i in range(3))
+    assert [panel.title for panel in sections.health(log, {})] == ["loss"]
+
+
+def test_one_reward_is_shown_once():
+    row = {"eval/a/yellow": 0.5, "eval/a/reward": 0.5, "train/reward_mean": 0.5, "train/score/yellow": 0.5}
+    log = from_rows({"iteration": i, **row} for i in range(3))
+    config = {"rewards": {"yellow": 1.0}}
+    assert [score for score, _ in sections.scores(log, config)] == ["yellow"]
+    assert [(panel.title, panel.kind) for panel in sections.curves(log, config)] == [
+        ("yellow", "training"),
+        ("yellow", "trained"),
+    ]

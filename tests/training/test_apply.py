@@ -6,11 +6,13 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from runs import REWARDS, run, small
 from safetensors.torch import load_file
 
 import dgpo
@@ -19,12 +21,24 @@ from dgpo.commands.main import main
 from dgpo.config import load_yaml, save_yaml
 from dgpo.data.image_folder import find_pictures, load_images
 from dgpo.run import checkpoint
+from dgpo.run.callbacks import Callback, Progress
 from dgpo.run.changes import ALARMS
 from dgpo.training import apply as tools
 from dgpo.training import evaluate
 from dgpo.training.apply import load_trained
 
 Command = Callable[..., str]
+
+
+class StopAfter(Callback):
+    """As Ctrl-C in that iteration does."""
+
+    def __init__(self, iteration: int) -> None:
+        self._iteration = iteration
+
+    def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
+        if run.iteration == self._iteration:
+            run.stop()
 
 
 @pytest.fixture
@@ -167,8 +181,7 @@ def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path
 def test_a_runs_best_weights_are_taken_or_else_its_newest(
     best: int, taken: int, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = checkpoint.load
-    monkeypatch.setattr(checkpoint, "load", lambda path: (load(path)[0], {"best_iteration": best}))
+    monkeypatch.setattr(checkpoint, "read_state", lambda path: {"best_iteration": best})
     model, name = load_trained(str(finished_run), load_yaml(finished_run / "config.yaml"))
     assert f"iteration-00000{taken} ({'best' if best == taken else 'newest'})" in name
     expected = load_file(finished_run / "checkpoints" / f"iteration-00000{taken}" / "ema.safetensors")
@@ -176,10 +189,66 @@ def test_a_runs_best_weights_are_taken_or_else_its_newest(
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize("source", ["run", "run/checkpoints/iteration-000002"])
+def test_a_run_stopped_before_an_evaluation_is_drawn_with_its_newest_weights(
+    source: str, tiny_folder: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its only evaluation is that of the weights it began with, and a comparison would be of those with themselves."""
+    Path("prompts.txt").write_text("a cat\n")
+    config = small(tiny_folder, Path("run"), eval_every=10, eval_prompts={"seen": "prompts.txt"}, num_samples=1)
+    assert run(config, callbacks=[StopAfter(2)]).interrupted
+    before, after = dgpo.sample(source, prompts=["a cat"], images=1, compare=True)
+    assert not torch.equal(before, after)
+    _, name = load_trained(source, load_yaml(Path("run/config.yaml")))
+    why = " (newest; no evaluation has followed its training yet)" if source == "run" else ""
+    assert name == f"run/checkpoints/iteration-000002{why}"
+    capsys.readouterr()
+    assert main(["sample", source, "--prompt", "cat", "--images", "1"]) == 0
+    said = capsys.readouterr().err
+    assert f"weights: {name}" in said
+    assert "warning" not in said
+
+
+def test_weights_that_no_training_improved_are_used_with_a_warning(
+    tiny_folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts.txt").write_text("a cat\n")
+    config = small(tiny_folder, Path("run"), iterations=1, eval_every=1, eval_prompts={"seen": "prompts.txt"})
+    calls: list[int] = []
+
+    def falling(images: torch.Tensor, prompts: object, metadata: object) -> torch.Tensor:
+        calls.append(1)
+        return images.mean((1, 2, 3)) - len(calls)
+
+    run(config, reward_functions={"colour": falling})
+    capsys.readouterr()
+    dgpo.sample("run", prompts=["cat"], images=1, compare=True)
+    said = capsys.readouterr().err
+    assert "no evaluation of run was better than the one before training" in said
+    assert "name their checkpoint: run/checkpoints/iteration-000001" in said
+    assert not Path("run/best").exists(), "nothing was trained there"
+
+
+def test_functions_of_python_score_a_run_that_was_trained_with_them(tiny_folder: Path, command: Command) -> None:
+    Path("prompts.txt").write_text("a cat\n")
+    config = small(tiny_folder, Path("run"), iterations=1, eval_every=1, eval_prompts={"seen": "prompts.txt"})
+    run(config)
+    message = command("eval", "run", code=2)
+    assert "unknown reward 'colour'" in message
+    assert "--rewards my_rewards:colour" in message
+    assert "reward_functions={'colour': FUNCTION} of dgpo.train, dgpo.evaluate and dgpo.collect" in message
+    found = dgpo.evaluate("run", reward_functions=REWARDS)
+    assert found.metrics["eval/seen/colour"] == found.metrics["eval/seen/reward"]
+    assert dgpo.collect("run", groups=1, out="groups", reward_functions=REWARDS).groups == 1
+    other = {"color": REWARDS["colour"]}
+    for call in (dgpo.evaluate, partial(dgpo.collect, groups=1)):
+        with pytest.raises(dgpo.UserError, match="reward_functions gives 'color', which neither rewards nor"):
+            call("run", reward_functions=other)
+
+
 def test_best_weights_that_alarmed_say_so(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = checkpoint.load
     told = {"best_iteration": 2, "best_alarmed": True}
-    monkeypatch.setattr(checkpoint, "load", lambda path: (load(path)[0], told))
+    monkeypatch.setattr(checkpoint, "read_state", lambda path: told)
     _, name = load_trained(str(finished_run), load_yaml(finished_run / "config.yaml"))
     assert name.endswith("iteration-000002 (best, but held-out scores fell: see the report)")
 
@@ -188,7 +257,7 @@ def test_sample_draws_a_row_for_each_prompt_and_replaces_nothing(finished_run: P
     words = ("sample", finished_run, "--prompt", "a cat", "two dogs", "--images", "3", "--out", "new/cats.png")
     assert command(*words).split() == ["new/cats.png"]
     picture = Image.open("new/cats.png")
-    assert picture.size[0] / picture.size[1] == pytest.approx(3 / 2, abs=0.01)
+    assert picture.size == (4 + 3 * (128 + 4), 4 + 2 * (17 + 128 + 4)), "each row below its prompt"
     before = Path("new/cats.png").read_bytes()
     assert "new/cats.png exists and is not replaced" in command(*words, code=2)
     assert Path("new/cats.png").read_bytes() == before
@@ -214,7 +283,7 @@ def test_sample_writes_a_folder_that_score_reads_with_the_grid_beside_it(finishe
 def test_compare_draws_what_the_run_began_with_from_the_same_noise(
     finished_run: Path, tiny_folder: Path, command: Command
 ) -> None:
-    prompts = ["a cat", "two dogs"]
+    prompts = ["cat", "two dogs"]
     before, after = dgpo.sample(finished_run, prompts=prompts, images=2, compare=True)
     assert torch.equal(after, dgpo.sample(finished_run, prompts=prompts, images=2))
     sampling = load_yaml(finished_run / "config.yaml").sampling
@@ -229,7 +298,7 @@ def test_compare_draws_what_the_run_began_with_from_the_same_noise(
         shown = load_images(find_pictures(Path("samples") / name))
         assert (shown - pictures.flatten(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
     width, height = Image.open("samples.png").size
-    assert (width > height / 2, height) == (True, 4 * (128 + 4) + 4)  # a row of each prompt, before and after
+    assert (width > height / 2, height) == (True, 4 * (128 + 4) + 4 + 2 * 17)  # two rows below each prompt's text
 
 
 def test_a_model_has_no_before_and_after(tiny_folder: Path, command: Command) -> None:

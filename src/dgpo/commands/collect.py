@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from dgpo.commands.words import announce, take_option
@@ -36,6 +37,7 @@ def run(given: list[str]) -> int:
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
+    print(f"weights: {apply.chosen(source, config)}", file=sys.stderr, flush=True)
     with shown_progress() as tell:
         found = apply.collect(source, config, groups=int(groups), out=config.out or "groups", tell=tell)
     folder, number, size, mean, spread = found

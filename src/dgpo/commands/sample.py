@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def run(given: list[str]) -> int:
     from dgpo.training import apply
 
     config = replace(config, sampling=sampling, seed=o.seed)
+    print(f"weights: {apply.chosen(source, config)}", file=sys.stderr, flush=True)
     more = PromptSet([], []) if o.prompts is None else load_prompts(o.prompts)
     prompts = [*((text, {}) for text in o.prompt), *zip(more.prompts, more.metadata)]
     with shown_progress() as tell:

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dgpo.report.log import Log, Point, is_in_domain
+from dgpo.report.log import Log, Point, is_in_domain, shown_evals
 from dgpo.report.words import from_to, number, signed
 from dgpo.run.metric_names import EvalName
 
 DRIFT = "drift"
-"""The distance from the base model. Any training moves it, so its change is neither better nor worse."""
+"""The base model's denoising loss on the pictures, which is not 0 for its own. Any training moves it: its rise says how
+far the pictures have moved from what the base model draws, and is neither better nor worse."""
+KINDS = {"trained": "trained", "watched": "only watched", "distance": "the base model's loss on the pictures"}
+"""What `kind` finds, in words."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,12 @@ class Change:
 
 def changes(log: Log, config: Mapping[str, Any]) -> list[Change]:
     """Every evaluation metric, per task ones included, trained ones first."""
-    found = [_change(log, name, is_in_domain(name.score, config)) for name in log.evals()]
+    found = [_change(log, name, is_in_domain(name.score, config)) for name in shown_evals(log, config)]
     return sorted(found, key=lambda change: not change.in_domain)
 
 
 def kind(score: str, in_domain: bool) -> str:
-    """trained: the run earns it. watched: it is only measured. distance: from the base model."""
+    """trained: the run earns it. watched: it is only measured. distance: its change is one from the base model."""
     return "distance" if score == DRIFT else "trained" if in_domain else "watched"
 
 

@@ -20,6 +20,8 @@ SERIES = ("--train", *(f"--series-{number}" for number in range(1, 9)))
 FONT, FEW = 10, 25
 SMOOTHED_FROM = 15
 """Points; fewer are drawn as they are, because an average of two or three of them is flat whatever they do."""
+WIDE = 0.3
+"""Of values between 0 and 1 that may be shares: if they span more, the axis is all of [0, 1]."""
 
 
 class Line(NamedTuple):
@@ -62,12 +64,15 @@ def chart(
     lines: Sequence[Line],
     label: str,
     elapsed: Sequence[Point] = (),
-    share: bool = False,
+    share: bool | None = False,
     log_scale: bool = False,
     reference: float | None = None,
     frame: Frame = Frame(),  # noqa: B008  (immutable)
 ) -> Markup:
-    """One chart. `share`: the full range is [0, 1]. `log_scale`: all are positive. `reference`: a dashed level."""
+    """One chart. `log_scale`: all are positive. `reference`: a dashed level.
+
+    share: the full range is [0, 1]; None: nobody knows, and the axis is as the values need it
+    """
     curves = [_curve(line, log_scale) for line in lines]
     values = [
         value
@@ -109,15 +114,17 @@ def _across(at: Sequence[float], frame: Frame) -> _Axis:
     return _Axis(low - pad, high + pad, frame.left, frame.width - frame.right)
 
 
-def _up(values: Sequence[float], share: bool, log_scale: bool, frame: Frame) -> _Axis:
+def _up(values: Sequence[float], share: bool | None, log_scale: bool, frame: Frame) -> _Axis:
     low, high = min(values), max(values)
     if log_scale:
         return _Axis(low / 1.2, high * 1.2, frame.height - frame.bottom, frame.top, log=True)
-    if share and low >= 0 and 0.25 < high <= 1:
+    wide = high - low > WIDE if share is None else share and high > 0.25
+    if wide and low >= 0 and high <= 1:
         low, high = 0.0, 1.04
     else:
         pad = 0.05 * (high - low) or abs(high) or 1.0
-        low, high = (0.0 if low >= 0 else low - pad), high + pad
+        from_zero = low >= 0 and (share is not None or low <= high / 2)
+        low, high = (0.0 if from_zero else low - pad), high + pad
     return _Axis(low, high, frame.height - frame.bottom, frame.top)
 
 

@@ -25,6 +25,7 @@ from dgpo.utils.files import whole
 from dgpo.utils.pictures import to_pil
 
 COMFORTABLE, MAX_COLUMNS = 160, 8
+GREY = "#55544f"
 
 
 Scores = dict[str, list[float]]  # name -> one for each picture, NaN where there is none
@@ -48,11 +49,17 @@ class _Index(NamedTuple):
 
 
 def sample_grid(
-    images: Tensor, columns: int, scale: int | None = None, gap: int = 4, labels: Sequence[str] = ()
+    images: Tensor,
+    columns: int,
+    scale: int | None = None,
+    gap: int = 4,
+    labels: Sequence[str] = (),
+    headings: Sequence[str] = (),
 ) -> Image.Image:
     """Images in rows of `columns` on white; tiny ones enlarged by whole pixels (`scale`, None chooses).
 
-    images: (n, 3, H, W) float in [0, 1]; labels: written to the left of each row, where there are any
+    images: (n, 3, H, W) float in [0, 1]; labels: written to the left of each row, where there are any; headings: each
+    written above its share of the rows, which have equal ones, in as many lines as its text takes
     """
     n, _, height, width = images.shape
     scale = scale or max(1, COMFORTABLE // max(height, width))
@@ -60,14 +67,35 @@ def sample_grid(
     step_x, step_y = width * scale + gap, height * scale + gap
     font = ImageFont.load_default(max(12, width * scale // 12))
     left = round(max((font.getlength(label) for label in labels), default=-gap)) + 2 * gap
-    canvas = Image.new("RGB", (left + columns * step_x, rows * step_y + gap), "white")
+    line, texts = round(1.4 * font.size), [_wrapped(text, font, left + columns * step_x - 2 * gap) for text in headings]
+    share = rows // len(texts) if texts else rows
+    tops, below = [], 0
+    for row in range(rows):
+        below += len(texts[row // share]) * line if texts and row % share == 0 else 0
+        tops.append(gap + below + row * step_y)
+    canvas = Image.new("RGB", (left + columns * step_x, below + rows * step_y + gap), "white")
     for i, image in enumerate(images):
         tile = to_pil(image).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-        canvas.paste(tile, (left + i % columns * step_x, gap + i // columns * step_y))
+        canvas.paste(tile, (left + i % columns * step_x, tops[i // columns]))
     pen = ImageDraw.Draw(canvas)
     for row, label in enumerate(labels):
-        pen.text((gap, gap + row * step_y + height * scale // 2), label, "#55544f", font, anchor="lm")
+        pen.text((gap, tops[row] + height * scale // 2), label, GREY, font, anchor="lm")
+    for heading, lines in enumerate(texts):
+        for number, text in enumerate(reversed(lines), start=1):
+            pen.text((gap, tops[heading * share] - number * line + line // 2), text, GREY, font, anchor="lm")
     return canvas
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    """The words of a text in lines of at most that width; a word that is longer has a line of its own."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def write_samples(

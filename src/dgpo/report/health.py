@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NO_HEALTH = {"forwards"}
+"""What a run has cost."""
 HEALTH = {
     "clip_fraction": "Share of images that the clip left without a gradient. Near 1 hardly anything is learned.",
     "kl": "Distance of the policy from the base model. It grows as the model learns; a sudden jump is a bad sign.",

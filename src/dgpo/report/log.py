@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dgpo.errors import UserError
-from dgpo.run.metric_names import EvalName, eval_names
+from dgpo.run.metric_names import FORWARDS, EvalName, eval_names, without_repeats
 from dgpo.run.trackers import read_metrics
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,7 +50,7 @@ class Log:
 
     def trained(self) -> int:
         """How many iterations have trained. Evaluations log train/forwards too, also the one before the first."""
-        keys = [key for key in self.columns if key.startswith("train/") and key != "train/forwards"]
+        keys = [key for key in self.columns if key.startswith("train/") and key != FORWARDS]
         return len({point.iteration for key in keys for point in self.columns[key]})
 
     def elapsed(self) -> float | None:
@@ -89,6 +89,19 @@ def reward_names(value: Any) -> set[str]:
     if isinstance(value, Mapping):
         return {str(value["name"])} if "name" in value else set().union(*map(reward_names, value))
     return set().union(*map(reward_names, value)) if isinstance(value, (list, tuple)) else set()
+
+
+def only_reward(config: Mapping[str, Any]) -> str | None:
+    """The name of a run's reward where there is one only, of weight 1: `reward`, the sum, is then the same."""
+    rewards = find(config, "rewards")
+    names = [*rewards] if isinstance(rewards, Mapping) else []
+    return names[0] if len(names) == 1 and rewards[names[0]] == 1 else None
+
+
+def shown_evals(log: Log, config: Mapping[str, Any]) -> list[EvalName]:
+    """Every evaluation metric but those that repeat another."""
+    only = only_reward(config)
+    return without_repeats(log.evals(), {} if only is None else {only: 1.0}, log.series)
 
 
 def is_in_domain(score: str, config: Mapping[str, Any]) -> bool:

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from dgpo.report.changes import DRIFT, Change, changes, headline, kind
 from dgpo.report.curves import SERIES, Line, chart
-from dgpo.report.health import HEALTH, SHARES, help_line
-from dgpo.report.log import Log, find, is_in_domain
+from dgpo.report.health import HEALTH, NO_HEALTH, SHARES, help_line
+from dgpo.report.log import Log, find, is_in_domain, only_reward, shown_evals
 from dgpo.report.words import percentages
 from dgpo.run.metric_names import EvalName
 
@@ -67,18 +67,17 @@ def curves(log: Log, config: Mapping[str, Any]) -> list[Panel]:
     """Training rewards, then every evaluation score, trained ones first; one point makes no curve."""
     rewards = [f"score/{name}" for name in log.names("train/score/")]
     names = ["reward_mean", *(rewards if len(rewards) > 1 else [])]
-    trained = [_train_panel(log, name, "Mean over the images of each rollout.", "training") for name in names]
-    names = dict.fromkeys(name.score for name in log.evals() if not name.tag)
+    trained = [_train_panel(log, name, "Mean over the images of each rollout.", "training", config) for name in names]
+    names = dict.fromkeys(name.score for name in shown_evals(log, config) if not name.tag)
     ordered = sorted(names, key=lambda score: not is_in_domain(score, config))
     return [panel for panel in [*trained, *(_eval_panel(log, config, score) for score in ordered)] if panel]
 
 
 def health(log: Log, config: Mapping[str, Any]) -> list[Panel]:
     """The known health metrics in their order, then any other metric of the training rows."""
-    shown = {"reward_mean", *(f"score/{name}" for name in log.names("train/score/")), *_off(config)}
+    shown = {"reward_mean", *(f"score/{name}" for name in log.names("train/score/")), *_off(config), *NO_HEALTH}
     names = [name for name in dict.fromkeys([*HEALTH, *log.names("train/")]) if name not in shown]
-    groups = find(config, "num_groups")
-    panels = (_train_panel(log, n, help_line(n), "", groups if n == "grad_noise_scale" else None) for n in names)
+    panels = (_train_panel(log, name, help_line(name), "", config) for name in names)
     return [panel for panel in panels if panel]
 
 
@@ -141,12 +140,13 @@ def _sum(log: Log, key: str) -> float:
     return sum(point.value for point in log.series(key))
 
 
-def _train_panel(log: Log, name: str, note: str, kind: str, reference: float | None = None) -> Panel | None:
+def _train_panel(log: Log, name: str, note: str, kind: str, config: Mapping[str, Any]) -> Panel | None:
     points, positive = log.series(f"train/{name}"), name == "grad_noise_scale"
     points = [point for point in points if point.value > 0] if positive else points
     if len(points) < 2:
         return None
-    label = "reward" if name == "reward_mean" else name.removeprefix("score/")
+    label = only_reward(config) or "reward" if name == "reward_mean" else name.removeprefix("score/")
+    reference = find(config, "num_groups") if positive else None
     line = Line(points, "--train", smooth=True)
     svg = chart([line], label, log.series("time/elapsed"), name in SHARES, positive, reference)
     return Panel(label, note, kind, svg)
@@ -159,11 +159,12 @@ def _eval_panel(log: Log, config: Mapping[str, Any], score: str) -> Panel | None
     if max(len(line.points) for line in lines) < 2:
         return None
     note = (
-        "How far the pictures are from what the base model draws. It is no reward."
+        "The base model's denoising loss on these pictures. It is not 0 for its own; its rise says how far they have "
+        "moved from what the base model draws. It is no reward."
         if score == DRIFT
         else "Mean over the evaluation prompts."
     )
-    svg = chart(lines, score, log.series("time/elapsed"), share=True)
+    svg = chart(lines, score, log.series("time/elapsed"), share=None)
     return Panel(score, note, kind(score, is_in_domain(score, config)), svg)
 
 

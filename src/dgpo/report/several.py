@@ -14,7 +14,7 @@ from dgpo.data.own_prompts import HELD_OUT, TRAINED
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES
 from dgpo.report.grids import Samples, read_samples
-from dgpo.report.log import Log, Point, is_in_domain, read_log, read_mapping
+from dgpo.report.log import Log, Point, is_in_domain, read_log, read_mapping, shown_evals
 from dgpo.run.changes import LAST_EVALUATION, changes, read_kept
 from dgpo.run.metric_names import EvalName
 
@@ -90,7 +90,8 @@ def common_scores(runs: Sequence[Run], sets: Sequence[str]) -> list[EvalName]:
     The sum of the rewards, `reward`, is among them only where all runs sum the same.
     """
     first, *others = runs
-    found = [name for name in first.log.evals() if name.eval_set in sets and not name.tag]
+    shown = {name for run in runs for name in shown_evals(run.log, run.config)}
+    found = [name for name in first.log.evals() if name.eval_set in sets and not name.tag and name in shown]
     found = [name for name in found if all(run.last(name.key) for run in others)]
     found = [name for name in found if name.score != "reward" or same_rewards(runs)]
     order = list(dict.fromkeys(name.score for name in found))

@@ -7,6 +7,7 @@ from functools import lru_cache
 import jinja2
 
 from dgpo.report import words
+from dgpo.report.changes import KINDS
 
 
 @lru_cache
@@ -20,4 +21,5 @@ def template(package: str, name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(words, name) for name in ("seconds", "duration", "plural")}
+    environment.globals["kinds"] = {**KINDS, "training": "during training"}
     return environment.get_template(name)

@@ -124,7 +124,7 @@ def _train_reward(log: Log) -> tuple[float, float] | None:
 
 def _effort(log: Log) -> str:
     seconds = log.elapsed()
-    return plural(log.trained(), "iteration") + (f" in {duration(seconds)}" if seconds is not None else "")
+    return plural(log.trained(), "iteration") + (f" in {duration(seconds)}" if seconds else "")
 
 
 def _caveats(log: Log, config: Mapping[str, Any], found: list[Change], compared: list[Change]) -> list[str]:

@@ -79,6 +79,19 @@ def load(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     return {name: load_file(path / f"{name}.safetensors") for name in header["tensors"]}, header["state"]
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of one checkpoint without its tensors, which are neither read nor verified."""
+    _require_format(path)
+    try:
+        whole = _sha256(path / "state.json") == _read_json(path / "checksums.json")["state.json"]
+        state = _read_json(path / "state.json")["state"]
+    except (OSError, ValueError, TypeError, KeyError):
+        whole, state = False, {}
+    if not whole:
+        raise UserError(f"the checkpoint {path} is damaged: {damage(path)}. {_way_out(path)}")
+    return state
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's first damaged file, None where every file is as it was written."""
     if not path.is_dir():

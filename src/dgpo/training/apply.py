@@ -1,6 +1,8 @@
 """What is done with a run or a model outside of training: evaluate it, draw with it, collect groups to learn from.
 
-`source` is a run folder, whose best weights are used, or a model: a pipeline folder, a hub id or an embedded model.
+`source` is a run folder, whose best weights are used, one of a run's checkpoints, or a model: a pipeline folder, a hub
+id or an embedded model. As long as no evaluation has followed a run's training, its newest weights are used: the only
+evaluation is then that of the weights it began with.
 `config` says everything else; None is the run's own, or for a model the defaults. Another one for a run is best made
 from its own: `dataclasses.replace(config_of(run), ...)`, for it also says what was trained.
 """
@@ -30,19 +32,33 @@ from dgpo.models import VelocityModel, locate
 from dgpo.models.configured import load_configured
 from dgpo.models.text_cache import CondCache
 from dgpo.report.grids import sample_grid
-from dgpo.rewards.base import RewardError
+from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
 from dgpo.run.changes import changes
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
-from dgpo.training.setup import all_rewards, trained_rewards
+from dgpo.training.setup import all_rewards, require_named, trained_rewards
 from dgpo.utils.progress import Tell, silent
 
 BEFORE, AFTER = "before", "after"
 _WEIGHTS = {BEFORE: "policy", AFTER: "ema"}
 """The weight sets of a loaded run: no step has trained its policy, which is what the run began with."""
+
+
+class Chosen(NamedTuple):
+    """Which weights a source stands for."""
+
+    checkpoint: Path | None  # None: of a model, as it is
+    why: str
+    doubt: str = ""  # what speaks against them
+
+    def __str__(self) -> str:
+        """Such as runs/tiny/checkpoints/iteration-000040 (best)."""
+        if self.checkpoint is None:
+            return self.why
+        return f"{self.checkpoint} ({self.why})" if self.why else str(self.checkpoint)
 
 
 class Scores(NamedTuple):
@@ -82,40 +98,65 @@ def _config(source: str | Path, config: Config | None) -> Config:
 
 
 def load_trained(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
-    """A run's model with the averaged weights of its best checkpoint (newest, where none was evaluated), or a model.
+    """A run's model with the averaged weights that `chosen` finds, or a model.
 
     Returns the model, whose weight set "ema" holds them, and a line that says which weights these are. The set "policy"
     is what a run began with. Blocks are not compiled: what is drawn here is seldom worth the minutes.
     """
-    best = _best_weights(source, config) if _is_run(source) else None
+    weights = chosen(source, config)
+    tensors = None if weights.checkpoint is None else checkpoint.load(weights.checkpoint)[0]["ema"]
     model = load_configured(replace(config, compile=False), ("ref", "ema"))
-    if best is None:
-        return model, f"{config.model}, as pretrained"
-    weights, name = best
-    model.weights.load("ema", weights)
-    return model, name
+    if tensors is not None:
+        model.weights.load("ema", tensors)
+    return model, str(weights)
 
 
-def _best_weights(run: str | Path, config: Config) -> tuple[dict[str, Tensor], str]:
-    """`ema` of a run's best checkpoint, and the checkpoint's name."""
-    newest = checkpoint.latest(run)
+def chosen(source: str | Path, config: Config | None = None) -> Chosen:
+    """Which weights are used of a source, without loading them: of a run those of its best evaluation."""
+    if not _is_run(source):
+        return Chosen(None, f"{_config(source, config).model}, as pretrained")
+    if (Path(source) / "state.json").is_file():
+        return Chosen(Path(source), "")
+    newest = checkpoint.latest(source)
     if newest is None:
-        raise UserError(
-            f"{run} holds no checkpoint yet; to look at the model it started from, name that: {config.model}"
+        model = _config(source, config).model
+        raise UserError(f"{source} holds no checkpoint yet; to look at the model it started from, name that: {model}")
+    state = checkpoint.read_state(newest)
+    best = checkpoint.folder_of(source, state["best_iteration"])
+    if state.get("evaluated") == 0 < checkpoint.iteration_of(newest):
+        return Chosen(newest, "newest; no evaluation has followed its training yet")
+    if not best.is_dir():
+        return Chosen(newest, "newest")
+    if state["best_iteration"] == 0 < checkpoint.iteration_of(newest):
+        return Chosen(
+            best,
+            "best",
+            f"no evaluation of {source} was better than the one before training, so its "
+            "weights are used, which nothing has trained: before and after are the same. To use the newest, name "
+            f"their checkpoint: {newest}",
         )
-    tensors, state = checkpoint.load(newest)
-    best = newest.with_name(f"iteration-{state['best_iteration']:06d}")
-    standing = "best, but held-out scores fell: see the report" if state.get("best_alarmed") else "best"
-    if best == newest or not best.is_dir():
-        return tensors["ema"], f"{newest} ({standing if best == newest else 'newest'})"
-    return checkpoint.load(best)[0]["ema"], f"{best} ({standing})"
+    return Chosen(best, "best, but held-out scores fell: see the report" if state.get("best_alarmed") else "best")
 
 
-def evaluate(source: str | Path, config: Config | None = None, *, compare: bool = True, tell: Tell = silent) -> Scores:
+def _load(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
+    """`load_trained`, with a word of warning where the weights are hardly those that one wants."""
+    warn(filter(None, [chosen(source, config).doubt]))
+    return load_trained(source, config)
+
+
+def evaluate(
+    source: str | Path,
+    config: Config | None = None,
+    *,
+    compare: bool = True,
+    reward_functions: Mapping[str, Reward] | None = None,
+    tell: Tell = silent,
+) -> Scores:
     """Score a run's best weights, or a model, on the sets of `eval_prompts` by `rewards` and `eval_rewards`.
 
     compare: also draw and score what a run began with, with the same noise, for as long again; `metrics` then has the
         paired change of each score (change, and of 8 prompts or more change_low and change_high, its 95 % interval)
+    reward_functions: functions for names in the config's `rewards` and `eval_rewards`, as `train` takes them
     tell: hears how far the work is
     """
     config = _config(source, config)
@@ -125,11 +166,12 @@ def evaluate(source: str | Path, config: Config | None = None, *, compare: bool 
     if not config.rewards:
         raise UserError("rewards is empty: name what evaluations score, such as --rewards clip aesthetic")
     sets = evaluation_sets(config)
-    reward = all_rewards(config)
+    require_named(config, reward_functions or {})
+    reward = all_rewards(config, reward_functions)
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     tell("loading", 0, 0)
-    model, which = load_trained(source, config)
+    model, which = _load(source, config)
     encode = CondCache(model, config.prompt_cache, tell=tell)
     if config.free_text_encoders:
         encode.know_all(text for prompts in sets.values() for text in prompts.prompts)
@@ -177,7 +219,7 @@ def sample(
         _require_run(source)
     place = None if out is None else _new_place(Path(out))
     tell("loading", 0, 0)
-    model, _ = load_trained(source, config)
+    model, _ = _load(source, config)
     cond = CondCache(model, config.prompt_cache, tell=tell)(texts.prompts).repeat(images)
     if config.free_text_encoders:
         model.free_encoders()
@@ -221,11 +263,12 @@ def _further(tell: Tell, phase: str, before: int, total: int, done: int) -> None
 
 
 def _write_pictures(place: Path, pictures: Mapping[str, Tensor], texts: PromptSet) -> None:
-    """The grid, in which the rows of a prompt follow each other, and the folder. pictures: (p, k, 3, H, W) by name."""
+    """The grid, in which the rows of a prompt follow its text, and the folder. pictures: (p, k, 3, H, W) by name."""
     rows, labels = torch.stack([*pictures.values()], 1), [*pictures] if len(pictures) > 1 else []
     try:
         folder = place.with_suffix("") if place.suffix == ".png" else place
-        sample_grid(rows.flatten(0, 2), rows.shape[2], labels=labels * len(texts)).save(grid_of(place))
+        grid = sample_grid(rows.flatten(0, 2), rows.shape[2], labels=labels * len(texts), headings=texts.prompts)
+        grid.save(grid_of(place))
         if folder == place:
             for name, images in pictures.items():
                 write_folder(folder / name if labels else folder, images, texts)
@@ -239,22 +282,26 @@ def collect(
     *,
     groups: int,
     out: str | Path = "groups",
+    reward_functions: Mapping[str, Reward] | None = None,
     tell: Tell = silent,
 ) -> Collected:
     """Draw and score groups of images for the config's prompts into the new dataset folder `out`.
 
-    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images. tell: hears how far the
-    work is
+    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images.
+
+    reward_functions: functions for names in the config's rewards, as `train` takes them
+    tell: hears how far the work is
     """
     config, folder = _config(source, config), Path(out)
     if groups < 1:
         raise UserError(f"--groups {groups} would make an empty dataset; give at least 1")
     require_complete(replace(config, offline=None))
     require_new(folder)
-    prompts, reward = load_prompts(config.prompts), trained_rewards(config)
+    require_named(config, reward_functions or {})
+    prompts, reward = load_prompts(config.prompts), trained_rewards(config, reward_functions)
     warn(reward.check(prompts))
     tell("loading", 0, 0)
-    model, which = load_trained(source, config)
+    model, which = _load(source, config)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
     about = {
         "weights": which,

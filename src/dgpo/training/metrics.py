@@ -9,6 +9,7 @@ from pathlib import Path
 from dgpo import distributed
 from dgpo.config import Config
 from dgpo.core.advantages import frac_reward_zero_std
+from dgpo.run.best import Standing, standing
 from dgpo.run.callbacks import Callback, Progress
 from dgpo.run.changes import ALARMS, FIRST_EVALUATION, LAST_EVALUATION, Alarm, alarm, compare, write_kept
 from dgpo.training.compare import compared, constant_scores
@@ -76,18 +77,13 @@ def watched(run: Path, iteration: int, evaluation: Evaluation, config: Config) -
 
 
 def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
-    """The best evaluation has the highest trained reward, mean over the evaluation sets, of those without an alarm.
-
-    Where all that rose above the first evaluation alarm, it is the highest of these: a run that gained reward does not
-    end with the weights it began with because a watched score gave way. Of equal ones the first.
-    """
-    rewards = [value for name, value in metrics.items() if name.split("/")[2:] == ["reward"]]
-    score, alarmed = sum(rewards) / len(rewards), bool(metrics.get(ALARMS))
-    first = state.first_score = score if state.first_score is None else state.first_score
-
-    def rank(score: float, alarmed: bool) -> tuple[bool, bool, float]:
-        return score > first, not alarmed, score
-
-    if state.best_score is None or rank(score, alarmed) > rank(state.best_score, state.best_alarmed):
-        state.best_score, state.best_alarmed, state.best_iteration = score, alarmed, state.iteration
+    """Note that these weights were evaluated, and whether that was the best evaluation so far (run/best.py)."""
+    now = standing(state.iteration, metrics)
+    assert now is not None, "every evaluation has a reward"
+    if state.first_score is None:
+        state.first_score = now.score
+    if state.best_score is None or now.beats(
+        Standing(state.best_iteration, state.best_score, state.best_alarmed), state.first_score
+    ):
+        state.best_iteration, state.best_score, state.best_alarmed = now
     state.evaluated = state.iteration

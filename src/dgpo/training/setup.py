@@ -114,6 +114,13 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
 
 def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:
     """The rewards that train, and the same (not made twice) with those that are only watched at evaluations."""
+    require_named(config, functions)
+    reward = trained_rewards(config, functions)
+    return reward, all_rewards(config, {**functions, **reward.rewards})
+
+
+def require_named(config: Config, functions: Mapping[str, Reward]) -> None:
+    """Refuse a function that no reward of the config is named after."""
     names = (*config.rewards, *config.eval_rewards)
     for name in functions:
         if name not in names:
@@ -121,8 +128,6 @@ def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[Reward
                 f"reward_functions gives {name!r}, which neither rewards nor eval_rewards names: it would not be used. "
                 f"{did_you_mean(name, names)} A new one is trained by rewards={{{name!r}: 1.0}}"
             )
-    reward = trained_rewards(config, functions)
-    return reward, all_rewards(config, {**functions, **reward.rewards})
 
 
 def trained_rewards(config: Config, functions: Mapping[str, Reward] | None = None) -> RewardSet:
