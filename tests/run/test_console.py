@@ -53,12 +53,12 @@ class Model:
 
 def make(config: Config = CONFIG) -> Console:
     model: Any = Model()
-    return Console(config, model, RunCounts(99, 1234, partial(schedule.evaluations_ahead, config)))
+    return Console(config, model, RunCounts(99, 1234, partial(schedule.evaluations_ahead, config), 48))
 
 
-def at(iteration: int, folder: Path | None = None) -> Any:
+def at(iteration: int, best: int = 0, done: bool = False, folder: Path = Path("runs/mine")) -> Any:
     """A run after so many iterations."""
-    return SimpleNamespace(iteration=iteration, folder=folder or Path("no such folder"))
+    return SimpleNamespace(iteration=iteration, best_iteration=best, done=done, folder=folder)
 
 
 def evaluated(metrics: dict[str, float], alarm: str | None = None, last: bool = False) -> Evaluated:
@@ -94,19 +94,20 @@ def test_the_plan_tells_what_will_be_done(capsys: pytest.CaptureFixture[str]) ->
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console = make()
-    console.on_evaluation(at(0), evaluated({"eval/seen/shapes_strict": 0.4, "eval/seen/shapes_strict/counting": 0.1}))
+    scores = {"eval/seen/crispness": 0.9, "eval/seen/shapes": 0.4, "eval/seen/shapes/counting": 0.1}
+    console.on_evaluation(at(0), evaluated(scores))
     capsys.readouterr()
     console.on_iteration(at(1), ROW)
     console.on_iteration(at(2), {**ROW, "time/iteration": 50.0})
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.strip() == "an iteration takes about 2 min; 15 min and 2 evaluations left"
-    watched = "reward 0.500  seen/shapes_strict 0.400"
+    watched = "reward 0.500  seen/shapes 0.400"
     assert lines == [
         f"iteration 1/10  {watched} (1 iteration ago)  clip 0.250  grad 2.000  0.2 images/s  "
         "15 min and 2 evaluations left",
         f"iteration 2/10  {watched} (2 iterations ago)  clip 0.250  grad 2.000  0.4 images/s  "
-        "10 min and 2 evaluations left",
-    ]
+        "7 min and 2 evaluations left",
+    ], "the first iteration, slow once, no longer counts"
 
 
 def test_what_is_switched_off_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,12 +128,13 @@ def test_evaluations_show_every_set_and_the_change_since_the_first(capsys: pytes
     changes = {"eval/seen/reward/change": 0.25, "eval/seen/reward/change_low": 0.1, "eval/unseen/reward/change": 0.0}
     later = {"eval/seen/reward": 0.75, "eval/seen/http://host:8000/v1": 1.0, "eval/alarms": 1}
     console.on_evaluation(at(5), evaluated({**before, **changes, **later}, "crispness fell"))
-    stopping = make(replace(CONFIG, stop_on_alarm=True))
+    stopping = make(replace(CONFIG, stop_on_alarm=True, report=False))
     stopping.on_evaluation(at(5), evaluated({}, "crispness fell"))
     stopping.on_evaluation(at(10), evaluated({}, "crispness fell", last=True))
     assert capsys.readouterr().out.splitlines() == [
         "evaluation after iteration 0, seen: reward 0.500",
         "evaluation after iteration 0, unseen: reward 0.250",
+        "  the report is runs/mine/report.html; it is written anew at every evaluation",
         "evaluation after iteration 5, seen: reward 0.750 (+0.250), http://host:8000/v1 1.000",
         "evaluation after iteration 5, unseen: reward 0.250 (+0.000)",
         "alarm after iteration 5: crispness fell",
@@ -198,6 +200,85 @@ def test_time_left_counts_evaluations() -> None:
     assert str(left) == f"{span(4 * 10 + 30)} left"
     left.iterated(10, {"time/iteration": 10.0})
     assert str(left) == "30 s left", "the last evaluation is still to come"
+
+
+@pytest.mark.parametrize(
+    ("config", "metrics", "headline"),
+    [
+        ({"rewards": {"shapes": 1.0}}, {"shapes": 0.2, "reward": 0.2, "crispness": 0.9}, "seen/shapes 0.200"),
+        ({"rewards": {"a:b": 0.5, "c:d": 0.5}}, {"a:b": 0.1, "reward": 0.3}, "seen/reward 0.300"),
+        ({"rewards": {"a:b": 0.5, "shapes_strict": 0.5}}, {"reward": 0.3, "shapes_strict": 0.1}, "shapes_strict 0.100"),
+    ],
+)
+def test_the_line_of_an_iteration_shows_a_trained_score(
+    config: dict[str, Any], metrics: dict[str, float], headline: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = make(replace(CONFIG, **config))
+    console.on_evaluation(at(0), evaluated({f"eval/seen/{name}": value for name, value in metrics.items()}))
+    console.on_iteration(at(1), ROW)
+    assert f"{headline} (1 iteration ago)" in capsys.readouterr().out
+
+
+def test_one_reward_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    make().on_evaluation(at(0), evaluated({"eval/seen/shapes": 0.2, "eval/seen/reward": 0.2, "eval/seen/drift": 0.1}))
+    assert capsys.readouterr().out.splitlines()[0] == "evaluation after iteration 0, seen: shapes 0.200, drift 0.100"
+
+
+def test_what_comes_before_the_first_iteration_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for config, run, said in (
+        (CONFIG, at(0, -1), "begins with an evaluation of the model before any training: 48 images"),
+        (CONFIG, at(3), "goes on after iteration 3"),
+        (CONFIG, at(10, done=True), "finished: all its 10 iterations are done; a larger --iterations continues it"),
+        (CONFIG, at(10, done=True), "continues it, with dgpo train --resume runs/mine"),
+        (replace(CONFIG, max_minutes=2.0), at(4, done=True), "its 2 minutes are over; a larger --max-minutes"),
+    ):
+        console = make(config)
+        console.on_start(run)
+        console.close()
+        assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        (10, "Weights: runs/mine/final, after iteration 10, whose evaluation was the best"),
+        (5, "Weights: runs/mine/final, after iteration 10. The best evaluation was that after iteration 5: its weights "
+         "are in runs/mine/best"),
+        (0, "Weights: runs/mine/final, after iteration 10. No evaluation was better than the one before training"),
+        (-1, "Weights: runs/mine/final, after iteration 10"),
+    ],
+)  # fmt: skip
+def test_the_end_names_the_report_and_the_weights(best: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make().on_end(at(10, best, done=True))
+    assert capsys.readouterr().out.splitlines() == ["Report: runs/mine/report.html", said]
+    make(replace(CONFIG, report=False)).on_end(at(3))
+    assert capsys.readouterr().out == "", "stopped: nothing is exported"
+
+
+def test_time_left_takes_what_is_measured_now_and_then_apart() -> None:
+    """Of 20 iterations every fifth takes 100 s, the others 10 s; the very first 300 s."""
+    config = replace(CONFIG, iterations=20, eval_every=0, noise_scale_every=5)
+    left = TimeLeft(config, partial(schedule.evaluations_ahead, config), Clock())
+    measured = {"train/grad_noise_scale": 9.0}
+    left.iterated(1, {"time/iteration": 300.0, **measured})
+    assert not left.exact
+    assert str(left) == f"at most {span(19 * 300)} left"
+    left.iterated(2, {"time/iteration": 10.0})
+    assert left.exact
+    for iteration in (3, 4, 5):
+        left.iterated(iteration, {"time/iteration": 10.0})
+    left.iterated(6, {"time/iteration": 100.0, **measured})
+    assert str(left) == f"{span(14 * (0.8 * 10 + 0.2 * 100))} left", "the first no longer counts"
+
+
+def test_the_first_iteration_says_that_it_measured_more(capsys: pytest.CaptureFixture[str]) -> None:
+    console = make(replace(CONFIG, eval_every=0))
+    console.on_iteration(at(1), {**ROW, "train/grad_noise_scale": 3.0})
+    console.on_iteration(at(2), {**ROW, "time/iteration": 50.0})
+    first, _, second, _ = capsys.readouterr().out.splitlines()
+    assert "the first iteration took 2 min. It also measured the gradient noise scale" in first
+    assert "at most 15 min left" in first
+    assert second == "  an iteration takes about 60 s; 8 min left", "0.8 * 50 s + 0.2 * 100 s"
 
 
 def test_time_left_ends_with_the_minutes_of_a_run() -> None:

@@ -241,7 +241,7 @@ def test_functions_of_python_score_a_run_that_was_trained_with_them(tiny_folder:
     assert found.metrics["eval/seen/colour"] == found.metrics["eval/seen/reward"]
     assert dgpo.collect("run", groups=1, out="groups", reward_functions=REWARDS).groups == 1
     other = {"color": REWARDS["colour"]}
-    for call in (dgpo.evaluate, partial(dgpo.collect, groups=1)):
+    for call in (dgpo.evaluate, partial(dgpo.collect, groups=1, out="others")):
         with pytest.raises(dgpo.UserError, match="reward_functions gives 'color', which neither rewards nor"):
             call("run", reward_functions=other)
 

@@ -16,7 +16,7 @@ USAGE = {
 
 
 def run(given: list[str]) -> int:
-    """Train, and name the report; from here on a signal says that nothing is lost."""
+    """Train; from here on a signal says that nothing is lost."""
     announce("train", given)
     with Interrupt():
         return _train(given)
@@ -39,7 +39,6 @@ def _train(given: list[str]) -> int:
     from dgpo.training.loop import train
 
     result = train(config, resume=resume is not None, overwrite=overwrite)
-    print(f"Report: {result.run}/report.html")
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return 130

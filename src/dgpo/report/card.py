@@ -15,10 +15,11 @@ from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 
 from dgpo.models.lora import KOHYA, PEFT, STOCK
-from dgpo.report.changes import Change, changes, headline
+from dgpo.report.changes import KINDS, Change, changes, headline
 from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import Log, read_log, read_mapping
 from dgpo.report.templates import template
+from dgpo.report.weights import of_these_weights
 from dgpo.report.words import number
 from dgpo.utils.hub_id import is_hub_id
 from dgpo.utils.places import EMBEDDED
@@ -40,11 +41,15 @@ class StockUse(NamedTuple):
     arguments: Mapping[str, Any] = MappingProxyType({})  # of a call, beside the prompt
 
 
-def write_card(run: Path, folder: Path, use: StockUse | None = None) -> Path:
-    """Write `folder`/README.md, with a curve and the last sample grid where the run has them; returns its path."""
+def write_card(run: Path, folder: Path, use: StockUse | None = None, iteration: int | None = None) -> Path:
+    """Write `folder`/README.md, with a curve and the last sample grid where the run has them; returns its path.
+
+    iteration: after which the weights are; None: the last
+    """
     config = read_mapping(run / "config.yaml")
     stock, samples = use or StockUse(), read_samples(run)
-    log = read_log(run / "metrics.jsonl")
+    whole = read_log(run / "metrics.jsonl")
+    log = whole if iteration is None else whole.until(iteration)
     scores = [change for change in changes(log, config) if not change.name.tag]
     card = folder / "README.md"
     card.write_text(
@@ -52,6 +57,7 @@ def write_card(run: Path, folder: Path, use: StockUse | None = None) -> Path:
             front=_front_matter(config),
             network="unet" if (folder / "unet").is_dir() else "transformer",
             config=config,
+            online=config.get("offline") is None,
             dump=dump(config),
             algorithm=config["algorithm"]["name"],
             lora=config["finetune"] == "lora",
@@ -65,10 +71,11 @@ def write_card(run: Path, folder: Path, use: StockUse | None = None) -> Path:
             files=[(name, use) for name, use in LORA_FILES.items() if (folder / name).is_file()],
             peft=(folder / PEFT).is_file(),
             scores=[_row(change) for change in scores],
+            standing=of_these_weights(whole, log, run),
             trained=log.trained(),
             elapsed=log.elapsed(),
             figure=FIGURE if _draw(log, scores, folder / FIGURE) else None,
-            samples=samples and _copy_samples(run, samples, folder / SAMPLES),
+            samples=samples and _copy_samples(run, samples, folder / SAMPLES, log),
             environment=yaml.safe_dump(_versions(run), sort_keys=False),
         ),
         encoding="utf-8",
@@ -90,9 +97,13 @@ def _front_matter(config: dict[str, Any]) -> str:
 
 
 def _row(change: Change) -> dict[str, str]:
-    held = "trained" if change.in_domain else "only watched"
     before = "" if change.single else number(change.first.value, change.size)
-    return {"name": change.where, "kind": held, "before": before, "after": number(change.last.value, change.size)}
+    return {
+        "name": change.where,
+        "kind": KINDS[change.kind],
+        "before": before,
+        "after": number(change.last.value, change.size),
+    }
 
 
 def _draw(log: Log, scores: list[Change], path: Path) -> bool:
@@ -125,8 +136,10 @@ def _code(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _copy_samples(run: Path, samples: Samples, path: Path) -> str:
-    shutil.copyfile(run / "samples" / f"iteration-{max(samples.iterations):06d}.png", path)
+def _copy_samples(run: Path, samples: Samples, path: Path, log: Log) -> str:
+    last = max((each.iteration for each in log.standings()), default=max(samples.iterations))
+    shown = [i for i in samples.iterations if i <= last] or [*samples.iterations]
+    shutil.copyfile(run / "samples" / f"iteration-{max(shown):06d}.png", path)
     return path.name
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dgpo.errors import UserError
+from dgpo.run.best import Standing, standing
 from dgpo.run.metric_names import FORWARDS, EvalName, eval_names, without_repeats
 from dgpo.run.trackers import read_metrics
 
@@ -47,6 +48,19 @@ class Log:
     def at(self, iteration: int) -> dict[str, float]:
         """The finite metrics of one iteration."""
         return {key: p.value for key in self.columns for p in self.series(key) if p.iteration == iteration}
+
+    def until(self, iteration: int) -> Log:
+        """What was logged up to an iteration."""
+        return Log({key: [p for p in points if p.iteration <= iteration] for key, points in self.columns.items()})
+
+    def standings(self) -> list[Standing]:
+        """What each evaluation is judged by, in their order."""
+        keys = [key for key in self.columns if key.startswith("eval/")]
+        rows: dict[int, dict[str, float]] = {}
+        for key in keys:
+            for point in self.series(key):
+                rows.setdefault(point.iteration, {})[key] = point.value
+        return [found for i in sorted(rows) if (found := standing(i, rows[i]))]
 
     def trained(self) -> int:
         """How many iterations have trained. Evaluations log train/forwards too, also the one before the first."""

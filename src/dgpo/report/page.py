@@ -17,6 +17,7 @@ from dgpo.report.log import find, read_log, read_mapping
 from dgpo.report.pictures import Address, embedded, pictures
 from dgpo.report.templates import template
 from dgpo.report.verdict import noise_scale_sentence, verdict
+from dgpo.report.weights import of_the_run
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.utils.files import whole
 
@@ -57,6 +58,7 @@ def contents(run_dir: Path, address: Address = embedded) -> dict[str, Any]:
     return {
         "heading": sections.heading(config, run_dir.resolve().name),
         "verdict": verdict(log, config),
+        "weights": of_the_run(log, run_dir),
         "scores": sections.scores(log, config),
         "pictures": pictures(read_samples(run_dir), config, address),
         "legend": sections.set_colours(log),

@@ -44,6 +44,16 @@ class Progress(Protocol):
         """Finished iterations."""
         ...
 
+    @property
+    def best_iteration(self) -> int:
+        """The iteration after which the best evaluation so far was; -1 before the first."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has had all its iterations, or all its time."""
+        ...
+
     def stop(self) -> None:
         """Save and end the run before its next iteration, as Ctrl-C does. Must be called on every process alike."""
         ...

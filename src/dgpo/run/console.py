@@ -15,7 +15,7 @@ from dgpo.config import Config
 from dgpo.models import VelocityModel
 from dgpo.run import console_log
 from dgpo.run.callbacks import Callback, Evaluated, Progress
-from dgpo.run.metric_names import eval_names
+from dgpo.run.metric_names import eval_names, without_repeats
 from dgpo.run.pace import PhaseProgress, TimeLeft, span
 from dgpo.utils.devices import described
 from dgpo.utils.progress import Tell
@@ -27,6 +27,7 @@ class RunCounts(NamedTuple):
     prompts: int  # that train, or groups of a dataset
     network_forwards: int  # in an iteration
     evaluations_ahead: Callable[[int, int], int]  # once an iteration is done, in a run that ends with another
+    evaluated_images: int = 0  # of an evaluation
 
 
 class Console(Callback):
@@ -44,12 +45,14 @@ class Console(Callback):
         self._phase = self._bar.add_task("", total=None, text="", visible=False)
         self._progress, self._left = PhaseProgress(), TimeLeft(config, counts.evaluations_ahead)
         self._watched: tuple[str, int] | None = None  # a score of the last evaluation, and the iteration before it
+        self._report_named = False
+        self._foretold = False  # whether it was said how long the run will take
         self._constant: set[str] = set()
         self._folder: Path | None = None  # of the run, once it has begun
 
     def on_start(self, run: Progress) -> None:
         self._folder = run.folder if distributed.is_main() else None
-        for line in self.plan():
+        for line in (*self.plan(), *self._begins(run)):
             self._print(line)
         self.warn(self._doubts)
         self._show_iteration(run.iteration, "")
@@ -78,6 +81,39 @@ class Console(Callback):
             f"{c.updates_per_rollout} optimizer step(s), {self._counts.network_forwards:,} network forwards",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
+
+    def _begins(self, run: Progress) -> Iterator[str]:
+        """From where a resumed run goes on, or what comes before the first iteration of a new one."""
+        c = self._config
+        if run.done:
+            over = (
+                f"all its {c.iterations} iterations are done; a larger --iterations continues it"
+                if run.iteration >= c.iterations
+                else f"its {c.max_minutes:g} minutes are over; a larger --max-minutes, or None, continues it"
+            )
+            yield f"  finished: {over}, with dgpo train --resume {run.folder} (in Python, with resume=True)"
+        elif run.iteration:
+            yield f"  goes on after iteration {run.iteration}"
+        elif c.eval_every and c.eval_prompts and self._counts.evaluated_images:
+            yield (
+                f"  begins with an evaluation of the model before any training: {self._counts.evaluated_images:,} "
+                "images. How long the whole takes is told after the first iterations"
+            )
+
+    def on_end(self, run: Progress) -> None:
+        """Say where the page and the weights are, and which weights were evaluated as better."""
+        if self._config.report:
+            self._print(f"Report: {run.folder}/report.html")
+        if not run.done or not self._config.checkpoint_every:
+            return
+        best, told = run.best_iteration, f"Weights: {run.folder}/final, after iteration {run.iteration}"
+        if best == run.iteration and best:
+            told += ", whose evaluation was the best"
+        if 0 < best < run.iteration:
+            told += f". The best evaluation was that after iteration {best}: its weights are in {run.folder}/best"
+        if best == 0 < run.iteration:
+            told += ". No evaluation was better than the one before training"
+        self._print(told)
 
     def warn(self, texts: Iterable[str]) -> None:
         """Print warnings."""
@@ -111,26 +147,36 @@ class Console(Callback):
     def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
         """Print the scores with their change since the run's first evaluation, and the alarm."""
         metrics, iteration = evaluated.metrics, run.iteration
-        whole = [name for name in eval_names(metrics) if not name.tag]
+        names = without_repeats(eval_names(metrics), self._config.rewards, metrics.get)
+        whole = [name for name in names if not name.tag]
         for name in self._config.eval_prompts:
             scores = [score for score in whole if score.eval_set == name]
             texts = [f"{score.score} {metrics[score.key]:.3f}{_change(metrics, score.key)}" for score in scores]
             self._print(f"evaluation after iteration {iteration}, {name}: {', '.join(texts)}", style="cyan")
         watched = next((f"{k[5:]} {metrics[k]:.3f}" for k in self._headlines() if k in metrics), None)
         self._watched = None if watched is None else (watched, iteration)
+        if self._config.report and not self._report_named:
+            self._report_named = True
+            self._print(f"  the report is {run.folder}/report.html; it is written anew at every evaluation")
         if evaluated.alarm:
             self._print(f"alarm after iteration {iteration}: {evaluated.alarm}", style="bold red")
             if self._config.stop_on_alarm and not evaluated.last:
                 self._print("  stop_on_alarm is on: the run is saved and stops here", style="bold red")
 
     def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
-        first, seconds = not self._left.known, metrics["time/iteration"]
+        first = not self._left.known
         self._left.iterated(run.iteration, metrics)
         line = "  ".join(self._numbers(run.iteration, metrics))
-        if first:
-            took = self._left.evaluation
+        if self._left.exact and not self._foretold:
+            self._foretold, took = True, self._left.evaluation
             evaluation = "" if took is None else f", an evaluation {span(took)}"
-            self._print(f"  an iteration takes about {span(seconds)}{evaluation}; {self._left}")
+            self._print(f"  an iteration takes about {span(self._left.iteration)}{evaluation}; {self._left}")
+        elif first:
+            self._print(
+                f"  the first iteration took {span(metrics['time/iteration'])}. It also measured the gradient noise "
+                f"scale, which takes longer and comes every {self._config.noise_scale_every} optimizer steps; "
+                f"{self._left}"
+            )
         self._show_iteration(run.iteration, line)
         whole = f"iteration {run.iteration}/{self._config.iterations}  {line}"
         if self._out.is_terminal:
@@ -169,9 +215,10 @@ class Console(Callback):
         self._progress.printed()
 
     def _headlines(self) -> Iterator[str]:
-        """The score to show while training goes on: a strict one, else the first watched, else the reward."""
-        strict = [name for name in self._config.rewards if name.endswith("strict")]
-        for score in (*strict, *self._config.eval_rewards, "reward"):
+        """The trained score to show while training goes on: a strict one, else the only one, else the sum."""
+        trained = [*self._config.rewards]
+        strict = [name for name in trained if name.endswith("strict")]
+        for score in (*strict, *(trained if len(trained) == 1 else []), "reward"):
             for name in self._config.eval_prompts:
                 yield f"eval/{name}/{score}"
 

@@ -13,7 +13,11 @@ from dgpo.utils.progress import UNITS
 
 
 class TimeLeft:
-    """Estimates what is left of a run. Iterations take as long as the last ones, evaluations as long as the last."""
+    """Estimates what is left of a run. Iterations take as long as the last ones, evaluations as long as the last.
+
+    Iterations that measure the gradient noise scale take longer, the first one of all above all: each kind is timed
+    apart. The first iteration, in which everything is slow once, counts only until another of its kind was timed.
+    """
 
     def __init__(
         self,
@@ -23,7 +27,9 @@ class TimeLeft:
     ) -> None:
         """evaluations_ahead: counts those to come once an iteration is done, in a run that ends with another"""
         self._config, self._evaluations_ahead, self._now = config, evaluations_ahead, now
-        self._iterations: deque[float] = deque(maxlen=10)  # seconds
+        self._iterations: dict[bool, deque[float]] = {kind: deque(maxlen=10) for kind in (False, True)}
+        """Seconds; True: of those that measure the noise scale."""
+        self._first: bool | None = None  # the kind of the first, while its seconds still count
         self._end = config.iterations
         self._iteration = 0
         self._began: float | None = None  # when the evaluation that no iteration has followed yet did
@@ -32,7 +38,19 @@ class TimeLeft:
     @property
     def known(self) -> bool:
         """Whether an iteration was timed."""
-        return bool(self._iterations)
+        return any(self._iterations.values())
+
+    @property
+    def exact(self) -> bool:
+        """Whether an iteration was timed that is as most of the others. Before, what is left is known to be less."""
+        return bool(self._iterations[False]) or self._share() == 1
+
+    @property
+    def iteration(self) -> float:
+        """Seconds of an iteration, mean over those to come. Needs a known one."""
+        means = {kind: sum(times) / len(times) for kind, times in self._iterations.items() if times}
+        plain, measuring = (means.get(kind, means.get(not kind, 0.0)) for kind in (False, True))
+        return plain + self._share() * (measuring - plain)
 
     def evaluating(self) -> None:
         """An evaluation is under way."""
@@ -40,25 +58,33 @@ class TimeLeft:
 
     def iterated(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Take the times of an iteration that is done."""
-        seconds = metrics["time/iteration"]
-        self._iterations.append(seconds)
+        seconds, measured = metrics["time/iteration"], "train/grad_noise_scale" in metrics
+        if self._first == measured:
+            self._iterations[measured].clear()
+            self._first = None
+        elif not self.known:
+            self._first = measured
+        self._iterations[measured].append(seconds)
         if self._began is not None:
             self.evaluation, self._began = max(0.0, self._now() - self._began - seconds), None
         self._iteration, self._end = iteration, self._config.iterations
         if self._config.max_minutes is not None:
             rest = max(0.0, 60 * self._config.max_minutes - metrics["time/elapsed"])
-            self._end = min(self._end, iteration + math.ceil(rest / self._mean()))
+            self._end = min(self._end, iteration + math.ceil(rest / self.iteration))
 
     def __str__(self) -> str:
         """Such as "4 min left"; evaluations are named apart as long as none was timed."""
         evaluations = self._evaluations_ahead(self._iteration, self._end)
-        training = (self._end - self._iteration) * self._mean()
+        training = (self._end - self._iteration) * self.iteration
+        most = "" if self.exact or not training else "at most "
         if evaluations and self.evaluation is None:
-            return f"{span(training)} and {evaluations} evaluation{'s' * (evaluations > 1)} left"
-        return f"{span(training + evaluations * (self.evaluation or 0.0))} left"
+            return f"{most}{span(training)} and {evaluations} evaluation{'s' * (evaluations > 1)} left"
+        return f"{most}{span(training + evaluations * (self.evaluation or 0.0))} left"
 
-    def _mean(self) -> float:
-        return sum(self._iterations) / len(self._iterations)
+    def _share(self) -> float:
+        """Of the iterations to come, those that measure the noise scale; none in a run that has measured none yet."""
+        every = self._config.noise_scale_every
+        return min(1.0, self._config.updates_per_rollout / every) if self._iterations[True] and every else 0.0
 
 
 class PhaseProgress:

@@ -64,6 +64,16 @@ class Running:
         """Finished iterations."""
         return self.state.iteration
 
+    @property
+    def best_iteration(self) -> int:
+        """The iteration after which the best evaluation so far was; -1 before the first."""
+        return self.state.best_iteration
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has had all its iterations, or all its time."""
+        return done(self.state, self.config)
+
     def tell(self, phase: str, done: int = 0, total: int = 0) -> None:
         """Tell the callbacks how far a phase is."""
         self.callbacks.on_progress(self, phase, done, total)
@@ -74,7 +84,7 @@ class Running:
 
     def finished(self) -> bool:
         """Evaluate and save where that is due or asked for, and return whether the run ends here."""
-        last = done(self.state, self.config)
+        last = self.done
         asked = requests.take(self.folder)
         due = schedule.evaluates(self.config, self.iteration, last)
         if self.state.evaluated < self.iteration and (due or (requests.EVALUATE in asked and self._can_evaluate)):
@@ -110,7 +120,7 @@ class Running:
 
     def result(self) -> Result:
         """Say where the run stands."""
-        return Result(self.folder, self.iteration, self._latest, not done(self.state, self.config))
+        return Result(self.folder, self.iteration, self._latest, not self.done)
 
     def encode_all(self) -> None:
         """Encode every prompt that the run can need, and let the encoders go."""
@@ -183,6 +193,7 @@ def built_in(setup: Setup) -> list[Callback]:
         len(inputs.prompts),
         network_forwards(config, distributed.world_size()),
         partial(schedule.evaluations_ahead, config),
+        sum(map(len, inputs.eval_sets.values())) * config.eval_images_per_prompt,
     )
     console = Console(config, setup.model, counts, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -102,10 +103,29 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
 
 
 def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
-    """Export the averaged weights of a run that is done as stock diffusers reads them, with a model card."""
-    if done(state, config) and config.checkpoint_every:
-        model.weights.export(run / "final", "ema")
-        write_card(run, run / "final", _stock_use(model, config))
+    """Export the averaged weights of a run that is done as stock diffusers reads them, with a model card.
+
+    final/ has those of the last iteration, and best/ those of the best evaluation, where it was an earlier one that
+    training had led to.
+    """
+    if not (done(state, config) and config.checkpoint_every):
+        return
+    shutil.rmtree(run / "best", ignore_errors=True)  # of the end from which a resumed run has gone on
+    exported, best = [(run / "final", state.iteration)], checkpoint.folder_of(run, state.best_iteration)
+    model.weights.export(run / "final", "ema")
+    if 0 < state.best_iteration < state.iteration and checkpoint.damage(best) is None:
+        _export_best(best, run / "best", model)
+        exported.append((run / "best", state.best_iteration))
+    for folder, iteration in exported:
+        write_card(run, folder, _stock_use(model, config), iteration)
+
+
+def _export_best(path: Path, folder: Path, model: VelocityModel) -> None:
+    """Export the averaged weights of a checkpoint; the model has its own again afterwards."""
+    own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.weights.tensors("ema").items()}
+    model.weights.load("ema", checkpoint.load(path)[0]["ema"])
+    model.weights.export(folder, "ema")
+    model.weights.load("ema", own)
 
 
 def _stock_use(model: VelocityModel, config: Config) -> StockUse | None:
