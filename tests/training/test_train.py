@@ -330,6 +330,41 @@ def test_what_a_run_leaves(tiny_folder, tmp_path):
     assert (state["iteration"], state["step"], state["best_iteration"]) == (4, 8, best)
 
 
+def test_the_best_weights_are_exported_beside_the_last(tiny_folder, tmp_path, capsys):
+    """The evaluation after iteration 1 is the best of those after 0, 1, 2 and, resumed, 3, until the last of all."""
+    (tmp_path / "eval.txt").write_text("a cup\n")
+    sets = {"seen": str(tmp_path / "eval.txt")}
+    config = small(tiny_folder, tmp_path / "run", iterations=2, eval_every=1, eval_prompts=sets, report=True)
+    offsets = iter([0, 0, 9, 0, 5, 0, 7, 0, 99])  # of evaluations and rollouts in turn
+
+    def scripted(images, prompts, metadata):
+        return next(offsets) + colour(images, prompts, metadata)
+
+    result, file = run(config, reward_functions={"colour": scripted}), "pytorch_lora_weights.safetensors"
+    for folder, iteration in (("final", 2), ("best", 1)):
+        exported = (result.run / folder / file).read_bytes()
+        assert exported == (result.run / f"checkpoints/iteration-00000{iteration}/lora" / file).read_bytes()
+        card = (result.run / folder / "README.md").read_text()
+        assert f"average (`ema`) after {iteration} iteration" in card
+        assert f"for {iteration} iteration" in card
+    assert "The evaluation after iteration 1 was better" in (result.run / "final/README.md").read_text()
+    assert "the run went on to iteration 2" in (result.run / "best/README.md").read_text()
+    said, page = capsys.readouterr().out, (result.run / "report.html").read_text()
+    assert f"The best evaluation was that after iteration 1: its weights are in {result.run}/best" in said
+    assert "The best evaluation was that after iteration 1 (" in page
+    assert "Its weights are in best/ of the run folder." in page
+    assert "2 iterations in" in page
+
+    run(replace(config, iterations=3), resume=True, reward_functions={"colour": scripted})
+    assert (result.run / "best").is_dir()
+    run(replace(config, iterations=4), resume=True, reward_functions={"colour": scripted})
+    assert not (result.run / "best").exists(), "the last is the best"
+    said = capsys.readouterr().out
+    assert "goes on after iteration 3" in said
+    run(replace(config, iterations=4), resume=True, reward_functions={"colour": scripted})
+    assert "finished: all its 4 iterations are done" in capsys.readouterr().out
+
+
 def test_evaluating_does_not_change_training(tiny_folder, tmp_path):
     (tmp_path / "eval.txt").write_text("a cup\ntwo dogs\ngreen\n")
     sets = {"seen": str(tmp_path / "eval.txt")}
