@@ -56,7 +56,7 @@ def make(config: Config = CONFIG) -> Console:
     return Console(config, model, RunCounts(99, 1234, partial(schedule.evaluations_ahead, config), 48))
 
 
-def at(iteration: int, best: int = 0, done: bool = False, folder: Path = Path("runs/mine")) -> Any:
+def at(iteration: int, folder: Path = Path("runs/mine"), best: int = 0, done: bool = False) -> Any:
     """A run after so many iterations."""
     return SimpleNamespace(iteration=iteration, best_iteration=best, done=done, folder=folder)
 
@@ -226,7 +226,7 @@ def test_one_reward_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_comes_before_the_first_iteration_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     for config, run, said in (
-        (CONFIG, at(0, -1), "begins with an evaluation of the model before any training: 48 images"),
+        (CONFIG, at(0, best=-1), "begins with an evaluation of the model before any training: 48 images"),
         (CONFIG, at(3), "goes on after iteration 3"),
         (CONFIG, at(10, done=True), "finished: all its 10 iterations are done; a larger --iterations continues it"),
         (CONFIG, at(10, done=True), "continues it, with dgpo train --resume runs/mine"),
@@ -249,7 +249,7 @@ def test_what_comes_before_the_first_iteration_is_said(capsys: pytest.CaptureFix
     ],
 )  # fmt: skip
 def test_the_end_names_the_report_and_the_weights(best: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    make().on_end(at(10, best, done=True))
+    make().on_end(at(10, best=best, done=True))
     assert capsys.readouterr().out.splitlines() == ["Report: runs/mine/report.html", said]
     make(replace(CONFIG, report=False)).on_end(at(3))
     assert capsys.readouterr().out == "", "stopped: nothing is exported"

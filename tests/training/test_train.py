@@ -312,7 +312,8 @@ def test_what_a_run_leaves(tiny_folder, tmp_path):
     assert [row["iteration"] for row in logged] == [0, 1, 2, 2, 3, 4, 4]
     evaluations = {row["iteration"]: row for row in logged if "eval/seen/reward" in row}
     assert sorted(evaluations) == [0, 2, 4], "at the start, every second iteration, at the end"
-    assert result.metrics == {k: v for k, v in evaluations[4].items() if k != "iteration"}
+    beside = {key: evaluations[4][key] for key in ("iteration", "train/forwards")}
+    assert {**result.metrics, **beside} == evaluations[4]
     assert [p.name for p in sorted((result.run / "samples").glob("*.png"))] == [
         f"iteration-00000{i}.png" for i in (0, 2, 4)
     ]

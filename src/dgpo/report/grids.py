@@ -65,9 +65,10 @@ def sample_grid(
     scale = scale or max(1, COMFORTABLE // max(height, width))
     columns, rows = min(columns, n), math.ceil(n / columns)
     step_x, step_y = width * scale + gap, height * scale + gap
-    font = ImageFont.load_default(max(12, width * scale // 12))
+    size = max(12, width * scale // 12)
+    font = ImageFont.load_default(size)
     left = round(max((font.getlength(label) for label in labels), default=-gap)) + 2 * gap
-    line, texts = round(1.4 * font.size), [_wrapped(text, font, left + columns * step_x - 2 * gap) for text in headings]
+    line, texts = round(1.4 * size), [_wrapped(text, font, left + columns * step_x - 2 * gap) for text in headings]
     share = rows // len(texts) if texts else rows
     tops, below = [], 0
     for row in range(rows):
