@@ -2,11 +2,14 @@
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
 from dgpo import distributed
 from dgpo.core.seeds import generator
+from dgpo.run import requests
 
 
 def check_collectives(rank: int) -> None:
@@ -38,6 +41,15 @@ def check_group_sums_of_split_groups() -> None:
     assert torch.allclose(distributed.all_reduce_sum(partial), values.reshape(3, 5).sum(1), atol=1e-12)
 
 
+def check_requests(rank: int) -> None:
+    """What is asked of a run: each process has a folder of its own here, and what the main one finds counts for all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / requests.FOLDER
+        folder.mkdir()
+        (folder / ("save" if rank == 0 else "stop")).touch()
+        assert requests.take(Path(name)) == {"save"}
+
+
 def main() -> None:
     assert distributed.world_size() == 1, "nothing joins before init"
     device = distributed.init("cpu")
@@ -50,6 +62,7 @@ def main() -> None:
     check_collectives(rank)
     check_gather(rank)
     check_group_sums_of_split_groups()
+    check_requests(rank)
     distributed.shutdown()
     assert distributed.world_size() == 1
     with open(os.path.join(sys.argv[1], f"rank-{rank}"), "w") as file:

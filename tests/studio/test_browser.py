@@ -154,6 +154,9 @@ def test_the_list_follows_the_folder_by_itself(serve, visit, own: Path):
         expect(page.locator("li.run").first).to_contain_text("second")
         expect(page.locator("li.run").first.get_by_role("progressbar")).to_have_attribute("value", "41")
     expect(run_item(page, "second").locator(".state")).to_have_text("stopped")
+    with open(own / "first" / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 60, "eval/seen/reward": 0.5, "eval/alarms": 1}\n')
+    expect(run_item(page, "first").locator(".state.alarm")).to_have_text("alarm")
     made(own / "third", iterations=3)
     expect(run_item(page, "third")).to_contain_text("3 / 60")
     shutil.rmtree(own / "third")

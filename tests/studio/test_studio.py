@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
 import shutil
 import socket
 import time
+import tracemalloc
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -393,6 +395,25 @@ def test_a_thousand_runs_are_listed_in_less_than_two_seconds(tmp_path: Path):
     began = time.perf_counter()
     assert web.get(f"/api/runs?since={answer['now']}").json()["runs"] == []
     assert time.perf_counter() - began < 1, "runs that have not changed cost a look at their files"
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_while_pages_are_asked_for_again_and_again(own: Path):
+    web = client(own)
+
+    def ask(times: int) -> int:
+        for _ in range(times):
+            for path in ("/api/runs", "/run/first/live", "/api/run/first/samples", "/run/broken", "/run/none"):
+                web.get(path)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = ask(6)
+        assert ask(12) - before < 200_000, "bytes, after sixty requests"
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from dgpo.report.log import is_in_domain, read_mapping
 from dgpo.report.sections import heading
 from dgpo.report.words import number, signed
 from dgpo.run import failure
+from dgpo.run.changes import ALARMS
 from dgpo.run.checkpoint import list_checkpoints
 from dgpo.run.console_log import NAME as CONSOLE
 from dgpo.run.metric_names import eval_names
@@ -139,6 +140,7 @@ class Run:
             "iteration": tail.iteration or 0,
             "iterations": config.get("iterations"),
             "left": time_left(self.folder, tail) if running else "",
+            "alarm": bool((tail.evaluated or {}).get(ALARMS)),
             "scores": _last_scores(tail, config),
             "updated": self._updated(),
             "thumbnail": self._thumbnail(),

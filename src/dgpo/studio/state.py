@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgpo.config import load_yaml
+from dgpo.config import Config, load_yaml
 from dgpo.errors import UserError
 from dgpo.run import failure, lock
 from dgpo.run.pace import TimeLeft
@@ -44,9 +44,9 @@ def state_of(run: Path, config: Mapping[str, Any], tail: Tail) -> State:
 
 def time_left(run: Path, tail: Tail) -> str:
     """What the console would say, such as "4 min left"; empty where no iteration was timed yet."""
-    try:
-        config = load_yaml(run / "config.yaml")
-    except UserError:  # of another version
+    path = run / "config.yaml"
+    config = _typed(path, path.stat().st_mtime_ns)
+    if config is None:
         return ""
     left = TimeLeft(config, partial(evaluations_ahead, config))
     for row in tail.trained:
@@ -55,6 +55,15 @@ def time_left(run: Path, tail: Tail) -> str:
     if tail.evaluated:
         left.evaluation = tail.evaluated.get("time/eval")
     return str(left) if left.known else ""
+
+
+@lru_cache(maxsize=64)
+def _typed(path: Path, modified: int) -> Config | None:
+    """A config; None where this version cannot read it. Kept, because it is asked for every second."""
+    try:
+        return load_yaml(path)
+    except UserError:
+        return None
 
 
 def _is_done(config: Mapping[str, Any], tail: Tail) -> bool:

@@ -68,7 +68,8 @@ function item(run) {
   const title = run.title === run.name ? "" : element("small", {}, run.title);
   const name = element("a", { href: run.address, class: "open" }, run.name);
   const first = element("div", { class: "who" }, name, title, element("small", {}, about));
-  const state = element("span", { class: `state ${run.state}` }, run.state);
+  const alarm = run.alarm ? element("span", { class: "state alarm", title: "the last evaluation: a trained score rose while a watched one fell" }, "alarm") : "";
+  const state = element("div", {}, element("span", { class: `state ${run.state}` }, run.state), " ", alarm);
   const why = run.state === "running" ? run.left : run.state === "finished" ? "" : run.why;
   const second = element("div", { class: "how" }, state, element("small", { title: run.why }, why || ""), element("small", {}, run.note || ""));
   return element("li", { class: "card run" }, tick, thumbnail, first, second, progress(run), scores(run));
