@@ -28,8 +28,8 @@ from dgpo.run import lock, requests
 from dgpo.studio import app as module
 from dgpo.studio.app import app, plan
 from dgpo.studio.guard import POLICY
+from dgpo.studio.listing import Listing
 from dgpo.studio.options import Options
-from dgpo.studio.runs import Listing
 from dgpo.studio.serve import link_to, listen, require_folder
 from dgpo.studio.tail import read_tail
 
@@ -97,7 +97,7 @@ def test_a_run_that_a_process_holds_is_running_and_one_that_was_killed_is_not(ow
 
 
 def test_only_what_has_changed_is_told_again(own: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dgpo.studio.runs.FRESH", 0.0)
+    monkeypatch.setattr("dgpo.studio.listing.FRESH", 0.0)
     listing = Listing(own)
     first = listing.changes()
     assert len(first["runs"]) == 4

@@ -38,7 +38,8 @@ from dgpo.report.templates import template
 from dgpo.run import requests
 from dgpo.run.console_log import last_lines
 from dgpo.studio.guard import Guard
-from dgpo.studio.runs import Listing, NoRun, Run
+from dgpo.studio.listing import Listing, NoRun
+from dgpo.studio.run import Run
 from dgpo.studio.state import RUNNING
 
 with Extra("studio", "dgpo studio"):

@@ -1,22 +1,15 @@
-"""The runs in a folder, read when asked and only where files have changed since.
-
-A thousand runs are read in slices: whoever asks gets at once what is known, and with it how many runs are still unread.
-"""
+"""One run folder, as the studio sees it. Files are read when asked, and again only where they have changed since."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from dgpo import __version__
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import UserError
 from dgpo.report.changes import DRIFT
 from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import is_in_domain, read_mapping
@@ -44,11 +37,6 @@ WATCHED = (
     CONSOLE,
 )
 """What of a run folder changes when there is something new to say."""
-SLICE = 0.5
-"""Seconds for reading runs before an answer is given."""
-FRESH = 0.5
-"""Seconds for which a look at the folder counts, whoever asks again."""
-
 Stamp = tuple[tuple[int, int], ...]
 
 
@@ -61,6 +49,14 @@ class Known(NamedTuple):
     problem: str  # because of which it cannot be read
 
 
+class Pictured(NamedTuple):
+    """What was read of a run's pictures, when their folder had last changed."""
+
+    modified: int
+    samples: Samples | None
+    files: dict[tuple[int, int], Path]  # by iteration and number
+
+
 class Run:
     """One run folder."""
 
@@ -71,7 +67,7 @@ class Run:
         self.summary: dict[str, Any] = {}  # for the list, of the files as `listed` says
         self.listed: Stamp = ()
         self._known: Known | None = None
-        self._samples: tuple[int, Samples | None] = (-1, None)
+        self._pictures = Pictured(-1, None, {})
 
     @property
     def unread(self) -> bool:
@@ -80,7 +76,7 @@ class Run:
 
     def stamp(self) -> Stamp:
         """Changes when a watched file does."""
-        return tuple(_stamp(self.folder / name) for name in WATCHED)
+        return tuple(stamp_of(self.folder / name) for name in WATCHED)
 
     def changed(self) -> bool:
         """Whether the list may have something new to say. Of a running one always: it may end and touch no file."""
@@ -150,16 +146,19 @@ class Run:
 
     def samples(self) -> Samples | None:
         """Its pictures, read again when an evaluation has added some."""
-        modified = _stamp(self.folder / "samples")[0]
-        if self._samples[0] != modified:
-            self._samples = (modified, read_samples(self.folder))
-        return self._samples[1]
+        return self._pictured().samples
 
     def pictures(self) -> dict[tuple[int, int], Path]:
         """(iteration, number) -> the file, of every picture that may be shown."""
-        samples = self.samples()
-        paths = [path for some in samples.iterations.values() for path in some] if samples else []
-        return {numbers_of(path): path for path in paths}
+        return self._pictured().files
+
+    def _pictured(self) -> Pictured:
+        modified = stamp_of(self.folder / "samples")[0]
+        if self._pictures.modified != modified:
+            samples = read_samples(self.folder)
+            paths = [path for some in samples.iterations.values() for path in some] if samples else []
+            self._pictures = Pictured(modified, samples, {numbers_of(path): path for path in paths})
+        return self._pictures
 
     def picture_address(self, path: Path) -> str:
         """From where a page loads a picture."""
@@ -187,90 +186,7 @@ class Run:
 
     def _updated(self) -> float:
         """When it last logged something, in seconds since 1970."""
-        return max(_stamp(self.folder / name)[0] for name in ("config.yaml", "metrics.jsonl")) / 1e9
-
-
-class Listing:
-    """The runs in a folder: its own folders, or the folder itself if it is a run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._runs: dict[str, Run] = {}
-        self._gone: dict[str, int] = {}  # name -> the version at which it was not there any more
-        self._version, self._looked = 0, -FRESH
-        self._session = secrets.token_hex(4)
-        self._lock = threading.Lock()
-
-    def run(self, name: str) -> Run:
-        """The run of this name, which is looked up and never made into a path."""
-        with self._lock:
-            if name not in self._runs:
-                self._look()
-            if name not in self._runs:
-                raise NoRun(f"there is no run {name!r} in {self.folder}. {did_you_mean(name, self._runs)}"[:600])
-            return self._runs[name]
-
-    def changes(self, since: str = "") -> dict[str, Any]:
-        """What has changed since an earlier answer, which gave `now`; everything without one.
-
-        {"now": ..., "runs": [summaries], "gone": [names], "unread": runs that are not read yet}
-        """
-        with self._lock:
-            if time.monotonic() - self._looked >= FRESH:
-                self._look()
-                self._update()
-            session, _, version = since.partition("-")
-            before = int(version) if session == self._session and version.isdecimal() else -1
-            return {
-                "now": f"{self._session}-{self._version}",
-                "runs": [run.summary for run in self._runs.values() if run.version > before and run.summary],
-                "gone": [name for name, version in self._gone.items() if version > before],
-                "unread": sum(run.unread for run in self._runs.values()),
-            }
-
-    def _look(self) -> None:
-        found = _folders(self.folder)
-        for name in [*self._runs]:
-            if name not in found:
-                self._version += 1
-                del self._runs[name]
-                self._gone[name] = self._version
-        for name, folder in found.items():
-            if name not in self._runs:
-                self._runs[name] = Run(folder)
-                self._gone.pop(name, None)
-
-    def _update(self) -> None:
-        """Read what has changed, and of the runs that are new as many as there is time for, newest first."""
-        end = time.monotonic() + SLICE
-        new = [run for run in self._runs.values() if run.unread]
-        for run in [run for run in self._runs.values() if run.changed()]:
-            self._describe(run)
-        for run in sorted(new, key=lambda run: -_stamp(run.folder / "metrics.jsonl")[0]):
-            if time.monotonic() > end:
-                return  # the next call goes on at once
-            self._describe(run)
-        self._looked = time.monotonic()
-
-    def _describe(self, run: Run) -> None:
-        run.listed = run.stamp()
-        try:
-            summary = run.describe()
-        except (UserError, OSError, ValueError, TypeError, KeyError) as error:
-            summary = {
-                "name": run.name,
-                "address": run.address,
-                "title": run.name,
-                "state": UNREADABLE,
-                "why": str(error),
-            }
-        if summary != run.summary:
-            self._version += 1
-            run.summary, run.version = summary, self._version
-
-
-class NoRun(UserError):
-    """A name that is no run's."""
+        return max(stamp_of(self.folder / name)[0] for name in ("config.yaml", "metrics.jsonl")) / 1e9
 
 
 def numbers_of(picture: Path) -> tuple[int, int]:
@@ -278,25 +194,8 @@ def numbers_of(picture: Path) -> tuple[int, int]:
     return int(picture.parent.name.removeprefix("iteration-")), int(picture.stem)
 
 
-def _folders(folder: Path) -> dict[str, Path]:
-    """name -> run folder."""
-    if _is_run(folder):
-        return {folder.resolve().name: folder}
-    try:
-        with os.scandir(folder) as entries:
-            paths = [Path(entry.path) for entry in entries if entry.is_dir()]
-    except OSError:
-        return {}
-    return {path.name: path for path in paths if path.name.isprintable() and _is_run(path)}
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any(
-        (folder / n).exists() for n in ("environment.json", "metrics.jsonl")
-    )
-
-
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> tuple[int, int]:
+    """When a file has last changed and how large it is; zeros where it is not there."""
     try:
         found = path.stat()
     except OSError:
