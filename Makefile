@@ -22,7 +22,7 @@ test: .venv/ready-dev  ## the whole test suite, in two processes of one thread e
 test-fast: .venv/ready-dev  ## the tests that are not marked slow: under a minute on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
-test-browser: .venv/ready-browser  ## the tests of the studio in Chromium, in under a minute and a half
+test-browser: .venv/ready-browser  ## the tests of the studio in Chromium: a minute or two
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/test_browser.py
 
 lint: .venv/ready-dev  ## formatting, lint and types

@@ -182,7 +182,7 @@ def test_the_list_is_filtered_and_runs_are_compared(serve, visit, folder: Path):
 def test_a_run_grows_while_somebody_looks(serve, visit, own: Path):
     with training(own / "second"):
         page = visit(serve(own), "/run/second")
-        curve = page.locator("svg[aria-label=reward]")
+        curve = page.locator(".grid svg").first  # of the training reward
         before = curve.inner_html()
         page.get_by_text("Configuration").click()
         expect(page.locator("details", has_text="Configuration")).to_have_attribute("open", "")
