@@ -324,3 +324,20 @@ def test_a_text_that_the_loader_would_take_for_a_number_comes_back_as_a_text(tmp
     config = Config(name="1e3", prompts=("2e5", "-.5e1", "1.5", "yes", "null"))
     save_yaml(config, tmp_path / "x.yaml")
     assert load_yaml(tmp_path / "x.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "called"),
+    [
+        ({"model": "tiny-sd3", "rewards": {"yellow": 1.0}}, "tiny-sd3-yellow"),
+        ({"model": "owner/some-model", "rewards": {"my.rewards:big": 1.0, "ocr": 0.5}}, "some-model-big-ocr"),
+        ({"rewards": {"http://host:8000/v1": 1.0}}, "model-host-8000-v1"),
+        ({"model": "folder/of/it/", "offline": "runs/groups"}, "it-groups"),
+        ({"model": "m", "rewards": dict.fromkeys("abcd", 1.0)}, "m-a-b-c-more"),
+        ({"name": "mine", "model": "m"}, "mine"),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_what_it_trains(fields: dict[str, Any], called: str) -> None:
+    config = Config(**fields)
+    assert config.called == called
+    assert from_dict(to_dict(config)) == config

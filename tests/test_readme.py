@@ -29,7 +29,8 @@ def test_python_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.M
     names: dict[str, Any] = {"__name__": "snippet"}
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["result"].metrics["eval/held_out/warm/change"] > 0.1
-    assert (tmp_path / "runs/run/final/pytorch_lora_weights.safetensors").is_file()
+    assert names["result"].run == Path("runs/tiny-sd3-warm"), "after the model and the reward"
+    assert (tmp_path / names["result"].run / "final/pytorch_lora_weights.safetensors").is_file()
 
 
 def test_the_python_twin_takes_at_most_ten_lines() -> None:

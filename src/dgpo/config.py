@@ -8,7 +8,8 @@ lists as tuples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -121,8 +122,8 @@ class Config:
 
     out: str | None = None
     """Run folder; None: runs/NAME, or the first free runs/NAME-2, runs/NAME-3..."""
-    name: str = "run"
-    """What the run is called in folders and reports."""
+    name: str | None = None
+    """What the run is called in folders and reports; None: after its model and its rewards, such as tiny-sd3-ocr."""
     seed: int = 0
     """Seed of everything that is drawn: noise, timesteps, the order of prompts."""
     iterations: int = 100
@@ -238,9 +239,21 @@ class Config:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def called(self) -> str:
+        """The run's name, given or made from what it trains."""
+        return self.name or automatic_name(self.model, self.rewards, self.offline)
+
     def is_deterministic(self) -> bool:
         """Whether the algorithm's rollouts are those of an ODE solver."""
         return self.algorithm.sampler(0, self.sampling.num_inference_steps, torch.Generator()) is None
+
+
+def automatic_name(model: str, rewards: Iterable[str], offline: str | None = None) -> str:
+    """Such as tiny-sd3-yellow for the reward my_rewards:yellow, or tiny-sd3-groups for the dataset runs/groups."""
+    learned = [re.sub(r"^https?://|^.*:(?=[A-Za-z_])", "", reward) for reward in rewards] or [Path(offline or "").name]
+    words = [Path(model).name or "model", *learned[:3], *(["more"] if len(learned) > 3 else [])]
+    return "-".join(filter(None, (re.sub(r"[^\w.-]+", "-", word).strip("-.") for word in words)))[:80] or "run"
 
 
 MAY_CHANGE = (

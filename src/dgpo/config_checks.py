@@ -123,7 +123,7 @@ def _check_ranges(config: Config) -> None:
 
 def _check_names(config: Config) -> None:
     require(
-        config.name not in ("", ".", "..") and not re.search(r"[/\\\0]", config.name),
+        config.name is None or (config.name not in ("", ".", "..") and not re.search(r"[/\\\0]", config.name)),
         f"name={config.name!r} cannot work: it becomes a folder of runs/, so it takes no separators of folders; "
         "--out says where a run is written",
     )

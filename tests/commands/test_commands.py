@@ -218,7 +218,14 @@ def test_mistakes_are_one_message_and_code_2(
         ("", ["dgpo train", "tiny, shapes_all"]),
         ("--help", ["dgpo sample", "dgpo report"]),
         ("--version", [__version__]),
-        ("eval --help", ["usage: dgpo eval RUN|MODEL", "--eval-prompts"]),
+        (
+            "eval --help",
+            ["usage: dgpo eval RUN|MODEL", "--eval-prompts", "The defaults below are a model's. A run has"],
+        ),
+        (
+            "eval tiny-sd3 --help",
+            ["The defaults below are those of tiny-sd3.", "(default: shapes=0.5 shapes_strict=0.5)"],
+        ),
         ("sample --help", ["usage: dgpo sample RUN|MODEL", "--prompt", "not replaced"]),
         ("report --help", ["usage: dgpo report RUN"]),
         ("compare --help", ["usage: dgpo compare RUN RUN [RUN ...] [--out FILE]", "compare.html"]),
@@ -239,6 +246,12 @@ def test_help(
     assert main(words.split()) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert [part for part in parts if part not in out] == []
+
+
+@pytest.mark.parametrize("command", ["eval", "collect"])
+def test_help_without_a_source_shows_no_recipes_values(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert "shapes_strict" not in capsys.readouterr().out
 
 
 def run_folder(folder: Path, config: Config, version: str = __version__) -> Path:

@@ -225,3 +225,14 @@ def test_prompts_that_cannot_be_read_leave_the_rest_of_the_plan(
     assert texts[1] == "two cats"
     with pytest.raises(UserError, match="would train nothing"):
         plan(config, processes=0)
+
+
+def test_without_a_gpu_the_page_says_what_time_takes(tmp_path: Path) -> None:
+    work = {"sampling": Work(1e12, 1e9)}
+    config = Config(model="m", prompts=("a",), rewards={"brightness": 1.0}, out=str(tmp_path))
+    for on_cpu, where in ((True, "the CPU"), (False, "this GPU")):
+        estimated = replace(known(config, work=work), on_cpu=on_cpu)
+        page = list(lines(estimated, [], None))
+        (said,) = (line for line in page if line.startswith("time"))
+        assert said.startswith(f"time: not foretold for {where}; --gpu NAME estimates it for one of RTX 3090, ")
+    assert not any("not foretold" in line for line in lines(known(config, work=work), [], find_gpu("H100")))

@@ -79,10 +79,15 @@ def test_eval_of_a_run_tells_the_paired_change_and_its_interval(
     Path("nine.jsonl").write_text("".join(f'{{"prompt": "{n} cats", "tag": "cats"}}\n' for n in range(9)))
     words = "--eval-prompts nine=nine.jsonl --eval-images-per-prompt 2"
     lines = command("eval", finished_run, *words.split()).splitlines()
+    kinds = words.replace("nine.jsonl", "kinds.jsonl")
+    Path("kinds.jsonl").write_text(Path("nine.jsonl").read_text() + '{"prompt": "a dog", "tag": "dogs"}\n')
+    tagged = [line.replace("│", " ").split() for line in command("eval", finished_run, *kinds.split()).splitlines()]
+    (cats,) = (cells[1:] for cells in tagged if cells[:1] == ["runs:colour/cats"])
+    assert len(cats) == 3, "a kind of prompts has no interval"
     (header,) = (line.replace("┃", " ").split() for line in lines if "after" in line and "┃" in line)
     assert header == ["nine", "before", "after", "change", "95", "%"]
     rows = {cells[0]: cells[1:] for cells in (line.replace("│", " ").split() for line in lines if "│" in line)}
-    assert rows.keys() == {"runs:colour", "runs:colour/cats", "reward", "reward/cats", "drift", "drift/cats"}
+    assert rows.keys() == {"runs:colour", "drift"}, "the only reward is no second row, nor is the only tag"
     config = replace(
         load_yaml(finished_run / "config.yaml"), eval_prompts={"nine": "nine.jsonl"}, eval_images_per_prompt=2
     )
@@ -92,8 +97,7 @@ def test_eval_of_a_run_tells_the_paired_change_and_its_interval(
     assert low <= found[f"{key}/change"] <= high
     assert found[f"{key}/change"] == pytest.approx(found[key] - before[key], abs=1e-6)
     numbers = [f"{before[key]:.3f}", f"{found[key]:.3f}", f"{found[f'{key}/change']:+.3f}", f"{low:+.3f}", "to"]
-    assert rows["reward"] == [*numbers, f"{high:+.3f}"]
-    assert len(rows["reward/cats"]) == 3, "a kind of prompts has no interval"
+    assert rows["runs:colour"] == [*numbers, f"{high:+.3f}"]
     assert lines[-1].startswith("before: what the run began with, ")
 
 
@@ -120,10 +124,9 @@ def test_the_table_is_readable(finished_run: Path, command: Command, monkeypatch
     assert header == ["score", "seen", "unseen"]
     rows = [line.replace("│", " ").split() for line in lines if "±" in line]
     table = {name: cells for name, *cells in rows}
-    assert table.keys() == {"runs:colour", "reward", "drift"}
-    assert table["reward"] == table["runs:colour"]
-    assert table["reward"][1] == "±"
-    float(table["reward"][0])
+    assert table.keys() == {"runs:colour", "drift"}
+    assert table["runs:colour"][1] == "±"
+    float(table["runs:colour"][0])
 
 
 def test_the_table_counts_repeated_calls_and_missing_scores(

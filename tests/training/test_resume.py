@@ -152,3 +152,12 @@ def test_ctrl_c_in_the_last_iteration_interrupts_nothing(tiny_folder, tmp_path):
     result = run(config, reward_functions=interrupting(1, [signal.SIGINT]))
     assert (result.iterations, result.interrupted) == (1, False)
     assert (result.run / "final").is_dir()
+
+
+def test_a_run_without_a_name_is_called_after_what_it_trains_and_goes_on(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(small(tiny_folder, tmp_path, iterations=1), out=None)
+    result = run(config)
+    assert result.run == Path("runs/tiny-colour")
+    assert "name: tiny-colour\n" in (result.run / "config.yaml").read_text()
+    assert run(replace(config, out=str(result.run), iterations=2), resume=True).iterations == 2

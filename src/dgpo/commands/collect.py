@@ -25,13 +25,13 @@ FIELDS = (
 def run(given: list[str]) -> int:
     """Write the dataset, and print what is in it."""
     announce("collect", given)
-    from dgpo.commands.configs import config_of, take_source
+    from dgpo.commands.configs import about, config_of, take_source
     from dgpo.commands.parse import parse
 
     usage = "dgpo collect RUN|MODEL --groups N"
     source, rest = take_source(given, usage)
     groups, rest = take_option(rest, "--groups", "the number of groups: --groups 100")
-    config = parse(replace(config_of(source), out=None), rest, usage, HELP, shown=FIELDS)
+    config = parse(replace(config_of(source), out=None), rest, usage, about(HELP, given), shown=FIELDS)
     if groups is None or not groups.isdecimal():
         raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
     from dgpo.run.console import shown_progress

@@ -77,17 +77,26 @@ def flags_that_may_change() -> list[str]:
 
 
 def take_source(given: list[str], usage: str) -> tuple[str, list[str]]:
-    """Take the run or model that is named first; the embedded model stands in where only help is wanted."""
+    """Take the run or model that is named first; none, "", where only help is wanted."""
     source, rest = take_name(given)
     if source:
         return source, rest
     if given and given[0] in (*HELP, HELP_ALL):
-        return recipe("tiny").model, given
+        return "", given
     raise UserError(f"name a run folder, a model folder or id first: {usage}")
 
 
+def about(text: str, given: list[str]) -> str:
+    """Say in the help of a command for a run or a model whose values the defaults are."""
+    source, _ = take_name(given)
+    whose = f"those of {source}" if source else "a model's. A run has its own: name it before --help to see them"
+    return f"{text}\n\nThe defaults below are {whose}."
+
+
 def config_of(source: str) -> Config:
-    """Read a run's own config; for an embedded model its demo's, for another one the defaults."""
+    """Read a run's own config; for an embedded model its demo's, for another one, and for none, the defaults."""
+    if not source:
+        return Config(algorithm=stand_in())
     if source in DEMOS:
         return replace(recipe(DEMOS[source]), algorithm=stand_in())
     from dgpo.training.apply import config_of

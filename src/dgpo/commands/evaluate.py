@@ -29,19 +29,20 @@ ABOUT = (
 def run(given: list[str]) -> int:
     """Print a table of all scores, or of a run one of each set with its changes."""
     announce("eval", given)
-    from dgpo.commands.configs import config_of, take_source
+    from dgpo.commands.configs import about, config_of, take_source
     from dgpo.commands.parse import parse
 
     usage = "dgpo eval RUN|MODEL"
     source, rest = take_source(given, usage)
     alone, rest = take_flag(rest, "--no-compare")
-    config = parse(config_of(source), rest, usage, ABOUT, shown=FIELDS)
+    config = parse(config_of(source), rest, usage, about(ABOUT, given), shown=FIELDS)
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
     with shown_progress() as tell:
         scores = apply.evaluate(source, config, compare=not alone, tell=tell)
-    tables = _changes(scores) if scores.before else [_table(scores.metrics)]
+    shown = _by_set(scores.metrics, config.rewards)
+    tables = _changes(scores, shown) if scores.before else [_table(scores.metrics, shown)]
     _print(scores.weights, tables, [f"before: what the run began with, {config.model}"] if scores.before else [])
     return 0
 
@@ -57,22 +58,21 @@ def _print(weights: str, tables: Iterable[Any], notes: Iterable[str]) -> None:
         out.print(note, soft_wrap=True)
 
 
-def _table(metrics: Mapping[str, float]) -> Any:
-    """A row of each score, with a column of each evaluation set."""
+def _table(metrics: Mapping[str, float], names: Mapping[str, list[str]]) -> Any:
+    """A row of each score, with a column of each evaluation set. names: of the scores of each set"""
     from rich.table import Column, Table
 
-    names = _by_set(metrics)
     table = Table("score", *(Column(name, justify="right") for name in names))
     for score in dict.fromkeys(score for scores in names.values() for score in scores):
         table.add_row(score, *(_cell(metrics, f"eval/{name}/{score}") for name in names))
     return table
 
 
-def _changes(found: Scores) -> Iterable[Any]:
+def _changes(found: Scores, names: Mapping[str, list[str]]) -> Iterable[Any]:
     """Of each evaluation set a table: a row of each score, before, after, its change and the 95 % interval of that."""
     from rich.table import Column, Table
 
-    for name, scores in _by_set(found.metrics).items():
+    for name, scores in names.items():
         heads = (name, "before", "after", "change", "95 %")
         table = Table(heads[0], *(Column(head, justify="right") for head in heads[1:]))
         for score in scores:
@@ -84,11 +84,15 @@ def _changes(found: Scores) -> Iterable[Any]:
         yield table
 
 
-def _by_set(metrics: Mapping[str, float]) -> dict[str, list[str]]:
-    """Evaluation set -> the names of its scores, their parts and counts."""
+def _by_set(metrics: Mapping[str, float], rewards: Mapping[str, float]) -> dict[str, list[str]]:
+    """Evaluation set -> the names of its scores, their parts and counts, without those that repeat another."""
+    from dgpo.run.metric_names import eval_names, without_repeats
+
+    found = eval_names(metrics)
+    repeated = {name.key for name in {*found} - {*without_repeats(found, rewards, metrics.get)}}
     names: dict[str, list[str]] = {}
     for key in metrics:
-        if not key.endswith(NOTES):
+        if not key.endswith(NOTES) and key not in repeated:
             _, eval_set, score = key.split("/", 2)
             names.setdefault(eval_set, []).append(score)
     return names

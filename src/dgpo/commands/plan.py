@@ -7,7 +7,7 @@ from dgpo.errors import UserError
 
 USAGE = {"dgpo plan [RECIPE|FILE.yaml] [--gpu NAME] [...]": "what a run would take and whether it could start"}
 HELP = (
-    "Print what a run would do and take: parameters, memory by part, time on a GPU; then check what it needs.\n"
+    "Print what a run would do and take: parameters, memory by part, with --gpu time; then check what it needs.\n"
     "The exit code is 0 where all is fine and 2 where something is not. Takes what dgpo train takes, and\n"
     "- --gpu NAME: compare memory and time with this GPU; else memory with this machine\n"
     "- --processes N: images are spread over so many\n"

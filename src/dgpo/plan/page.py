@@ -9,7 +9,7 @@ import torch
 from dgpo.plan.checks import Check
 from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB
-from dgpo.plan.gpus import GPU
+from dgpo.plan.gpus import GPU, GPUS
 from dgpo.plan.speed import BANDWIDTH_SHARE, EFFICIENCY, seconds
 from dgpo.training.geometry import network_forwards
 from dgpo.training.schedule import evaluates, saves
@@ -27,6 +27,10 @@ def lines(estimated: Estimate, checks: list[Check], gpu: GPU | None) -> Iterator
     if estimated.held:
         yield "memory of each process, GiB, without what rewards take"
         yield from _memory(estimated)
+    if estimated.work and not gpu:
+        where = "the CPU" if estimated.on_cpu else "this GPU"
+        yield f"time: not foretold for {where}; --gpu NAME estimates it for one of {', '.join(g.name for g in GPUS)}"
+        yield "  a run says how long it will take after its first iterations"
     if gpu and estimated.work:
         yield f"time of an iteration on {gpu.name}, estimated"
         yield from _time(estimated, gpu)
@@ -42,7 +46,7 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
     fewer = "up to " if c.drop_equal_groups or c.algorithm.skips_zero else ""
     limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
     precision = described(c.dtype, torch.device("cpu" if estimated.on_cpu else "cuda"))
-    yield f"{c.name}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {precision}"
+    yield f"{c.called}: {type(c.algorithm).__name__} on {c.model}, {c.finetune}, {precision}"
     yield (
         f"  an iteration: {c.num_groups} groups of {c.group_size} = {images} images{several}{again}, "
         f"{network_forwards(c, g.processes):,} network forwards, a backward counted as two"

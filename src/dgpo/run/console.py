@@ -73,7 +73,7 @@ class Console(Callback):
         limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
         trainable = sum(p.numel() for p in self._model.weights.parameters())
         return [
-            f"{c.name}: {type(c.algorithm).__name__} on {c.model or 'a model of your own'}, {_kinds(c)}",
+            f"{c.called}: {type(c.algorithm).__name__} on {c.model or 'a model of your own'}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), "
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",

@@ -105,10 +105,11 @@ def require_same_run(run: Path, config: Config) -> None:
 
 
 def with_stored(config: Config) -> Config:
-    """Take what is not given from the run in `config.out`: the ranks of the LoRA it began with, its evaluation sets."""
+    """Take what is not given from the run in `config.out`: its name, its LoRA's ranks, its evaluation sets."""
     stored = stored_config(config.out or "")
     sets = stored.eval_prompts if config.eval_prompts == AUTOMATIC else config.eval_prompts
-    return replace(config, lora=config.lora.filled(stored.lora), eval_prompts=sets)
+    name = config.name or stored.name
+    return replace(config, name=name, lora=config.lora.filled(stored.lora), eval_prompts=sets)
 
 
 def stored_config(run: str | Path) -> Config:
@@ -171,7 +172,7 @@ def _place(config: Config, overwrite: bool) -> Path:
 
     overwrite: it is runs/NAME then, and an old run is moved aside
     """
-    path = Path(config.out) if config.out else Path("runs") / config.name
+    path = Path(config.out) if config.out else Path("runs") / config.called
     given = overwrite or config.out is not None
     if overwrite:
         _make_room(path, replace(config, out=str(path)))
@@ -191,7 +192,7 @@ def _place(config: Config, overwrite: bool) -> Path:
 
 def require_free(config: Config, overwrite: bool) -> None:
     """Refuse a folder that a new run cannot have, as far as that can be told before its model is loaded."""
-    run = Path(config.out) if config.out else Path("runs") / config.name
+    run = Path(config.out) if config.out else Path("runs") / config.called
     if overwrite and _taken(run):
         _require_run(run)
     elif config.out is not None and _taken(run):

@@ -75,6 +75,7 @@ def prepare(
     if resume:
         config = runfolder.with_stored(config)
     else:
+        config = replace(config, name=config.called)
         distributed.together(lambda: runfolder.require_free(config, overwrite) if distributed.is_main() else None)
     config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
     say(f"reading {_what(config)}; making the rewards {', '.join([*config.rewards, *config.eval_rewards])}")
