@@ -197,3 +197,26 @@ def test_a_model_that_was_given_as_an_object_is_not_loaded(folder: Path) -> None
     text = card_of(folder).text
     assert "A LoRA for a model that was given as an object, trained" in text
     assert "```python" not in text
+
+
+def test_its_words_are_those_of_the_report(folder: Path) -> None:
+    """What trained it is named once, a reward of weight 1 without it, and drift as what it is."""
+    text = card_of(folder).text
+    assert "trained online with dgpo, by its algorithm `dgpo`, for 2 iterations" in text
+    assert "on the reward runs:colour." in text
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ") and " on " in line]
+    assert rows == [
+        [" runs:colour on seen ", " trained "],
+        [" runs:colour on unseen ", " trained "],
+        [" drift on seen ", " the base model's loss on the pictures "],
+        [" drift on unseen ", " the base model's loss on the pictures "],
+    ]
+    assert "which is not looked up: `--license NAME` puts it in the place of `other`" in text
+    change_config(folder, model="tiny-sd3")
+    assert card_of(folder).data.license == "apache-2.0", "of a model inside this package it is known"
+    assert "not looked up" not in card_of(folder).text
+    change_config(folder, license="apache-2.0", offline="groups", rewards={"runs:colour": 0.5})
+    text = card_of(folder).text
+    assert "not looked up" not in text
+    assert "trained offline with dgpo" in text
+    assert "on the reward 0.5 runs:colour." in text

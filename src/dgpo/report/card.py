@@ -60,6 +60,7 @@ def write_card(run: Path, folder: Path, use: StockUse | None = None, iteration: 
             online=config.get("offline") is None,
             dump=dump(config),
             algorithm=config["algorithm"]["name"],
+            license=_license(config),
             lora=config["finetune"] == "lora",
             embedded=config["model"] if config["model"] in EMBEDDED else None,
             base=_base(config),
@@ -87,13 +88,18 @@ def _front_matter(config: dict[str, Any]) -> str:
     """What Hugging Face indexes."""
     named = is_hub_id(config["model"]) and not Path(config["model"]).exists()
     return ModelCardData(
-        license=config["license"],
+        license=_license(config),
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=config["model"] if named else None,
         base_model_relation=("adapter" if config["finetune"] == "lora" else "finetune") if named else None,
         tags=["dgpo", "text-to-image", "reinforcement-learning", *(["lora"] if config["finetune"] == "lora" else [])],
     ).to_yaml()
+
+
+def _license(config: dict[str, Any]) -> str:
+    """The one that was named, or that of a model inside this package, which is known."""
+    return "apache-2.0" if config["license"] == "other" and config["model"] in EMBEDDED else config["license"]
 
 
 def _row(change: Change) -> dict[str, str]:
