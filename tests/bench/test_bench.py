@@ -17,7 +17,7 @@ from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, Plan, config_of
 from dgpo.bench.run import Job, bench, best_lr, results, run_config
 from dgpo.commands.main import main
 from dgpo.config import Config, from_dict, to_dict
-from dgpo.errors import UserError
+from dgpo.errors import NonFiniteError, UserError
 from dgpo.report.grids import write_samples
 from dgpo.report.page import render
 from dgpo.training.draw import for_evaluation
@@ -131,6 +131,54 @@ def test_a_finished_run_is_not_run_again(trained: Trained, tmp_path: Path) -> No
     (results(tmp_path) / "awm-plain-seed0.json").unlink()
     assert bench(options)
     assert [c.seed for c in trained.started[count:]] == [0]
+
+
+@pytest.mark.parametrize("changes", [{"forwards": 90_000}, {"search_forwards": 90_000}])
+def test_a_result_of_other_settings_is_not_taken_for_this_one(
+    changes: dict[str, int], trained: Trained, tmp_path: Path
+) -> None:
+    bench(Plan(only=("awm",), seeds=(0,), out=str(tmp_path)))
+    count = len(trained.started)
+    with pytest.raises(UserError, match=r"was made with another iterations.*Move it away"):
+        bench(Plan(only=("awm",), seeds=(0,), out=str(tmp_path), **changes))
+    assert len(trained.started) == count
+    trained.best, kept = 4e-3, results(tmp_path) / "search"
+    for path in kept.glob("*.json"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"awm-plain-seed0\.json was made with another optimizer"):
+        bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
+
+
+def test_equal_scores_end_the_search_at_the_middle(trained: Trained, tmp_path: Path) -> None:
+    trained.best = 1e9  # all gains are nothing
+    trained.diversity = lambda config: 1.0
+    for lr in LEARNING_RATES:
+        path = Job("awm", "plain", lr, 57_600).result(tmp_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scores = {"eval/train/shapes_strict": 0.4, "eval/train/diversity": 1.0}
+        path.write_text(json.dumps({"evaluations": [scores, scores]}))
+    assert best_lr(tmp_path, "awm", "plain", [*LEARNING_RATES]) == 2e-3
+
+
+def test_a_search_that_never_turns_ends(trained: Trained, tmp_path: Path) -> None:
+    trained.best = 1e9
+    bench(Plan(only=("awm",), seeds=(0,), out=str(tmp_path)))
+    assert len(searched(trained)) == run.MOST_RATES
+
+
+def test_a_rate_that_diverges_is_not_taken_and_stops_nothing(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explodes(config: Config, resume: bool = False) -> Result:
+        if config.optimizer.lr >= 2e-3 and config.algorithm.__class__.__name__ == "RAM":
+            raise NonFiniteError("train/loss not finite")
+        return trained(config, resume)
+
+    monkeypatch.setattr(run, "train", explodes)
+    assert bench(Plan(only=("ram", "awm"), seeds=(0,), out=str(tmp_path)))
+    assert [c.optimizer.lr for c in finals(trained)] == [1e-3, BEST]
+    assert "0.004: diverged" in write_page(tmp_path).read_text()
+    assert len([*(results(tmp_path) / "search").glob("ram-*")]) == len(LEARNING_RATES)
 
 
 def test_a_run_that_a_person_stopped_leaves_no_result(trained: Trained, tmp_path: Path) -> None:

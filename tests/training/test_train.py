@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from dgpo.errors import NonFiniteError
 from dgpo.report.grids import read_samples
 from dgpo.rewards.base import RewardError
 from dgpo.run import checkpoint
+from dgpo.training import saving
 from dgpo.training.metrics import note_evaluation
 from dgpo.training.optim import learning_rate
 from dgpo.training.schedule import measures_noise, weight_sets
@@ -364,6 +366,18 @@ def test_the_best_weights_are_exported_beside_the_last(tiny_folder, tmp_path, ca
     assert "goes on after iteration 3" in said
     run(replace(config, iterations=4), resume=True, reward_functions={"colour": scripted})
     assert "finished: all its 4 iterations are done" in capsys.readouterr().out
+
+
+def test_a_best_export_that_fails_leaves_the_weights_as_they_were(fresh, tiny_folder, tmp_path, monkeypatch):
+    model = fresh(small(tiny_folder, tmp_path))
+    before = {name: tensor.clone() for name, tensor in model.weights.tensors("ema").items()}
+    others = {name: torch.ones_like(tensor) for name, tensor in before.items()}
+    monkeypatch.setattr(checkpoint, "load", lambda path: ({"ema": others}, {}))
+    monkeypatch.setattr(model.weights, "export", mock.Mock(side_effect=OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        saving._export_best(tmp_path / "checkpoint", tmp_path / "best", model)
+    after = model.weights.tensors("ema")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_evaluating_does_not_change_training(tiny_folder, tmp_path):

@@ -5,7 +5,7 @@ reward goes with the denoising error. RAM regresses the policy on an estimate of
     loss = mean |v - stopgrad(v_ref + lambda A ((noise - x0) - v_old))|^2
     its gradient = 2 ((v - v_ref) + lambda A (v_old - (noise - x0))) grad v
 a pull to v_ref, and a policy gradient of the denoising loss. With v for v_old, as in the equation, it is the gradient
-of `|v - v_ref|^2 + lambda A d`: DGPO's without group weight and clip, and with a KL of weight 1 / lambda. The authors'
+of `|v - v_ref|^2 + lambda A d`: lambda times that of `A d` with a KL of weight 1 / lambda. The authors'
 code has an average of the policy for v_old, which draws the images as well.
 The paper's full text and code were not at hand: the equation, and lambda, p(t), the draws, std and the decay of `old`
 are as public accounts of the authors' scripts/training_sd3 tell them, which agree.

@@ -190,12 +190,15 @@ def _search(out: str | Path, setting: Setting, rows: Sequence[Row]) -> Iterator[
     for row in rows:
         found = [load(path) for path in (results(out) / "search").glob(f"{row.name}-{setting}-lr*.json")]
         tried = [
-            f"{run['lr']:g}: {last['eval/train/shapes_strict']:.3f}, {last['eval/train/diversity']:.2f}"
+            f"{run['lr']:g}: " + (_searched(run["evaluations"][-1]) if run["evaluations"] else "diverged")
             for run in sorted(found, key=lambda run: run["lr"])
-            for last in (run["evaluations"][-1],)
         ]
         if tried:
             yield row.name, "; ".join(tried), f"{row.runs[0]['lr']:g}"
+
+
+def _searched(last: dict[str, Any]) -> str:
+    return f"{last['eval/train/shapes_strict']:.3f}, {last['eval/train/diversity']:.2f}"
 
 
 def _plot(rows: Sequence[Row], axis: str, label: str) -> Markup:

@@ -8,19 +8,23 @@ OUT/results/time_to_score/search/NAME-SETTING-lrX.json  one rate of the search
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgpo.bench.plan import EVALUATE_EVERY, LEARNING_RATES, SEARCH_SEED, Plan, Setting, config_of
-from dgpo.config import Config
+from dgpo.config import Config, to_dict
+from dgpo.errors import NonFiniteError, UserError
 from dgpo.report.grids import read_samples
 from dgpo.run import folder as runfolder
 from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import train
 from dgpo.utils.files import whole
 
+MOST_RATES = len(LEARNING_RATES) + 4
 SCORE, DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
 
 
@@ -55,23 +59,30 @@ def bench(plan: Plan) -> bool:
 
 
 def search(plan: Plan, name: str) -> float | None:
-    """The best rate of a grid that grows while its best is at an edge; None where a person stopped."""
+    """The best rate of a grid that grows while its best is at an edge, up to `MOST_RATES`; None: a person stopped."""
     rates = sorted(LEARNING_RATES)
     while True:
         for lr in rates:
             if not _has_result(Job(name, plan.setting, lr, plan.search_forwards), plan.out):
                 return None
         best = best_lr(plan.out, name, plan.setting, rates)
-        if best not in (rates[0], rates[-1]):
+        if best not in (rates[0], rates[-1]) or len(rates) == MOST_RATES:
             return best
         rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, 2 * rates[-1]]
 
 
 def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) -> float:
-    """The rate with the highest score on the train list of those that keep its diversity, or of all if none does."""
-    found = {lr: load(Job(name, setting, lr, 0).result(out))["evaluations"] for lr in rates}
+    """The rate with the highest score on the train list of those that keep its diversity, or of all if none does.
+
+    Of equal ones it is the nearest to the middle of the grid. A rate whose run diverged is none.
+    """
+    loaded = {lr: load(Job(name, setting, lr, 0).result(out))["evaluations"] for lr in rates}
+    found = {lr: evaluations for lr, evaluations in loaded.items() if evaluations}
+    if not found:
+        raise UserError(f"every rate of {name} from {rates[0]:g} to {rates[-1]:g} diverged; it cannot be compared")
     keep = [lr for lr, (first, *_, last) in found.items() if last[DIVERSITY] >= KEPT * first[DIVERSITY]]
-    return max(keep or rates, key=lambda lr: found[lr][-1][SCORE])
+    middle = math.log(statistics.median(LEARNING_RATES))
+    return max(keep or found, key=lambda lr: (found[lr][-1][SCORE], -abs(math.log(lr) - middle)))
 
 
 def results(out: str | Path) -> Path:
@@ -106,26 +117,51 @@ def run_config(job: Job, out: str | Path) -> Config:
 
 
 def _has_result(job: Job, out: str | Path) -> bool:
-    """Run or continue a job that has no result yet, and keep its result; False where a person stopped it."""
-    path = job.result(out)
+    """Run or continue a job that has no result yet, and keep its result; False where a person stopped it.
+
+    A rate of the search at which the run diverges has that as its result.
+    """
+    path, config = job.result(out), run_config(job, out)
+    asked = to_dict(replace(config, out=None))
     if path.exists():
+        _require_same(path, asked)
         return True
-    config = run_config(job, out)
     print(f"{job.name}: {config.iterations} iterations at a rate of {job.lr:g}", flush=True)
-    result = train(config, resume=(Path(config.out or "") / runfolder.CONFIG).exists())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        result = train(config, resume=(Path(config.out or "") / runfolder.CONFIG).exists())
+    except NonFiniteError as error:
+        if job.seed is not None:
+            raise
+        print(f"{job.name} diverged: {error}", flush=True)
+        _write({**job._asdict(), "asked": asked, "diverged": str(error), "evaluations": []}, path)
+        return True
     if not result.interrupted:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _keep(job, result.run, path)
+        _keep(job, asked, result.run, path)
     return not result.interrupted
 
 
-def _keep(job: Job, run: Path, path: Path) -> None:
+def _require_same(path: Path, asked: dict[str, Any]) -> None:
+    """Refuse a result that was made with other settings than this call would take."""
+    before = load(path)["asked"]
+    changed = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
+    if changed:
+        raise UserError(
+            f"{path} was made with another {', '.join(changed)} than this call would take. Move it away to run it "
+            "again, or choose another --out"
+        )
+
+
+def _keep(job: Job, asked: dict[str, Any], run: Path, path: Path) -> None:
     """Write the result, the pictures first, so that a result is whole once it exists."""
     samples = read_samples(run)
     if samples is not None and job.seed is not None:
         shutil.copy(run / "samples" / f"iteration-{max(samples.iterations):06d}.png", path.with_suffix(".png"))
     record = runfolder.record(run)
-    result = {**job._asdict(), **record, "evaluations": evaluations(record["metrics"])}
+    _write({**job._asdict(), "asked": asked, **record, "evaluations": evaluations(record["metrics"])}, path)
+
+
+def _write(result: dict[str, Any], path: Path) -> None:
     with whole(path) as unfinished:
         unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
 

@@ -51,7 +51,7 @@ def _require_unneeded(run: Path, config: Config) -> None:
     prompts = [config.prompts] if isinstance(config.prompts, str) else []
     sources = (config.model, config.offline, config.lora.start, *prompts, *config.eval_prompts.values())
     for source in (os.getcwd(), *filter(None, sources)):
-        path = Path(source).expanduser()
+        path = Path(source.split(":")[1] if source.startswith("hf:") else source).expanduser()
         if path.exists() and path.resolve().is_relative_to(run.resolve()):
             raise UserError(
                 f"--overwrite would move {run}, and the new run needs {path}, which lies in it: choose another --out"

@@ -123,9 +123,11 @@ def finish(run: Path, model: VelocityModel, state: State, config: Config) -> Non
 def _export_best(path: Path, folder: Path, model: VelocityModel) -> None:
     """Export the averaged weights of a checkpoint; the model has its own again afterwards."""
     own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.weights.tensors("ema").items()}
-    model.weights.load("ema", checkpoint.load(path)[0]["ema"])
-    model.weights.export(folder, "ema")
-    model.weights.load("ema", own)
+    try:
+        model.weights.load("ema", checkpoint.load(path)[0]["ema"])
+        model.weights.export(folder, "ema")
+    finally:
+        model.weights.load("ema", own)
 
 
 def _stock_use(model: VelocityModel, config: Config) -> StockUse | None:
