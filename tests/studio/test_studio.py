@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import os
@@ -109,6 +110,8 @@ def test_only_what_has_changed_is_told_again(own: Path, monkeypatch: pytest.Monk
     gone = listing.changes(changed["now"])
     assert (gone["runs"], gone["gone"]) == ([], ["broken"])
     assert len(listing.changes("another-7")["runs"]) == 3, "an answer of another studio says nothing here"
+    session = gone["now"].partition("-")[0]
+    assert len(listing.changes(f"{session}-{'9' * 5000}")["runs"]) == 3, "no list has such a version"
 
 
 def test_a_run_that_was_looked_at_before_the_list_is_in_the_list(own: Path):
@@ -166,6 +169,8 @@ def test_names_and_prompts_are_text_never_markup(web: TestClient):
         "/run/..%2f..%2fetc",
         "/run/first/picture/0/99",
         "/run/first/picture/99/0",
+        f"/run/first/picture/{'9' * 5000}/1",
+        "/run/first/picture/0/x",
         "/run/first/failure/..%2f..%2fconfig",
         "/run/broken/failure/none",
         "/static/..%2fapp.py",
@@ -225,7 +230,16 @@ def test_a_request_reaches_a_run_in_progress_only(own: Path):
         assert (asked.status_code, asked.json()["asked"]) == (202, "save")
         assert web.get("/api/run/second").json()["asked"] == ["save"]
         assert requests.take(own / "second") == {"save"}
-        for body in (b"{", b"[]", b"{}", b'{"request": "rm"}', b'{"request": "../save"}', b"[" * 10_000):
+        for body in (
+            b"{",
+            b"[]",
+            b"{}",
+            b'{"request": ["save"]}',
+            b'{"request": {}}',
+            b'{"request": "rm"}',
+            b'{"request": "../save"}',
+            b"[" * 10_000,
+        ):
             wrong = web.post("/api/run/second/ask", content=body, headers=ASK)
             assert wrong.status_code == 400
             assert "save, evaluate, stop" in wrong.json()["error"]
@@ -318,6 +332,93 @@ def test_a_damaged_run_is_one_line_in_the_list_and_one_message_on_its_page(own: 
     assert "config.yaml cannot be read" in web.get("/run/first").text
     assert "is not a row of metrics" in web.get("/run/second").text
     assert runs["broken"]["state"] == "failed", "the others are as before"
+
+
+DAMAGE = {
+    "a log of 100,000 brackets": ("metrics.jsonl", "[" * 100_000 + "\n"),
+    "a time that is a word": ("metrics.jsonl", '{"iteration": 1, "time/elapsed": "x"}\n'),
+    "minutes that are a word": ("config.yaml", "max_minutes: abc\n"),
+    "a weight that is a word": ("config.yaml", "rewards: {a: b}\n"),
+    "iterations that are a list": ("config.yaml", "iterations: [1]\n"),
+    "iterations that are a day": ("config.yaml", "iterations: 2020-01-01\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whatever_a_file_holds_the_list_and_the_page_are_there(own: Path, damage: str):
+    name, text = DAMAGE[damage]
+    plain = "iterations: 60\nmax_minutes: 3\nnum_groups: 1\ngroup_size: 1\nrewards: {a: 1}\n"
+    (own / "first" / "config.yaml").write_text(plain if name == "metrics.jsonl" else _with(plain, text))
+    if name == "metrics.jsonl":
+        (own / "first" / name).write_text(text)
+    web = client(own)
+    runs = listed(web)
+    assert runs.keys() == {"first", "second", "broken", SCRIPT}
+    assert runs["second"]["state"] == "stopped", "the others are as before"
+    page = web.get("/run/first")
+    assert page.status_code == 200
+    assert '<span class="state unreadable">' in page.text
+    assert re.search("does not hold what dgpo writes|is not a row of metrics", page.text)
+    for address in ("/run/first/live", "/api/run/first"):
+        assert web.get(address).status_code == 200
+    for address in (
+        "/run/first/report",
+        "/run/first/samples",
+        "/api/run/first/samples",
+        "/compare?run=first&run=second",
+    ):
+        assert web.get(address).status_code in (200, 400)
+
+
+def _with(config: str, line: str) -> str:
+    """A config with one line in place of the one of that name."""
+    name = line.partition(":")[0]
+    return "".join(line if old.startswith(f"{name}:") else old for old in config.splitlines(keepends=True))
+
+
+def test_a_damaged_log_makes_its_run_unreadable_in_the_list(own: Path):
+    (own / "first" / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    run = listed(client(own))["first"]
+    assert (run["state"], "RecursionError" in str(run["why"])) == ("unreadable", True)
+
+
+@pytest.mark.parametrize("note", ["[1]", "{", "[" * 100_000])
+def test_a_failure_with_a_damaged_note_is_shown_without_it(own: Path, note: str):
+    (own / "broken" / "failures" / "clip-00003.json").write_text(note)
+    page = client(own).get("/run/broken")
+    assert "ValueError: no" in Reader(page.text).words
+    assert "/run/broken/failure/clip-00003" in page.text
+
+
+def test_links_out_of_the_run_folder_are_not_followed(own: Path, tmp_path: Path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text('{"prompt": "a secret"}')
+    shutil.copy(own / "first/samples/iteration-000000/001.png", tmp_path / "secret.png")
+    failures, pictures = own / "broken/failures", own / "first/samples/iteration-000060"
+    for link in (failures / "a.png", failures / "a.json", failures / "clip-00003.txt"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(secret)
+    (pictures / "000.png").unlink()
+    (pictures / "000.png").symlink_to(tmp_path / "secret.png")
+    (pictures / "001.png").unlink()
+    (pictures / "001.png").symlink_to(pictures / "002.png")
+    web = client(own)
+    assert web.get("/run/broken/failure/a").status_code == 404
+    assert "a secret" not in web.get("/run/broken").text
+    assert "/failure/clip-00003" in web.get("/run/broken").text
+    assert web.get("/run/first/picture/60/0").status_code == 404
+    assert web.get("/run/first/thumbnail").status_code == 404
+    assert web.get("/run/first/picture/60/1").content == (pictures / "002.png").read_bytes(), "a link within the run"
+    assert web.get("/run/first").status_code == 200
+    secret_text = base64.b64encode((tmp_path / "secret.png").read_bytes()).decode()
+    report = web.get("/run/first/report")
+    assert (report.status_code, report.text.count(secret_text)) == (200, 1), "the picture at the start is the run's own"
+
+
+def test_a_run_folder_that_is_a_link_is_shown(own: Path):
+    shutil.move(own / "first", own.parent / "elsewhere")
+    (own / "first").symlink_to(own.parent / "elsewhere")
+    assert client(own).get("/run/first/picture/0/0").status_code == 200
 
 
 def test_a_run_of_another_version_says_so(own: Path):

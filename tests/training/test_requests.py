@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,3 +108,27 @@ def test_a_request_is_taken_once(tmp_path: Path):
     assert requests.waiting(tmp_path) == ["save"]
     assert requests.take(tmp_path) == {"save"}
     assert requests.take(tmp_path) == set()
+
+
+def test_what_cannot_be_deleted_is_heard_once_and_keeps_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("save", "evaluate"):
+        (tmp_path / "requests" / name).mkdir(parents=True)
+    (tmp_path / "requests" / "stop").touch()
+    assert requests.take(tmp_path) == {"save", "evaluate", "stop"}
+    assert requests.waiting(tmp_path) == ["save", "evaluate"], "a failure to delete one does not keep the next"
+    assert requests.take(tmp_path) == set()
+    assert capsys.readouterr().err.count("cannot be deleted") == 2
+
+
+def test_what_was_there_at_the_start_and_cannot_be_deleted_is_told_once_and_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    stop = tmp_path / "requests" / "stop"
+    stop.mkdir(parents=True)
+    requests.clear(tmp_path)
+    assert f"{stop} cannot be deleted" in capsys.readouterr().err
+    assert requests.take(tmp_path) == set()
+    requests.clear(tmp_path)
+    assert capsys.readouterr().err == ""
+    os.utime(stop, (1, 1))
+    assert requests.take(tmp_path) == {"stop"}, "asked again"

@@ -41,9 +41,9 @@ class ReportWriter(Callback):
         write_report(run.folder)
 
 
-def render(run_dir: Path) -> str:
+def render(run_dir: Path, address: Address = embedded) -> str:
     """The page's text."""
-    return template("report", "template.html.j2").render(contents(run_dir))
+    return template("report", "template.html.j2").render(contents(run_dir, address))
 
 
 def contents(run_dir: Path, address: Address = embedded) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """What others ask of a run in progress, through files in its folder: RUN/requests/save, evaluate and stop.
 
 Training looks for them once an iteration and takes them away. They work across processes, and are safe where nothing
-listens: `ask` refuses a run that nobody trains, and a run that begins clears what an earlier one has left.
+listens: `ask` refuses a run that nobody trains, and a run that begins clears what an earlier one has left. A request
+that cannot be deleted is taken once, and again only when somebody touches it.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from dgpo import distributed
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import UserError, did_you_mean, warn
 from dgpo.run import lock
 
 SAVE, EVALUATE, STOP = "save", "evaluate", "stop"
@@ -34,7 +34,7 @@ def ask(run: Path, request: str) -> None:
 
 def waiting(run: Path) -> list[str]:
     """The requests that the run has not taken yet."""
-    return [name for name in REQUESTS if (run / FOLDER / name).exists()]
+    return [name for name in REQUESTS if _touched(run / FOLDER / name) is not None]
 
 
 def take(run: Path) -> set[str]:
@@ -49,11 +49,31 @@ def clear(run: Path) -> None:
         _taken(run)
 
 
+_answered: dict[Path, int] = {}
+"""The requests that this process has taken and could not delete -> when each was last touched."""
+
+
 def _taken(run: Path) -> set[str]:
-    if not (run / FOLDER).is_dir():
-        return set()
-    found = set(waiting(run))
-    with suppress(OSError):  # a folder that cannot be written to: they are done, and found again
-        for name in found:
-            (run / FOLDER / name).unlink()
-    return found
+    paths = {name: (run / FOLDER / name).absolute() for name in REQUESTS}
+    touched = {name: when for name, path in paths.items() if (when := _touched(path)) is not None}
+    new = {name for name, when in touched.items() if _answered.get(paths[name]) != when}
+    for name in new:
+        _delete(paths[name], touched[name])
+    return new
+
+
+def _touched(request: Path) -> int | None:
+    """When a request was made, in nanoseconds; None where there is none."""
+    try:
+        return request.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _delete(request: Path, touched: int) -> None:
+    """Delete a request, or remember that it was taken: a folder, or another user's file, would be heard again."""
+    try:
+        request.unlink(missing_ok=True)
+    except OSError as error:
+        _answered[request] = touched
+        warn([f"{request} cannot be deleted ({error.strerror}), so the run ignores it from now on: delete it by hand"])

@@ -21,9 +21,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ from dgpo import __version__
 from dgpo.errors import Extra, UserError, did_you_mean
 from dgpo.report import comparison, page
 from dgpo.report.marks import marking
-from dgpo.report.pictures import is_tiny, smaller
+from dgpo.report.pictures import embedded, is_tiny, smaller
 from dgpo.report.several import read_runs
 from dgpo.report.templates import template
 from dgpo.run import requests
 from dgpo.run.console_log import last_lines
 from dgpo.studio.guard import Guard
 from dgpo.studio.listing import Listing, NoRun
-from dgpo.studio.run import Run
+from dgpo.studio.run import Run, problem_of
 from dgpo.studio.state import RUNNING
 
 with Extra("studio", "dgpo studio"):
@@ -72,7 +72,7 @@ def app(folder: Path, token: str, open: bool) -> Starlette:
         Route("/run/{name}/samples", studio.viewer),
         Route("/run/{name}/report", studio.report),
         Route("/run/{name}/thumbnail", studio.thumbnail),
-        Route("/run/{name}/picture/{iteration:int}/{number:int}", studio.picture),
+        Route("/run/{name}/picture/{iteration}/{number}", studio.picture),
         Route("/run/{name}/failure/{picture}", studio.failure),
         Route("/compare", studio.compare),
         Route("/api/runs", studio.api_runs),
@@ -86,6 +86,24 @@ def app(folder: Path, token: str, open: bool) -> Starlette:
     made = Starlette(routes=routes, middleware=[guard], exception_handlers=handlers)
     made.state.closing = studio.closing
     return made
+
+
+Answer = Callable[["Studio", Request], Response]
+
+
+def _reads_runs(answer: Answer) -> Answer:
+    """What the files of a damaged run raise becomes one message."""
+
+    @wraps(answer)
+    def guarded(studio: Studio, request: Request) -> Response:
+        try:
+            return answer(studio, request)
+        except (UserError, OSError, HTTPException):
+            raise
+        except Exception as error:
+            raise UserError(problem_of(error)) from error
+
+    return guarded
 
 
 class Studio:
@@ -106,23 +124,35 @@ class Studio:
         return self._page("front.html.j2")
 
     def run(self, request: Request) -> Response:
-        run = self._run(request)
-        return self._page("run.html.j2", run=run, **_live(run))
+        return self._page_of(self._run(request), "run.html.j2")
 
     def live(self, request: Request) -> Response:
-        run = self._run(request)
-        return self._page("live.html.j2", run=run, **_live(run))
+        return self._page_of(self._run(request), "live.html.j2")
 
+    def _page_of(self, run: Run, name: str) -> Response:
+        """The page of a run as it is now; of a damaged one, what is wrong with it."""
+        try:
+            return self._page(name, run=run, **_live(run))
+        except Exception as error:
+            return self._page(name, run=run, **_unreadable(run, problem_of(error)))
+
+    @_reads_runs
     def viewer(self, request: Request) -> Response:
         return self._page("samples.html.j2", run=self._run(request), tiny=_is_tiny)
 
+    @_reads_runs
     def report(self, request: Request) -> Response:
         """As a file: what it holds in itself, a browser is not to show under this address."""
         run = self._run(request)
         name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in run.name)
         headers = {"Content-Disposition": f'attachment; filename="{name}-report.html"'}
-        return HTMLResponse(page.render(run.folder), headers=headers)
 
+        def address(path: Path) -> str:
+            return embedded(path) if run.holds(path) else ""
+
+        return HTMLResponse(page.render(run.folder, address), headers=headers)
+
+    @_reads_runs
     def compare(self, request: Request) -> Response:
         runs = [self._listing.run(name) for name in request.query_params.getlist("run")]
         by_folder = {run.folder: run for run in runs}
@@ -133,19 +163,22 @@ class Studio:
 
         return self._page("compare.html.j2", shown=runs, **comparison.contents(found, address))
 
+    @_reads_runs
     def picture(self, request: Request) -> Response:
-        asked = request.path_params["iteration"], request.path_params["number"]
-        path = self._run(request).pictures().get(asked)
+        iteration, number = request.path_params["iteration"], request.path_params["number"]
+        path = self._run(request).picture(iteration, number)
         if path is None:
-            raise HTTPException(404, f"there is no picture {asked[1]} of iteration {asked[0]}")
+            raise HTTPException(404, f"there is no picture {number} of iteration {iteration}"[:300])
         return FileResponse(path, headers=KEPT)
 
+    @_reads_runs
     def thumbnail(self, request: Request) -> Response:
         path = self._run(request).newest_picture()
         if path is None:
             raise HTTPException(404, "the run has no picture yet")
         return Response(_small(path, path.stat().st_mtime_ns), media_type="image/webp", headers=KEPT)
 
+    @_reads_runs
     def failure(self, request: Request) -> Response:
         path = self._run(request).failure_pictures().get(request.path_params["picture"])
         if path is None:
@@ -162,6 +195,7 @@ class Studio:
     def api_run(self, request: Request) -> Response:
         return JSONResponse(self._run(request).describe())
 
+    @_reads_runs
     def api_samples(self, request: Request) -> Response:
         return JSONResponse(_samples(self._run(request)))
 
@@ -196,6 +230,13 @@ def _live(run: Run) -> dict[str, Any]:
         "evaluates": bool(config.get("eval_every") and config.get("eval_prompts")),
         "running": about["state"] == RUNNING,
     }
+
+
+def _unreadable(run: Run, problem: str) -> dict[str, Any]:
+    """The page of a run whose files cannot be shown."""
+    nothing = dict.fromkeys(("heading", "pictures", "plan", "lines", "failures", "running"))
+    unknown = dict.fromkeys(("model", "algorithm", "iterations", "left", "checkpoint", "note"), "")
+    return {**nothing, "problem": problem, "about": unknown | run.unreadable(problem), "stamp": _text(run)}
 
 
 def _report(run: Run) -> dict[str, Any]:
@@ -272,6 +313,8 @@ def _asked(body: bytes) -> str:
         asked = json.loads(body)["request"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"that is no request; {known}") from None
+    if not isinstance(asked, str):
+        raise UserError(f"that is no request; {known}")
     if asked not in requests.REQUESTS:
         raise UserError(f"there is no request {asked!r}; {known}"[:300])
     return asked

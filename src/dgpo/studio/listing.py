@@ -14,12 +14,13 @@ from typing import Any
 
 from dgpo.errors import UserError, did_you_mean
 from dgpo.studio.run import Run, stamp_of
-from dgpo.studio.state import UNREADABLE
 
 SLICE = 0.5
 """Seconds for reading runs before an answer is given."""
 FRESH = 0.5
 """Seconds for which a look at the folder counts, whoever asks again."""
+DIGITS = 18
+"""Of the longest version of a list; Python makes no number of thousands of them."""
 
 
 class Listing:
@@ -52,7 +53,8 @@ class Listing:
                 self._look()
                 self._update()
             session, _, version = since.partition("-")
-            before = int(version) if session == self._session and version.isdecimal() else -1
+            known = session == self._session and version.isdecimal() and len(version) <= DIGITS
+            before = int(version) if known else -1
             return {
                 "now": f"{self._session}-{self._version}",
                 "runs": [run.summary for run in self._runs.values() if run.version > before and run.summary],
@@ -86,16 +88,7 @@ class Listing:
 
     def _describe(self, run: Run) -> None:
         run.listed = run.stamp()
-        try:
-            summary = run.describe()
-        except (UserError, OSError, ValueError, TypeError, KeyError) as error:
-            summary = {
-                "name": run.name,
-                "address": run.address,
-                "title": run.name,
-                "state": UNREADABLE,
-                "why": str(error),
-            }
+        summary = run.describe()
         if summary != run.summary:
             self._version += 1
             run.summary, run.version = summary, self._version

@@ -54,7 +54,7 @@ class Pictured(NamedTuple):
 
     modified: int
     samples: Samples | None
-    files: dict[tuple[int, int], Path]  # by iteration and number
+    files: dict[tuple[str, str], Path]  # by iteration and number, as they stand in an address
 
 
 class Run:
@@ -96,8 +96,8 @@ class Run:
             config = before.config if same and before else read_mapping(self.folder / "config.yaml")
             same = before is not None and before.stamp[1] == stamp[1]
             tail = before.tail if same and before else read_tail(self.folder / "metrics.jsonl")
-        except (UserError, OSError) as error:
-            return Known(stamp, {}, Tail([], None), str(error))
+        except Exception as error:
+            return Known(stamp, {}, Tail([], None), problem_of(error))
         return Known(stamp, config, tail, "")
 
     def state(self) -> State:
@@ -105,7 +105,10 @@ class Run:
         known = self.known()
         if known.problem:
             return State(UNREADABLE, known.problem)
-        return state_of(self.folder, known.config, known.tail)
+        try:
+            return state_of(self.folder, known.config, known.tail)
+        except Exception as error:
+            return State(UNREADABLE, problem_of(error))
 
     def other_version(self) -> str:
         """What to say where another version wrote the run; empty where this one did."""
@@ -118,7 +121,25 @@ class Run:
         return f"written by dgpo {version}; this is {__version__}, which shows of it what it knows"
 
     def describe(self) -> dict[str, Any]:
-        """What the list shows of it, as JSON."""
+        """What the list shows of it, as JSON; of a damaged run that it is unreadable."""
+        try:
+            summary = self._describe()
+            json.dumps(summary, ensure_ascii=False, allow_nan=False).encode()  # YAML also has dates and infinities
+        except Exception as error:
+            return self.unreadable(problem_of(error))
+        return summary
+
+    def unreadable(self, why: str) -> dict[str, Any]:
+        """What the list shows of a damaged run."""
+        return {
+            "name": self.name,
+            "address": self.address,
+            "title": self.name,
+            "state": UNREADABLE,
+            "why": why,
+        }
+
+    def _describe(self) -> dict[str, Any]:
         known, state = self.known(), self.state()
         config, tail = known.config, known.tail
         head = heading(config, self.name)
@@ -148,37 +169,55 @@ class Run:
         """Its pictures, read again when an evaluation has added some."""
         return self._pictured().samples
 
-    def pictures(self) -> dict[tuple[int, int], Path]:
-        """(iteration, number) -> the file, of every picture that may be shown."""
-        return self._pictured().files
+    def picture(self, iteration: str, number: str) -> Path | None:
+        """The file of a picture, by the words of its address; None where there is none that may be shown."""
+        path = self._pictured().files.get((iteration, number))
+        return path if path and self.holds(path) else None
 
     def _pictured(self) -> Pictured:
         modified = stamp_of(self.folder / "samples")[0]
         if self._pictures.modified != modified:
             samples = read_samples(self.folder)
             paths = [path for some in samples.iterations.values() for path in some] if samples else []
-            self._pictures = Pictured(modified, samples, {numbers_of(path): path for path in paths})
+            self._pictures = Pictured(modified, samples, {_words_of(path): path for path in paths})
         return self._pictures
 
     def picture_address(self, path: Path) -> str:
         """From where a page loads a picture."""
-        iteration, picture = numbers_of(path)
+        iteration, picture = _words_of(path)
         return f"{self.address}/picture/{iteration}/{picture}?{path.stat().st_mtime_ns}"
 
     def failures(self) -> list[dict[str, Any]]:
         """The prompts and pictures on which a reward failed, newest first."""
-        found = sorted((self.folder / "failures").glob("*.json"), key=lambda path: -path.stat().st_mtime)
-        return [_failure(path) for path in found[:12]]
+        notes = [path for path in (self.folder / "failures").glob("*.json") if self.holds(path)]
+        notes.sort(key=lambda path: -stamp_of(path)[0])
+        return [self._failure(path) for path in notes[:12]]
+
+    def _failure(self, path: Path) -> dict[str, Any]:
+        note, trace, picture = _note(path), path.with_suffix(".txt"), path.with_suffix(".png")
+        readable = trace.is_file() and self.holds(trace)
+        text = trace.read_text(encoding="utf-8", errors="replace") if readable else ""
+        return {
+            "name": path.stem,
+            "reward": str(note.get("reward", "")),
+            "prompt": str(note.get("prompt", "")),
+            "error": (text.strip().splitlines() or [""])[-1],
+            "picture": picture.is_file() and self.holds(picture),
+        }
 
     def failure_pictures(self) -> dict[str, Path]:
         """name -> the file, of every picture of a failure."""
-        return {path.stem: path for path in (self.folder / "failures").glob("*.png")}
+        return {path.stem: path for path in (self.folder / "failures").glob("*.png") if self.holds(path)}
 
     def newest_picture(self) -> Path | None:
         """The first picture of the last evaluation."""
         grids = sorted((self.folder / "samples").glob("iteration-[0-9]*.png"))
         first = grids[-1].with_suffix("") / "000.png" if grids else None
-        return first if first and first.is_file() else None
+        return first if first and first.is_file() and self.holds(first) else None
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file lies in the run folder, wherever links lead: a link out of it would show any file."""
+        return path.resolve().is_relative_to(self.folder.resolve())
 
     def _thumbnail(self) -> str | None:
         picture = self.newest_picture()
@@ -189,9 +228,16 @@ class Run:
         return max(stamp_of(self.folder / name)[0] for name in ("config.yaml", "metrics.jsonl")) / 1e9
 
 
-def numbers_of(picture: Path) -> tuple[int, int]:
-    """(20, 3) of samples/iteration-000020/003.png."""
-    return int(picture.parent.name.removeprefix("iteration-")), int(picture.stem)
+def problem_of(error: Exception) -> str:
+    """What to say where reading a run has failed. Its files may hold anything, and so may raise anything."""
+    if isinstance(error, (UserError, OSError)):
+        return str(error)
+    return f"a file of the run does not hold what dgpo writes: {type(error).__name__}: {error}"[:600]
+
+
+def _words_of(picture: Path) -> tuple[str, str]:
+    """("20", "3") of samples/iteration-000020/003.png."""
+    return str(int(picture.parent.name.removeprefix("iteration-"))), str(int(picture.stem))
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
@@ -219,17 +265,10 @@ def _last_scores(tail: Tail, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _failure(path: Path) -> dict[str, Any]:
+def _note(path: Path) -> dict[str, Any]:
+    """The reward and the prompt of a failure; empty where the file does not tell."""
     try:
         note = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
-        note = {}
-    trace = path.with_suffix(".txt")
-    text = trace.read_text(encoding="utf-8", errors="replace") if trace.is_file() else ""
-    return {
-        "name": path.stem,
-        "reward": str(note.get("reward", "")),
-        "prompt": str(note.get("prompt", "")),
-        "error": (text.strip().splitlines() or [""])[-1],
-        "picture": path.with_suffix(".png").is_file(),
-    }
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) else {}
