@@ -355,6 +355,7 @@ def test_a_config_edited_by_hand_is_refused(tiny_folder: Path, tmp_path: Path, f
     config = small(tiny_folder, tmp_path / "run", iterations=1)
     run(config)
     path = tmp_path / "run" / "config.yaml"
+    config = replace(config, name=load_yaml(path).name)
     changed = {
         "seed": replace(config, seed=1),
         "rewards": replace(config, rewards={"colour": 2.0}),

@@ -60,7 +60,7 @@ def test_the_update_does_not_depend_on_the_micro_batch(fresh, tiny_folder, tmp_p
         found, moved = updated(size)
         for (gradients, metrics), (expected, expected_metrics) in zip(found, whole):
             assert distance(gradients, expected) < 1e-10, f"micro_batch_size={size}"
-            for name in expected_metrics.keys() - {"train/grad_noise_scale", "train/grad_signal"}:
+            for name in expected_metrics.keys() - {"train/grad_noise_scale", "train/grad_signal", "forwards"}:
                 assert metrics[name] == pytest.approx(expected_metrics[name], rel=1e-5, abs=1e-8), name
         assert distance(moved, weights) < 1e-10
 
@@ -200,6 +200,8 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
         one, two = tmp_path / "alone" / name, tmp_path / "ranks" / name
         run(getattr(train_worker, name)(tiny_folder, one), **functions.get(name, {}))
         for left, right in zip(rows(two), rows(one), strict=True):
+            if name in ("straddling", "redrawn"):  # groups that are cut take a pass for their totals
+                assert left.pop("train/forwards") >= right.pop("train/forwards")
             if name == "redrawn":  # one process has whole groups and measures the noise scale
                 assert right.pop("train/grad_noise_scale") != left.get("train/grad_noise_scale", "absent")
                 right.pop("train/grad_signal")
