@@ -200,7 +200,7 @@ def test_two_ranks_equal_one_process(tiny_folder, tmp_path):
         one, two = tmp_path / "alone" / name, tmp_path / "ranks" / name
         run(getattr(train_worker, name)(tiny_folder, one), **functions.get(name, {}))
         for left, right in zip(rows(two), rows(one), strict=True):
-            if name in ("straddling", "redrawn"):  # groups that are cut take a pass for their totals
+            if name != "aligned":  # groups that are cut take a pass for their totals
                 assert left.pop("train/forwards") >= right.pop("train/forwards")
             if name == "redrawn":  # one process has whole groups and measures the noise scale
                 assert right.pop("train/grad_noise_scale") != left.get("train/grad_noise_scale", "absent")
