@@ -59,6 +59,7 @@ def test_jsonl_keeps_everything_but_the_prompt_as_metadata(tmp_path):
         ("twice.jsonl", '{"prompt": "a", "prompt": "b"}\n', "line 1 .*is not JSON: it has the key 'prompt' twice"),
         ("deep.jsonl", "[" * 100_000 + "\n", "line 1 .*is not JSON"),
         ("blank.jsonl", '{"prompt": " "}\n', "line 1 .*has no prompt"),
+        ("half.jsonl", '{"prompt": "a \\ud800 cat"}\n', "line 1 .*half of a surrogate pair"),
         ("number.jsonl", '{"prompt": 3}\n', "line 1 .*got 3"),
         ("prompts.csv", "a\n", "cannot read prompts from .*prompts.csv.*FILE.jsonl"),
     ],

@@ -100,6 +100,8 @@ def _row(item: Any, where: str) -> _Row:
         raise UserError(f"{where} is {item!r}; give a string, (prompt, metadata) or a dict with the key 'prompt'")
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{where} has no prompt: got {prompt!r} where a text must stand")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise UserError(f"{where} holds half of a surrogate pair, which is no character: {prompt!r}; write it in UTF-8")
     return _Row(prompt, metadata, where)
 
 
