@@ -48,25 +48,13 @@ dist: .venv/ready-dist  ## the source archive and the wheel, in dist/, checked
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/ready-dev: .venv/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
-
-.venv/ready-studio: .venv/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[studio]'
+.venv/ready-%: .venv/ready  # with an extra: dev, studio, docs, dist
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 .venv/ready-browser: .venv/ready-dev
 	tools/install_chromium.sh
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
-	touch $@
-
-.venv/ready-docs: .venv/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $@
-
-.venv/ready-dist: .venv/ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dist]'
 	touch $@
 
 clean:

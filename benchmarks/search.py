@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
+from dgpo.bench.run import lasting
 from dgpo.config import Config, from_dict, to_dict
 from dgpo.recipes import recipe
 from dgpo.run import folder as runfolder
-from dgpo.training.geometry import network_forwards
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("train/score/shapes_strict", "train/forwards", "train/grad_norm", "train/kl", "time/elapsed")
@@ -60,15 +60,12 @@ def candidate_config(name: str, overrides: str, forwards: int, seed: int, dtype:
         field, _, value = pair.partition("=")
         *heading, own = field.split(".")
         (values[heading[0]] if heading else values)[own] = yaml.safe_load(value)
-    config = from_dict(values)
-    iterations = max(1, round(forwards / network_forwards(config)))
-    steps = iterations * config.updates_per_rollout
+    config = lasting(from_dict(values), forwards)
     return replace(
         config,
         seed=seed,
         dtype=dtype,
-        iterations=iterations,
-        eval_every=iterations,
+        eval_every=config.iterations,
         eval_prompts={"train": str(base.prompts)},
         eval_images_per_prompt=3,
         checkpoint_every=0,
@@ -76,7 +73,6 @@ def candidate_config(name: str, overrides: str, forwards: int, seed: int, dtype:
         noise_scale_every=0,
         report=False,
         sampling=replace(config.sampling, eval_num_inference_steps=10),
-        optimizer=replace(config.optimizer, decay_steps=steps),
     )
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from markupsafe import Markup
 
 from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
-from dgpo.bench.run import KEPT, load, results
+from dgpo.bench.run import KEPT, SEARCHED, SEARCHED_DIVERSITY, load, results
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
-from dgpo.report.words import duration
+from dgpo.report.words import duration, plural
 
 SCORE, DIVERSITY = "shapes_strict", "diversity"
 SETS = ("seen", "unseen")
@@ -198,7 +198,7 @@ def _search(out: str | Path, setting: Setting, rows: Sequence[Row]) -> Iterator[
 
 
 def _searched(last: dict[str, Any]) -> str:
-    return f"{last['eval/train/shapes_strict']:.3f}, {last['eval/train/diversity']:.2f}"
+    return f"{last[SEARCHED]:.3f}, {last[SEARCHED_DIVERSITY]:.2f}"
 
 
 def _plot(rows: Sequence[Row], axis: str, label: str) -> Markup:
@@ -225,8 +225,8 @@ def _colour(row: Row) -> str:
 def _machine(environment: dict[str, Any]) -> str:
     """2 CPU cores, 2 threads, no GPU, torch 2.13.0."""
     machine = environment["machine"]
-    gpus, threads = ", ".join(machine["gpus"]) or "no GPU", machine["torch_threads"]
-    return f"{machine['cpus']} CPU cores, {threads} thread{'s' * (threads > 1)}, {gpus}, torch {environment['torch']}"
+    gpus, threads = ", ".join(machine["gpus"]) or "no GPU", plural(machine["torch_threads"], "thread")
+    return f"{machine['cpus']} CPU cores, {threads}, {gpus}, torch {environment['torch']}"
 
 
 def _grid(out: str | Path, row: Row) -> str | None:

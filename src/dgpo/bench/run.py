@@ -25,7 +25,7 @@ from dgpo.training.loop import train
 from dgpo.utils.files import whole
 
 MOST_RATES = len(LEARNING_RATES) + 4
-SCORE, DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
+SEARCHED, SEARCHED_DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
 
 
 class Job(NamedTuple):
@@ -80,9 +80,11 @@ def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) ->
     found = {lr: evaluations for lr, evaluations in loaded.items() if evaluations}
     if not found:
         raise UserError(f"every rate of {name} from {rates[0]:g} to {rates[-1]:g} diverged; it cannot be compared")
-    keep = [lr for lr, (first, *_, last) in found.items() if last[DIVERSITY] >= KEPT * first[DIVERSITY]]
+    keep = [
+        lr for lr, (first, *_, last) in found.items() if last[SEARCHED_DIVERSITY] >= KEPT * first[SEARCHED_DIVERSITY]
+    ]
     middle = math.log(statistics.median(LEARNING_RATES))
-    return max(keep or found, key=lambda lr: (found[lr][-1][SCORE], -abs(math.log(lr) - middle)))
+    return max(keep or found, key=lambda lr: (found[lr][-1][SEARCHED], -abs(math.log(lr) - middle)))
 
 
 def results(out: str | Path) -> Path:
@@ -95,24 +97,27 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def run_config(job: Job, out: str | Path) -> Config:
-    """What a job trains: as many iterations as its forwards pay for, over which the rate falls."""
-    config = config_of(job.contender, job.setting)
-    cost = network_forwards(config)
-    iterations = max(1, round(job.forwards / cost))
+def lasting(config: Config, forwards: int) -> Config:
+    """With as many iterations as these forwards pay for, over which the rate falls."""
+    iterations = max(1, round(forwards / network_forwards(config)))
     steps = iterations * config.updates_per_rollout
+    return replace(config, iterations=iterations, optimizer=replace(config.optimizer, decay_steps=steps))
+
+
+def run_config(job: Job, out: str | Path) -> Config:
+    """What a job trains."""
+    config = lasting(config_of(job.contender, job.setting), job.forwards)
     config = replace(
         config,
         name=job.name,
         out=str(Path(out) / "runs" / job.name),
         seed=SEARCH_SEED if job.seed is None else job.seed,
-        iterations=iterations,
-        eval_every=max(1, round(EVALUATE_EVERY / cost)),
-        optimizer=replace(config.optimizer, lr=job.lr, decay_steps=steps),
+        eval_every=max(1, round(EVALUATE_EVERY / network_forwards(config))),
+        optimizer=replace(config.optimizer, lr=job.lr),
     )
     if job.seed is None:  # no look at the evaluation lists
         train_list = {"train": str(config.prompts)}
-        config = replace(config, eval_prompts=train_list, eval_images_per_prompt=2, eval_every=iterations)
+        config = replace(config, eval_prompts=train_list, eval_images_per_prompt=2, eval_every=config.iterations)
     return config
 
 

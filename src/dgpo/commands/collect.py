@@ -37,9 +37,10 @@ def run(given: list[str]) -> int:
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
+    weights = apply.chosen(source, config)  # now: a run in progress may save others meanwhile
     with shown_progress() as tell:
         found = apply.collect(source, config, groups=int(groups), out=config.out or "groups", tell=tell)
-    print(f"weights: {apply.chosen(source, config)}", file=sys.stderr, flush=True)
+    print(f"weights: {weights}", file=sys.stderr, flush=True)
     folder, number, size, mean, spread = found
     print(f"{folder}: {number} groups of {size} images, mean reward {mean:.3f}, within a group ± {spread:.3f}")
     return 0

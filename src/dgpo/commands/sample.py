@@ -59,9 +59,10 @@ def run(given: list[str]) -> int:
     config = replace(config, sampling=sampling, seed=o.seed)
     more = PromptSet([], []) if o.prompts is None else load_prompts(o.prompts)
     prompts = [*((text, {}) for text in o.prompt), *zip(more.prompts, more.metadata)]
+    weights = apply.chosen(source, config)  # now: a run in progress may save others meanwhile
     with shown_progress() as tell:
         apply.sample(source, config, prompts=prompts, images=o.images, out=o.out, compare=o.compare, tell=tell)
-    print(f"weights: {apply.chosen(source, config)}", file=sys.stderr, flush=True)
+    print(f"weights: {weights}", file=sys.stderr, flush=True)
     for path in dict.fromkeys((apply.grid_of(o.out), o.out)):
         print(path)
     return 0

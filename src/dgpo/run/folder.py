@@ -172,7 +172,7 @@ def _place(config: Config, overwrite: bool) -> Path:
 
     overwrite: it is runs/NAME then, and an old run is moved aside
     """
-    path = Path(config.out) if config.out else Path("runs") / config.called
+    path = _wanted(config)
     given = overwrite or config.out is not None
     if overwrite:
         _make_room(path, replace(config, out=str(path)))
@@ -190,9 +190,14 @@ def _place(config: Config, overwrite: bool) -> Path:
     raise AssertionError("numbers do not end")
 
 
+def _wanted(config: Config) -> Path:
+    """The folder that the config names, or runs/NAME."""
+    return Path(config.out) if config.out else Path("runs") / config.called
+
+
 def require_free(config: Config, overwrite: bool) -> None:
     """Refuse a folder that a new run cannot have, as far as that can be told before its model is loaded."""
-    run = Path(config.out) if config.out else Path("runs") / config.called
+    run = _wanted(config)
     if overwrite and _taken(run):
         _require_run(run)
     elif config.out is not None and _taken(run):

@@ -103,7 +103,10 @@ def load_trained(source: str | Path, config: Config) -> tuple[VelocityModel, str
     Returns the model, whose weight set "ema" holds them, and a line that says which weights these are. The set "policy"
     is what a run began with. Blocks are not compiled: what is drawn here is seldom worth the minutes.
     """
-    weights = chosen(source, config)
+    return _loaded(chosen(source, config), config)
+
+
+def _loaded(weights: Chosen, config: Config) -> tuple[VelocityModel, str]:
     tensors = None if weights.checkpoint is None else checkpoint.load(weights.checkpoint)[0]["ema"]
     model = load_configured(replace(config, compile=False), ("ref", "ema"))
     if tensors is not None:
@@ -140,8 +143,9 @@ def chosen(source: str | Path, config: Config | None = None) -> Chosen:
 
 def _load(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
     """`load_trained`, with a word of warning where the weights are hardly those that one wants."""
-    warn(filter(None, [chosen(source, config).doubt]))
-    return load_trained(source, config)
+    weights = chosen(source, config)
+    warn(filter(None, [weights.doubt]))
+    return _loaded(weights, config)
 
 
 def evaluate(

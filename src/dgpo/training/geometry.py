@@ -99,9 +99,11 @@ def network_forwards(config: Config, processes: int = 1) -> int:
     """
     c, g = config, geometry(config, processes)
     images = c.num_groups * schedule.trained_images(c) * g.points  # of an update, or of all that have parts of them
-    olds = [update < g.old_updates for update in range(g.updates)]
-    per_image = [schedule.point_forwards(c.algorithm, c.sampling.guidance_scale, g.splits, not old) for old in olds]
-    trained = images * sum(per_image) // (g.updates if c.split_updates else 1)
+    of_updates = [
+        schedule.point_forwards(c.algorithm, c.sampling.guidance_scale, g.splits, old_is_policy=update >= g.old_updates)
+        for update in range(g.updates)
+    ]
+    trained = images * sum(of_updates) // (g.updates if c.split_updates else 1)
     return c.num_groups * c.group_size * schedule.sampling_forwards(c) + trained
 
 
