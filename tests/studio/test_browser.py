@@ -358,6 +358,10 @@ def test_the_buttons_act_on_a_training_in_another_process(serve, visit, tiny_fol
         expect(run_item(page, "real")).to_contain_text(re.compile(r"[1-9]\d* / 5000"), timeout=60_000)
         run_item(page, "real").get_by_role("link").click()
         expect(page.locator(".now")).to_contain_text("left")
+        page.evaluate("window.button = document.getElementById('ask-save')")
+        shown = page.locator(".now").inner_text()
+        expect(page.locator(".now")).not_to_have_text(shown, use_inner_text=True)
+        assert page.evaluate("window.button.isConnected"), "a click is not lost to a new number"
         page.get_by_role("button", name="Save now").click()
         expect(page.locator(".now")).to_contain_text(re.compile(r"saved: iteration-0*[1-9]"))
         page.get_by_role("button", name="Evaluate now").click()
