@@ -204,6 +204,8 @@ class Config:
     none is, and those that train are evaluated."""
     eval_images_per_prompt: int = 2
     """Images per prompt of an evaluation set, from fixed noise."""
+    eval_images: dict[str, int] = field(default_factory=dict)
+    """Name of an evaluation set -> its own number of images per prompt, such as fewer for a long list."""
     eval_every: int = 10
     """Iterations between evaluations; the first and the last are always evaluated, unless this is 0: never."""
     stop_on_alarm: bool = False
@@ -243,6 +245,10 @@ class Config:
     def called(self) -> str:
         """The run's name, given or made from what it trains."""
         return self.name or automatic_name(self.model, self.rewards, self.offline)
+
+    def images_of(self, eval_set: str) -> int:
+        """Images per prompt of an evaluation set."""
+        return self.eval_images.get(eval_set, self.eval_images_per_prompt)
 
     def is_deterministic(self) -> bool:
         """Whether the algorithm's rollouts are those of an ODE solver."""

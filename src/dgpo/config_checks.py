@@ -133,6 +133,12 @@ def _check_names(config: Config) -> None:
             bool(re.fullmatch(r"[\w.-]+", name)),
             f"eval_prompts has a set called {name!r}; names are part of eval/NAME/SCORE, so use letters and digits",
         )
+    for name, images in config.eval_images.items():
+        require(
+            name in config.eval_prompts,
+            f"eval_images names {name!r}, which eval_prompts has not. {did_you_mean(name, config.eval_prompts)}",
+        )
+        require(images >= 1, f"eval_images gives {name!r} {images}; it must be at least 1")
 
 
 def _check_reward_names(config: Config) -> None:

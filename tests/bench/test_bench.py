@@ -12,7 +12,9 @@ import torch
 from synthetic import make_run
 
 from dgpo.bench import run
-from dgpo.bench.page import Curve, Row, _plot, curve_of, reached, write_page
+from dgpo.bench.curves import Curve, Row, curve_of, reached
+from dgpo.bench.out_of_domain import out_of_domain
+from dgpo.bench.page import _plot, write_page
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, Plan, config_of
 from dgpo.bench.run import Job, bench, best_lr, results, run_config
 from dgpo.commands.main import main
@@ -24,7 +26,7 @@ from dgpo.training.draw import for_evaluation
 from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import Result
 
-MACHINE = {"platform": "an OS", "cpus": 2, "torch_threads": 2, "gpus": []}
+MACHINE = {"platform": "an OS", "cpu": "a processor", "cpus": 2, "torch_threads": 2, "gpus": []}
 ENVIRONMENT = {"machine": MACHINE, "torch": "2.13.0", "command": "secret", "dgpo": "0.1.0"}
 BEST = 2e-3
 
@@ -77,7 +79,10 @@ def test_every_contender_shares_what_must_be_equal(setting: Any, tmp_path: Path)
         config = run_config(Job(name, setting, 1e-3, 230_400, 7), tmp_path)
         assert from_dict(to_dict(config)) == config
         assert (config.seed, config.optimizer.lr) == (7, 1e-3)
-        for field in ("model", "lora", "prompts", "rewards", "eval_prompts", "eval_rewards", "eval_images_per_prompt"):
+        for field in (
+            *("model", "lora", "prompts", "rewards", "eval_prompts", "eval_rewards", "eval_images_per_prompt"),
+            "eval_images",
+        ):
             assert getattr(config, field) == getattr(base, field), (name, field)
         assert for_evaluation(config.sampling) == for_evaluation(base.sampling)
         assert config.iterations * network_forwards(config) == pytest.approx(230_400, rel=0.03)
@@ -147,6 +152,38 @@ def test_a_result_of_other_settings_is_not_taken_for_this_one(
         path.unlink()
     with pytest.raises(UserError, match=r"awm-plain-seed0\.json was made with another optimizer"):
         bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
+
+
+def stored(path: Path, **changes: Any) -> None:
+    """Give a stored result another config; a value of None takes the field away."""
+    result = json.loads(path.read_text())
+    asked = {name: value for name, value in {**result["asked"], **changes}.items() if name not in changes or value}
+    path.write_text(json.dumps({**result, "asked": asked}))
+
+
+def test_a_result_is_taken_that_lacks_a_newer_field_or_ran_on_another_device(trained: Trained, tmp_path: Path) -> None:
+    options = Plan(only=("awm",), seeds=(0,), out=str(tmp_path))
+    bench(options)
+    count, path = len(trained.started), results(tmp_path) / "search" / "awm-plain-lr0.001.json"
+    for changes in ({"stop_on_alarm": None, "eval_images": None}, {"device": "cuda"}):
+        stored(path, **changes)
+        assert bench(options)
+        assert len(trained.started) == count
+    for changes in ({"group_size": None}, {"removed_long_ago": 3}):
+        stored(path, **changes)
+        with pytest.raises(UserError, match=f"was made with another {next(iter(changes))}\\b"):
+            bench(options)
+        stored(path, group_size=12, removed_long_ago=None)
+
+
+def test_the_project_s_own_search_results_are_taken() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    found = [*(results(folder) / "search").glob("*.json")]
+    assert found
+    for path in found:
+        result = run.load(path)
+        job = Job(result["contender"], result["setting"], result["lr"], Plan().search_forwards)
+        assert run.comparable(result["asked"]) == run.comparable(to_dict(run_config(job, folder))), path
 
 
 def test_equal_scores_end_the_search_at_the_middle(trained: Trained, tmp_path: Path) -> None:
@@ -223,19 +260,57 @@ def test_the_page_says_what_it_takes_to_reach_a_score(trained: Trained, tmp_path
     assert "3 of 3 ⚠" in text, "flow_grpo's pictures are alike by then"
     assert "not reached; best 0.70" in text
     assert "0.0005: 0.475" in text, "the search is told"
-    assert "2 CPU cores, 2 threads, no GPU, torch 2.13.0" in text
+    assert "<h3>At equal forwards</h3>" in text
+    assert "99,360: shapes_strict, diversity" in text, "where the shortest run ends"
+    assert "0.700 ± 0.000, 1.000" in text, "dgpo at its end"
+    assert "Out of domain at equal in-domain score" in text
+    assert "a processor, 2 CPU cores, 2 threads, torch 2.13.0" in text
     style = re.compile("<style>.*</style>", re.DOTALL)
     assert style.findall(text) == style.findall(render(make_run(tmp_path / "run", 4, 2)))
     with pytest.raises(UserError, match="no finished run"):
         write_page(tmp_path / "elsewhere")
 
 
+def evaluated(share: float, seen: float, **scores: float) -> dict[str, float]:
+    """An evaluation after a share of training. scores: of other sets than `seen`, with _ for /"""
+    row = {"iteration": 10 * share, "forwards": 1000 * share, "seconds": 60 * share, "eval/seen/shapes_strict": seen}
+    watched = {f"eval/{split}/{name}": 1.0 for split in ("seen", "unseen") for name in ("diversity", "drift")}
+    return row | watched | {f"eval/{name}/shapes_strict": score for name, score in scores.items()}
+
+
+def contender(name: str, *seeds: list[dict[str, float]]) -> Row:
+    return Row(name, "plain", [], [{"evaluations": evaluations} for evaluations in seeds])
+
+
+def test_contenders_are_compared_out_of_domain_at_one_score_in_domain() -> None:
+    start = evaluated(0, 0.3, unseen=0.2, other_seen=0.4, other_unseen=0.2)
+    fast = evaluated(1, 0.7, unseen=0.4, other_seen=0.2, other_unseen=0.2)
+    late = evaluated(1, 0.5, unseen=0.5, other_seen=0.6, other_unseen=0.2)
+    table = out_of_domain([
+        contender("dgpo", [start, fast], [start, late]),
+        contender("awm", [start, evaluated(1, 0.53, unseen=0.2)]),
+        contender("ram", [start, evaluated(1, 0.44)]),
+    ])  # fmt: skip
+    assert table is not None
+    assert table.score == 0.5, "what both seeds of dgpo and awm's one reach, in steps of .05"
+    assert table.head[2:5] == ["seen shapes_strict", "unseen combinations", "unseen kinds"]
+    base, dgpo, awm, ram = table.rows
+    assert base[:5] == ("base model", "", "0.300", "0.200", "0.300")
+    # halfway to .4 and .2 in the first seed; at the end, .5 and .4, in the other
+    assert dgpo[:5] == ("dgpo", "2 of 2", "0.50", "0.400 ± 0.141", "0.325 ± 0.106")
+    assert awm[:5] == ("awm", "1 of 1", "0.50", "0.200", "–"), "an older result has no lists of other kinds"
+    assert ram[:4] == ("ram", "0 of 1", "not reached; best 0.44", "")
+    assert dgpo[table.head.index("diversity")] == "1.000 ± 0.000"
+    assert dgpo[table.head.index("crispness")] == "–"
+    assert out_of_domain([contender("dgpo", [start, start])]) is None
+
+
 def test_costs_of_a_score_are_read_between_evaluations() -> None:
     scores = {"shapes_strict": [0.2, 0.4, 0.8], "diversity": [1.0, 0.95, 0.75], "drift": [0.1, 0.1, 0.2]}
-    curve = Curve([0, 1000, 3000], [0.0, 60.0, 120.0], scores)
+    curve = Curve([0, 1, 3], [0, 1000, 3000], [0.0, 60.0, 120.0], scores)
     hit = reached(curve, 0.5)
     assert hit is not None
-    assert (hit.forwards, hit.seconds) == pytest.approx((1500, 75))
+    assert (hit.iterations, hit.forwards, hit.seconds) == pytest.approx((1.5, 1500, 75))
     assert hit.scores == pytest.approx({"shapes_strict": 0.5, "diversity": 0.9, "drift": 0.125})
     assert not hit.uniform, "a tenth and no more"
     late, first = reached(curve, 0.6), reached(curve, 0.1)
@@ -247,12 +322,21 @@ def test_costs_of_a_score_are_read_between_evaluations() -> None:
 
 
 def test_a_curve_is_the_mean_of_the_sets() -> None:
-    row = {"forwards": 10, "seconds": 1.0, "eval/seen/shapes_strict": 0.4, "eval/unseen/shapes_strict": 0.6}
-    assert curve_of([row | {"eval/seen/drift": 0.1}]) == Curve([10], [1.0], {"shapes_strict": [0.5]})
+    row = {
+        "iteration": 2,
+        "forwards": 10,
+        "seconds": 1.0,
+        "eval/seen/shapes_strict": 0.4,
+        "eval/unseen/shapes_strict": 0.6,
+    }
+    assert curve_of([row | {"eval/seen/drift": 0.1}]) == Curve([2], [10], [1.0], {"shapes_strict": [0.5]})
 
 
 def test_lines_of_contenders_differ() -> None:
-    rows = [Row(name, "plain", [Curve([0, 1], [0.0, 1.0], {"shapes_strict": [0.1, 0.2]})], []) for name in CONTENDERS]
+    rows = [
+        Row(name, "plain", [Curve([0, 1], [0, 1], [0.0, 1.0], {"shapes_strict": [0.1, 0.2]})], [])
+        for name in CONTENDERS
+    ]
     svg = _plot(rows, "forwards", "forwards")
     assert len(set(re.findall(r'fill="none" stroke="([^"]*)" stroke-width="2"', svg))) == len(CONTENDERS)
     assert {name for name in CONTENDERS if f">{name}<" in svg} == set(CONTENDERS)

@@ -105,8 +105,8 @@ def test_scores_of_an_evaluation_that_the_log_does_not_end_with_are_not_taken(pa
     assert differences(*runs) == {}
 
 
-@pytest.mark.parametrize("fields", [{"seed": 1}, {"eval_images_per_prompt": 3}])
-def test_runs_of_different_noise_are_not_paired_and_the_page_says_so(fields: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("fields", [{"seed": 1}, {"eval_images_per_prompt": 3}, {"eval_images": {"seen": 3}}])
+def test_runs_of_different_noise_are_not_paired_and_the_page_says_so(fields: dict[str, Any], tmp_path: Path) -> None:
     values = torch.rand(40)
     runs = read_runs([keep(made(tmp_path / "a"), values), keep(made(tmp_path / "b", **fields), values)])
     assert differences(*runs) == {}
@@ -118,6 +118,12 @@ def test_runs_of_different_noise_are_not_paired_and_the_page_says_so(fields: dic
     text = render(runs)
     assert "same noise</h2>" not in text
     assert "from different noise" in text
+
+
+def test_runs_of_versions_without_a_field_are_paired_with_those_that_leave_it_empty(tmp_path: Path) -> None:
+    values = torch.rand(40)
+    runs = read_runs([keep(made(tmp_path / "a"), values), keep(made(tmp_path / "b", eval_images={}), values + 1)])
+    assert differences(*runs)["eval/seen/shapes/change"] == pytest.approx(1)
 
 
 def test_sets_are_common_by_name_and_source_and_own_prompts_by_theirs(tmp_path: Path) -> None:

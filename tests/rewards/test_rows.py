@@ -200,7 +200,7 @@ def checked(tags: dict[str, tuple[str, ...]], watched: tuple[str, ...] = (), **s
     weights = {"one": 1.0, "two": 1.0}
     functions: dict[str, Reward] = dict.fromkeys((*weights, *watched), doubting)
     trained, evaluated = (RewardSet(weights, functions, watched=names, tags=tags) for names in ((), watched))
-    return check_run(trained, evaluated, TAGGED, sets, 4)
+    return check_run(trained, evaluated, TAGGED, sets, lambda name: 4)
 
 
 def test_a_tag_that_no_prompt_has_is_refused() -> None:
@@ -222,8 +222,10 @@ def test_doubts_say_of_which_prompts() -> None:
 def test_images_that_are_compared_must_be_two() -> None:
     rewards = RewardSet({"one": 1.0}, {"one": doubting}, watched=("pixel_diversity",))
     with pytest.raises(UserError, match="eval_images_per_prompt=1, and pixel_diversity compares"):
-        check_run(rewards, rewards, TAGGED, {"seen": TAGGED}, 1)
-    check_run(rewards, rewards, TAGGED, {}, 1)
+        check_run(rewards, rewards, TAGGED, {"seen": TAGGED}, lambda name: 1)
+    with pytest.raises(UserError, match="take 2 or more, also where eval_images gives unseen a number of its own"):
+        check_run(rewards, rewards, TAGGED, {"seen": TAGGED, "unseen": TAGGED}, {"seen": 2, "unseen": 1}.__getitem__)
+    check_run(rewards, rewards, TAGGED, {}, lambda name: 1)
 
 
 def test_metadata_of_another_tag_is_not_asked_for() -> None:

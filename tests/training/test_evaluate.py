@@ -66,6 +66,21 @@ def test_every_image_is_scored_once_in_any_batch(score):
     assert whole == pytest.approx(parts, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_a_set_may_have_its_own_number_of_images(score):
+    sets, calls = {"eval_prompts": dict.fromkeys(SETS, "prompts.txt")}, []
+
+    def watch(images, prompts, metadata):
+        calls.append(len(images))
+        return colour(images, prompts, metadata)
+
+    few, all_three = score(reward=watch, eval_images={"unseen": 2}, **sets), score(**sets)
+    assert calls == [9, 2]
+    assert few.metrics["eval/seen/colour"] == all_three.metrics["eval/seen/colour"]
+    alone = score(sets={"unseen": SETS["unseen"]}, eval_images_per_prompt=2)
+    assert few.metrics["eval/unseen/colour"] == alone.metrics["eval/unseen/colour"], "the first two of the three"
+
+
 def test_means_standard_errors_and_kinds(score):
     values = torch.arange(9.0) ** 2
     other = torch.tensor([5.0, 6.0, 7.0])

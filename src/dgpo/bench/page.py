@@ -4,53 +4,26 @@ from __future__ import annotations
 
 import base64
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from dgpo.bench.curves import DIVERSITY, SCORE, SETS, WATCHED, Row, reached, read_rows
+from dgpo.bench.out_of_domain import out_of_domain
 from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
-from dgpo.bench.run import KEPT, SEARCHED, SEARCHED_DIVERSITY, load, results
+from dgpo.bench.run import SEARCHED, SEARCHED_DIVERSITY, load, results
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
 from dgpo.report.words import duration, plural
 
-SCORE, DIVERSITY = "shapes_strict", "diversity"
-SETS = ("seen", "unseen")
-WATCHED = (SCORE, DIVERSITY, "crispness", "drift")
 COLOURS = (*SERIES[1:], SERIES[0])
 FRAME = Frame(width=400, height=210, left=36, right=108, bottom=18)
 TARGETS = (0.6, 0.7, 0.8)
 REFERENCE = "dgpo"
-
-
-class Curve(NamedTuple):
-    """The evaluations of one seed. Scores are means of the evaluation sets."""
-
-    forwards: list[float]  # of training so far, per image, a backward as two
-    seconds: list[float]  # of training
-    scores: dict[str, list[float]]  # each of WATCHED
-
-
-class Row(NamedTuple):
-    """One contender over its seeds."""
-
-    name: str
-    setting: Setting
-    curves: list[Curve]
-    runs: list[dict[str, Any]]
-
-
-class Reached(NamedTuple):
-    """What one seed had when its score first reached a target."""
-
-    forwards: float
-    seconds: float
-    scores: dict[str, float]
-    uniform: bool  # with a diversity more than a tenth below the base model's
 
 
 def write_page(out: str | Path) -> Path:
@@ -64,50 +37,10 @@ def write_page(out: str | Path) -> Path:
         sections=[_section(out, setting, [row for row in rows if row.setting == setting]) for setting in settings],
         guidance=GUIDANCE,
         score=SCORE,
-        machines=sorted({_machine(run["environment"]) for row in rows for run in row.runs}),
+        machines=sorted({_machine(run) for row in rows for run in row.runs}),
     )
     page.write_text(text, encoding="utf-8")
     return page
-
-
-def read_rows(out: str | Path) -> list[Row]:
-    """The contenders with finished runs, in the plan's order, of each setting."""
-    found: dict[tuple[str, Setting], list[dict[str, Any]]] = {}
-    for path in sorted(results(out).glob("*.json")):
-        run = load(path)
-        found.setdefault((run["contender"], run["setting"]), []).append(run)
-    return [
-        Row(name, setting, [curve_of(run["evaluations"]) for run in found[name, setting]], found[name, setting])
-        for setting in GUIDANCE
-        for name in CONTENDERS
-        if (name, setting) in found
-    ]
-
-
-def curve_of(evaluations: Sequence[dict[str, Any]]) -> Curve:
-    """Scores over cost, means of the evaluation sets."""
-    scores = {
-        name: [statistics.fmean(row[f"eval/{split}/{name}"] for split in SETS) for row in evaluations]
-        for name in WATCHED
-        if all(f"eval/{split}/{name}" in row for row in evaluations for split in SETS)
-    }
-    return Curve([row["forwards"] for row in evaluations], [row["seconds"] for row in evaluations], scores)
-
-
-def reached(curve: Curve, target: float) -> Reached | None:
-    """Where the score first reached `target`, between evaluations by a straight line; None where it never did."""
-    scores = curve.scores[SCORE]
-    at = next((k for k, score in enumerate(scores) if score >= target), None)
-    if at is None:
-        return None
-    share = 1.0 if at == 0 else (target - scores[at - 1]) / (scores[at] - scores[at - 1])
-
-    def there(values: Sequence[float]) -> float:
-        return values[max(at - 1, 0)] + share * (values[at] - values[max(at - 1, 0)])
-
-    watched = {name: there(values) for name, values in curve.scores.items()}
-    uniform = DIVERSITY in watched and watched[DIVERSITY] < KEPT * curve.scores[DIVERSITY][0]
-    return Reached(there(curve.forwards), there(curve.seconds), watched, uniform)
 
 
 def _section(out: str | Path, setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
@@ -120,7 +53,9 @@ def _section(out: str | Path, setting: Setting, rows: Sequence[Row]) -> dict[str
             for axis, label in (("forwards", "thousand network forwards"), ("seconds", "minutes of training"))
         ],
         "targets": [(f"{target:.2f}", [*_target(rows, target)]) for target in TARGETS],
-        "finals": [(row.name, f"{row.runs[0]['lr']:g}", *_finals(row)) for row in rows],
+        "equal": [(label, *_at_equal(rows, axis)) for axis, label in (("forwards", "forwards"), ("seconds", "time"))],
+        "out_of_domain": out_of_domain(rows),
+        "finals": [(row.name, f"{row.runs[0]['lr']:g}", _machines(row), *_finals(row)) for row in rows],
         "search": [*_search(out, setting, rows)],
         "grids": [(row.name, grid) for row in rows if (grid := _grid(out, row))],
     }
@@ -144,26 +79,61 @@ def _verdict(rows: Sequence[Row]) -> str:
 def _target(rows: Sequence[Row], target: float) -> Iterator[tuple[str, ...]]:
     """A row for each contender: what it took to reach the target, and what the pictures were like then."""
     hits = {row.name: [hit for curve in row.curves if (hit := reached(curve, target))] for row in rows}
-    reference = [hit.forwards for hit in hits.get(REFERENCE, ())]
+    reference = hits.get(REFERENCE, [])
     for row in rows:
         own, seeds = hits[row.name], len(row.curves)
         if not own:
             best = max(score for curve in row.curves for score in curve.scores[SCORE])
-            yield (row.name, f"0 of {seeds}", f"not reached; best {best:.2f}", *[""] * 5)
+            yield (row.name, f"0 of {seeds}", f"not reached; best {best:.2f}", *[""] * 7)
             continue
-        forwards = statistics.median(hit.forwards for hit in own)
-        spread = (
-            f" ({min(h.forwards for h in own):,.0f} to {max(h.forwards for h in own):,.0f})" if len(own) > 1 else ""
-        )
-        factor = f"{forwards / statistics.median(reference):.1f}" if reference else ""
+        mark = " ⚠" if any(hit.uniform for hit in own) else ""
         yield (
             row.name,
-            f"{len(own)} of {seeds}" + (" ⚠" if any(hit.uniform for hit in own) else ""),
-            f"{forwards:,.0f}{spread}",
-            factor,
-            duration(statistics.median(hit.seconds for hit in own)),
+            f"{len(own)} of {seeds}{mark}",
+            _range([hit.forwards for hit in own], lambda forwards: f"{forwards:,.0f}"),
+            _times([hit.forwards for hit in own], [hit.forwards for hit in reference]),
+            f"{statistics.median(hit.iterations for hit in own) * _images(row):,.0f}",
+            _range([hit.seconds for hit in own], duration) + mark,
+            _times([hit.seconds for hit in own], [hit.seconds for hit in reference]),
             *(_mean([hit.scores[name] for hit in own if name in hit.scores]) for name in WATCHED[1:]),
         )
+
+
+def _images(row: Row) -> int:
+    """Images of an iteration."""
+    config = row.runs[0]["config"]
+    return config["num_groups"] * config["group_size"]
+
+
+def _range(values: Sequence[float], told: Callable[[float], str]) -> str:
+    """Their median and, of several, the smallest and the largest."""
+    several = f" ({told(min(values))} to {told(max(values))})" if len(values) > 1 else ""
+    return told(statistics.median(values)) + several
+
+
+def _times(values: Sequence[float], reference: Sequence[float]) -> str:
+    """How many times the reference's median theirs is; nothing where the reference has none, or needed nothing."""
+    of_reference = statistics.median(reference) if reference else 0.0
+    return f"{statistics.median(values) / of_reference:.1f}" if of_reference else ""
+
+
+def _at_equal(rows: Sequence[Row], axis: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows of a table: scores and diversity after each quarter of the shortest run's cost."""
+    cost = min(getattr(curve, axis)[-1] for row in rows for curve in row.curves)
+    told = {"forwards": lambda at: f"{at:,.0f}", "seconds": duration}[axis]
+    points = [cost * quarter / 4 for quarter in (1, 2, 3, 4)]
+    head = ["contender", *(f"{told(at)}: {SCORE}, {DIVERSITY}" for at in points)]
+    return head, [(row.name, *(_scores_at(row, axis, at) for at in points)) for row in rows]
+
+
+def _scores_at(row: Row, axis: str, at: float) -> str:
+    """Mean over seeds, of the score with its standard deviation."""
+    values = {
+        name: [float(np.interp(at, getattr(c, axis), c.scores[name])) for c in row.curves if name in c.scores]
+        for name in (SCORE, DIVERSITY)
+    }
+    spread = f" ± {statistics.stdev(values[SCORE]):.3f}" if len(values[SCORE]) > 1 else ""
+    return f"{statistics.fmean(values[SCORE]):.3f}{spread}, {_mean(values[DIVERSITY])}"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -222,11 +192,22 @@ def _colour(row: Row) -> str:
     return COLOURS[[*CONTENDERS].index(row.name) % len(COLOURS)]
 
 
-def _machine(environment: dict[str, Any]) -> str:
-    """2 CPU cores, 2 threads, no GPU, torch 2.13.0."""
-    machine = environment["machine"]
-    gpus, threads = ", ".join(machine["gpus"]) or "no GPU", plural(machine["torch_threads"], "thread")
-    return f"{machine['cpus']} CPU cores, {threads}, {gpus}, torch {environment['torch']}"
+def _machines(row: Row) -> str:
+    """The card, or the processor, that each seed's run computed on."""
+    return ", ".join(sorted({_computed_on(run) for run in row.runs}))
+
+
+def _computed_on(run: dict[str, Any]) -> str:
+    machine = run["environment"]["machine"]
+    gpus = [] if run["config"]["device"] == "cpu" else machine["gpus"]
+    return ", ".join(dict.fromkeys(gpus)) or machine.get("cpu") or "CPU"
+
+
+def _machine(run: dict[str, Any]) -> str:
+    """An NVIDIA H100, 16 CPU cores, 2 threads, torch 2.13.0."""
+    machine = run["environment"]["machine"]
+    threads = plural(machine["torch_threads"], "thread")
+    return f"{_computed_on(run)}, {machine['cpus']} CPU cores, {threads}, torch {run['environment']['torch']}"
 
 
 def _grid(out: str | Path, row: Row) -> str | None:

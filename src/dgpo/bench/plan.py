@@ -17,6 +17,9 @@ Everything computes in fp32: Flow-GRPO's clip is so narrow that the rounding of 
 
 Settings: "plain" samples without guidance; "guided" samples rollouts and evaluations with guidance 3, which Flow-GRPO
 trains through and the others do not.
+
+Out of domain, evaluations also have combinations that no training prompt has (`unseen`), and prompts of the other three
+kinds, whose combinations are asked for in training of those kinds (`other_seen`) or held out there (`other_unseen`).
 """
 
 from __future__ import annotations
@@ -36,6 +39,10 @@ LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEARCH_SEED = 100
 EVALUATE_EVERY = 19_200
 """Forwards between evaluations, rounded to whole iterations."""
+OTHER_KINDS = {f"other_{split}": f"shapes:{split}:single_object,two_object,counting" for split in ("seen", "unseen")}
+"""Evaluation sets of the kinds of prompts that nobody trains on."""
+OTHER_IMAGES = 2
+"""Images of each of their prompts: a quarter more evaluation for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,4 +129,10 @@ CONTENDERS: dict[str, Callable[[], Config]] = {
 def config_of(name: str, setting: Setting) -> Config:
     """A contender's config but for learning rate, length and seed."""
     config = CONTENDERS[name]()
-    return replace(config, dtype="fp32", sampling=replace(config.sampling, guidance_scale=GUIDANCE[setting]))
+    return replace(
+        config,
+        dtype="fp32",
+        sampling=replace(config.sampling, guidance_scale=GUIDANCE[setting]),
+        eval_prompts={**config.eval_prompts, **OTHER_KINDS},
+        eval_images=dict.fromkeys(OTHER_KINDS, OTHER_IMAGES),
+    )

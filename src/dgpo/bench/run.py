@@ -11,12 +11,13 @@ import json
 import math
 import shutil
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dgpo.bench.plan import EVALUATE_EVERY, LEARNING_RATES, SEARCH_SEED, Plan, Setting, config_of
-from dgpo.config import Config, to_dict
+from dgpo.config import Config, from_dict, to_dict
 from dgpo.errors import NonFiniteError, UserError
 from dgpo.report.grids import read_samples
 from dgpo.run import folder as runfolder
@@ -24,6 +25,7 @@ from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import train
 from dgpo.utils.files import whole
 
+PLACES = ("out", "device")
 MOST_RATES = len(LEARNING_RATES) + 4
 SEARCHED, SEARCHED_DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
 
@@ -117,7 +119,13 @@ def run_config(job: Job, out: str | Path) -> Config:
     )
     if job.seed is None:  # no look at the evaluation lists
         train_list = {"train": str(config.prompts)}
-        config = replace(config, eval_prompts=train_list, eval_images_per_prompt=2, eval_every=config.iterations)
+        config = replace(
+            config,
+            eval_prompts=train_list,
+            eval_images={},
+            eval_images_per_prompt=2,
+            eval_every=config.iterations,
+        )
     return config
 
 
@@ -148,13 +156,22 @@ def _has_result(job: Job, out: str | Path) -> bool:
 
 def _require_same(path: Path, asked: dict[str, Any]) -> None:
     """Refuse a result that was made with other settings than this call would take."""
-    before = load(path)["asked"]
-    changed = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
+    before, now = comparable(load(path)["asked"]), comparable(asked)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
         raise UserError(
             f"{path} was made with another {', '.join(changed)} than this call would take. Move it away to run it "
             "again, or choose another --out"
         )
+
+
+def comparable(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of fields that are newer than it, and without the place where it ran."""
+    try:
+        filled = to_dict(from_dict(asked))
+    except UserError:  # it has what no config has any more, and cannot be what this call would take
+        filled = asked
+    return {name: value for name, value in filled.items() if name not in PLACES}
 
 
 def _keep(job: Job, asked: dict[str, Any], run: Path, path: Path) -> None:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 USAGE = {"dgpo eval RUN|MODEL [--FIELD VALUE ...]": "score a run before and after training, or a model"}
 FIELDS = (
-    *("eval_prompts", "eval_images_per_prompt", "rewards", "eval_rewards", "reward_tags", "reward_failures"),
+    *("eval_prompts", "eval_images_per_prompt", "eval_images", "rewards", "eval_rewards", "reward_tags"),
+    "reward_failures",
     *("seed", "device", "dtype", "resolution", "sampling"),
 )
 """What an evaluation reads, and `dgpo eval --help` shows."""

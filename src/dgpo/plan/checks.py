@@ -180,7 +180,7 @@ def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     try:
         with asking_the_hub(online):
             scored = trained if config.offline is None else None
-            doubts += check_run(reward, watched, scored, evaluated, config.eval_images_per_prompt)
+            doubts += check_run(reward, watched, scored, evaluated, config.images_of)
     except MissingFiles as error:
         return f"{names}; whether they can score every prompt is not known: {error}"
     return names

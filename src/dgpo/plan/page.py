@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from dgpo.config import Config
 from dgpo.plan.checks import Check
 from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB
@@ -67,9 +68,15 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
     )
     best = " and one after each best evaluation" if evaluations and checkpoints else ""
     yield (
-        f"  {evaluations:,} evaluations of {c.eval_images_per_prompt} images a prompt, {checkpoints:,} checkpoints"
+        f"  {evaluations:,} evaluations of {_images(c)} images a prompt, {checkpoints:,} checkpoints"
         f"{best}; the gradient noise scale is measured {measured}"
     )
+
+
+def _images(config: Config) -> str:
+    """6, or 6 (2 in other)."""
+    own = ", ".join(f"{images} in {name}" for name, images in config.eval_images.items())
+    return f"{config.eval_images_per_prompt}" + (f" ({own})" if own else "")
 
 
 def _parameters(estimated: Estimate) -> Iterator[str]:

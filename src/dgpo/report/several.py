@@ -18,7 +18,7 @@ from dgpo.report.log import Log, Point, is_in_domain, read_log, read_mapping, sh
 from dgpo.run.changes import LAST_EVALUATION, changes, read_kept
 from dgpo.run.metric_names import EvalName
 
-NOISE = ("seed", "eval_images_per_prompt", "resolution")
+NOISE = ("seed", "eval_images_per_prompt", "eval_images", "resolution")
 """Fields that say which noise an evaluation draws from."""
 
 
@@ -105,7 +105,11 @@ def same_rewards(runs: Sequence[Run]) -> bool:
 
 def different_noise(first: Run, other: Run) -> list[str]:
     """The fields because of which two runs evaluate from different noise; none: they are paired."""
-    return [field for field in NOISE if first.config.get(field) != other.config.get(field)]
+
+    def value(run: Run, field: str) -> Any:
+        return run.config.get(field) or None  # runs of older versions have no eval_images, which is as none
+
+    return [field for field in NOISE if value(first, field) != value(other, field)]
 
 
 def differences(first: Run, other: Run) -> dict[str, float]:

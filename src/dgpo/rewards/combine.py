@@ -7,7 +7,7 @@ with weight dropped an image (failures.py), the sum is NaN: the image has no pla
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,22 +151,25 @@ def check_run(
     eval_reward: RewardSet,
     prompts: PromptSet | None,
     eval_sets: Mapping[str, PromptSet],
-    eval_images_per_prompt: int,
+    images_of: Callable[[str], int],
 ) -> list[str]:
     """Refuse a run that its prompts would stop, or that would score nothing: for `train`, its dry run and `dgpo plan`.
 
-    prompts: those that train; None where a dataset brings its rewards. Returns what may be scored otherwise than meant.
+    prompts: those that train; None where a dataset brings its rewards
+    images_of: name of an evaluation set -> its images per prompt
+    Returns what may be scored otherwise than meant.
     """
     doubts = [] if prompts is None else [f"prompts: {doubt}" for doubt in reward.check(prompts)]
     for name, some in eval_sets.items():
         doubts += [f"eval_prompts {name}: {doubt}" for doubt in eval_reward.check(some)]
     _require_tags(reward, prompts, eval_sets)
-    groups = eval_reward.needing_groups if eval_sets else []
-    if groups and eval_images_per_prompt < 2:
-        raise UserError(
-            f"eval_images_per_prompt={eval_images_per_prompt}, and {', '.join(groups)} compares the images of a "
-            "prompt; take 2 or more"
-        )
+    groups = eval_reward.needing_groups
+    for name in eval_sets if groups else ():
+        if images_of(name) < 2:
+            raise UserError(
+                f"eval_images_per_prompt={images_of(name)}, and {', '.join(groups)} compares the images of a prompt; "
+                f"take 2 or more, also where eval_images gives {name} a number of its own"
+            )
     return doubts
 
 

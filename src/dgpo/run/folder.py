@@ -31,6 +31,7 @@ from dgpo.run import checkpoint, console_log, failure, lock, requests
 from dgpo.run.aside import move_aside
 from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
+from dgpo.utils.devices import cpu_name
 from dgpo.utils.files import is_unfinished
 
 CONFIG = "config.yaml"
@@ -148,6 +149,7 @@ def conditions() -> dict[str, Any]:
         "git": _git(),
         "machine": {
             "platform": platform.platform(),
+            "cpu": cpu_name(),
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

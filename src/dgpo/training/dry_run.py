@@ -72,6 +72,7 @@ def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict
         eval_prompts=few,
         eval_every=1 if few else 0,
         eval_images_per_prompt=2,
+        eval_images={},
         num_samples=2,
         checkpoint_every=1,
         noise_scale_every=min(config.noise_scale_every, 1),

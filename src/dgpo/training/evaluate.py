@@ -69,19 +69,20 @@ def evaluate(
     metrics: dict[str, float] = {}
     means: dict[str, Tensor] = {}
     samples: Samples | None = None
-    copies = config.eval_images_per_prompt
-    done, total = 0, copies * sum(len(range(len(some))[distributed.shard(len(some))]) for some in sets.values())
+    mine = {name: range(len(some))[distributed.shard(len(some))] for name, some in sets.items()}
+    done, total = 0, sum(config.images_of(name) * len(own) for name, own in mine.items())
 
     def further(before: int, images: int) -> None:
         tell("evaluating", before + images, total)
 
     for name, prompts in sets.items():
+        copies = config.images_of(name)
         metadata = [row for row in prompts.metadata for _ in range(copies)]
-        mine = range(len(prompts))[distributed.shard(len(prompts))]
+        share = _Share(prompts, mine[name], copies)
         images, scores, failures = distributed.together(
-            partial(_score, model, encode, prompts, mine, reward, config, weights, partial(further, done))
+            partial(_score, model, encode, share, reward, config, weights, partial(further, done))
         )
-        done += copies * len(mine)
+        done += copies * len(share.mine)
         values = _of_all_ranks(scores)
         for score, each in values.items():
             means[f"{name}/{score}"] = each.view(len(prompts), copies).nanmean(1)
@@ -89,7 +90,7 @@ def evaluate(
             metrics |= _summary(f"eval/{name}/{score}", means[f"{name}/{score}"], missing, prompts)
         retries = _retries(distributed.gather_objects([failures]))
         metrics |= {f"eval/{name}/{score}/retries": float(times) for score, times in retries.items()}
-        samples = samples or _samples(images, values, prompts.prompts, mine, config)
+        samples = samples or _samples(images, values, share, config.num_samples)
     assert samples is not None, "there is at least one set"
     distinct = {name: numbered(some.prompts) for name, some in sets.items()}
     return Evaluation(metrics, means, samples, distinct)
@@ -104,16 +105,24 @@ def spread(num_samples: int, images_per_prompt: int, prompts: int) -> tuple[int,
     return min(prompts, num_samples // k), k
 
 
-def _samples(images: Tensor, scores: Mapping[str, Tensor], prompts: list[str], mine: range, config: Config) -> Samples:
-    """images: this rank's, of the prompts `mine`; scores: those of all ranks."""
-    copies = config.eval_images_per_prompt
-    p, k = spread(config.num_samples, copies, len(prompts))
+class _Share(NamedTuple):
+    """What one rank draws of an evaluation set."""
+
+    prompts: PromptSet  # all of the set
+    mine: range  # of them
+    copies: int  # images per prompt
+
+
+def _samples(images: Tensor, scores: Mapping[str, Tensor], share: _Share, num_samples: int) -> Samples:
+    """images: this rank's share; scores: those of all ranks."""
+    prompts, mine, copies = share
+    p, k = spread(num_samples, copies, len(prompts))
     kept = [prompt * copies + copy for prompt in range(p) for copy in range(k)]
     own = [row - mine.start * copies for row in kept if row // copies in mine]
     shown = distributed.gather_objects([*images[own]])
     return Samples(
         torch.stack(shown) if shown else torch.empty(0),
-        prompts[:p],
+        prompts.prompts[:p],
         {name: each[kept] for name, each in scores.items()},
     )
 
@@ -131,17 +140,17 @@ def _of_all_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
 def _score(
     model: VelocityModel,
     encode: CondCache,
-    prompts: PromptSet,
-    mine: range,
+    share: _Share,
     reward: RewardSet,
     config: Config,
     weights: str,
     tell: Callable[[int], None],
 ) -> tuple[Tensor, dict[str, Tensor], Counter[str]]:
-    """Images of the prompts `mine` (n, 3, H, W), scores {name: (n,)}, failures; nothing where `mine` is empty."""
+    """Images of this rank's share (n, 3, H, W), scores {name: (n,)}, failures; nothing where the share is empty."""
+    prompts, mine, copies = share
     if not mine:
         return torch.empty(0), {}, Counter()
-    keys = [(prompt, copy) for prompt in mine for copy in range(config.eval_images_per_prompt)]
+    keys = [(prompt, copy) for prompt in mine for copy in range(copies)]
     rows = prompts.subset(prompt for prompt, _ in keys)
     streams = [seeds.generator(config.seed, "eval", *key) for key in keys]
     cond, sampling = encode(rows.prompts), for_evaluation(config.sampling)

@@ -193,7 +193,7 @@ def built_in(setup: Setup) -> list[Callback]:
         len(inputs.prompts),
         network_forwards(config, distributed.world_size()),
         partial(schedule.evaluations_ahead, config),
-        sum(map(len, inputs.eval_sets.values())) * config.eval_images_per_prompt,
+        sum(len(some) * config.images_of(name) for name, some in inputs.eval_sets.items()),
     )
     console = Console(config, setup.model, counts, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]

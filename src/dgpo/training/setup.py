@@ -109,7 +109,7 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     prompts, eval_sets, eval_sources = part(config, prompts)
     reward, eval_reward = reward_sets(config, reward_functions or {})
     trained = prompts if dataset is None else None
-    doubts = check_run(reward, eval_reward, trained, eval_sets, config.eval_images_per_prompt)
+    doubts = check_run(reward, eval_reward, trained, eval_sets, config.images_of)
     return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts)
 
 

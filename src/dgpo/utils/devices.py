@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +26,16 @@ def device_of(name: str) -> str:
 def cuda_or_cpu() -> str:
     """Where rewards compute unless they are told: CUDA where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cpu_name() -> str:
+    """The processor's model as the system tells it, such as "Intel(R) Xeon(R) Processor @ 2.90GHz"."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def precision_of(dtype: str, device: str | torch.device) -> Precision:
