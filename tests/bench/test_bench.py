@@ -8,59 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from synthetic import make_run
+from trained import BEST, Trained
 
 from dgpo.bench import run
 from dgpo.bench.curves import Curve, Row, curve_of, reached
 from dgpo.bench.out_of_domain import out_of_domain
 from dgpo.bench.page import _plot, write_page
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, Plan, config_of
-from dgpo.bench.run import Job, bench, best_lr, results, run_config
+from dgpo.bench.run import Job, bench, best_lr, result_path, results, run_config
 from dgpo.commands.main import main
 from dgpo.config import Config, from_dict, to_dict
 from dgpo.errors import NonFiniteError, UserError
-from dgpo.report.grids import write_samples
 from dgpo.report.page import render
 from dgpo.training.draw import for_evaluation
 from dgpo.training.geometry import network_forwards
 from dgpo.training.loop import Result
-
-MACHINE = {"platform": "an OS", "cpu": "a processor", "cpus": 2, "torch_threads": 2, "gpus": []}
-ENVIRONMENT = {"machine": MACHINE, "torch": "2.13.0", "command": "secret", "dgpo": "0.1.0"}
-BEST = 2e-3
-
-
-class Trained:
-    """Stands for training: leaves the run folder of a run whose score is highest at the rate `best`, at once."""
-
-    def __init__(self) -> None:
-        self.started: list[Config] = []
-        self.best, self.diversity, self.interrupted = BEST, lambda config: 1.0, False
-
-    def __call__(self, config: Config, resume: bool = False) -> Result:
-        self.started.append(config)
-        folder, last = Path(config.out or ""), config.iterations
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(json.dumps(to_dict(config)))
-        (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
-        gain = 0.3 * min(config.optimizer.lr / self.best, self.best / config.optimizer.lr)
-        rows: list[dict[str, Any]] = [{"iteration": 1, "train/reward_mean": 0.5}]
-        for i, share in ((0, 0.0), (last // 2, 0.5), (last, 1.0)):
-            row = {"iteration": i, "time/elapsed": 60.0 * i, "train/forwards": i * network_forwards(config)}
-            kept = 1 + (self.diversity(config) - 1) * share
-            scores = {"shapes_strict": 0.4 + gain * share, "diversity": kept, "crispness": 0.7, "drift": 0.1}
-            rows.append(row | {f"eval/{s}/{k}": v for s in config.eval_prompts for k, v in scores.items()})
-        write_samples(folder, last, torch.rand(2, 3, 8, 8), ["a circle", "a star"])
-        (folder / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-        return Result(folder, last, {}, self.interrupted)
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
-    stand_in = Trained()
-    monkeypatch.setattr(run, "train", stand_in)
-    return stand_in
 
 
 def searched(trained: Trained) -> list[float]:
@@ -190,7 +153,7 @@ def test_equal_scores_end_the_search_at_the_middle(trained: Trained, tmp_path: P
     trained.best = 1e9  # all gains are nothing
     trained.diversity = lambda config: 1.0
     for lr in LEARNING_RATES:
-        path = Job("awm", "plain", lr, 57_600).result(tmp_path)
+        path = result_path(Job("awm", "plain", lr, 57_600), tmp_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         scores = {"eval/train/shapes_strict": 0.4, "eval/train/diversity": 1.0}
         path.write_text(json.dumps({"evaluations": [scores, scores]}))
@@ -200,7 +163,7 @@ def test_equal_scores_end_the_search_at_the_middle(trained: Trained, tmp_path: P
 def test_a_search_that_never_turns_ends(trained: Trained, tmp_path: Path) -> None:
     trained.best = 1e9
     bench(Plan(only=("awm",), seeds=(0,), out=str(tmp_path)))
-    assert len(searched(trained)) == run.MOST_RATES
+    assert len(searched(trained)) == len(LEARNING_RATES) + run.GROWTH
 
 
 def test_a_rate_that_diverges_is_not_taken_and_stops_nothing(

@@ -40,6 +40,14 @@ def test_auto_is_bf16_on_a_gpu_that_computes_in_it(monkeypatch: pytest.MonkeyPat
     assert precision_of("auto", CUDA) == "fp32"
 
 
+def test_tf32_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    allow_tf32(torch.device("cuda"))
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+    assert described("fp32", torch.device("cuda")) == "fp32"
+
+
 def test_tf32_is_for_cuda_alone_and_is_told() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:

@@ -69,8 +69,10 @@ def curve(evaluations: Sequence[dict[str, Any]], keys: Mapping[str, Sequence[str
         for name, some in keys.items()
         if all(key in row for row in evaluations for key in some)
     }
-    cost = ([row[name] for row in evaluations] for name in ("iteration", "forwards", "seconds"))
-    return Curve(*cost, scores)
+    iterations, forwards, seconds = (
+        [row[name] for row in evaluations] for name in ("iteration", "forwards", "seconds")
+    )
+    return Curve(iterations, forwards, seconds, scores)
 
 
 def reached(curve: Curve, target: float) -> Reached | None:

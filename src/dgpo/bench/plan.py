@@ -13,7 +13,8 @@ runs of `search_forwards` that are judged on the train list: the highest strict 
 tenths of the base model's diversity, or of all if none does. The grid grows by a factor of two while its best is at an
 edge. In every run the rate falls to a tenth along half a cosine: constant rates favour whoever learns slowly.
 
-Everything computes in fp32: Flow-GRPO's clip is so narrow that the rounding of bf16 would decide whom it clips.
+Everything computes in fp32, on a GPU without TF32: Flow-GRPO's clip is so narrow that the rounding of bf16 or TF32
+would decide whom it clips.
 
 Settings: "plain" samples without guidance; "guided" samples rollouts and evaluations with guidance 3, which Flow-GRPO
 trains through and the others do not.
@@ -34,6 +35,7 @@ from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import recipe
 
 Setting = Literal["plain", "guided"]
+Device = Literal["auto", "cpu", "cuda"]
 GUIDANCE: dict[Setting, float] = {"plain": 1.0, "guided": 3.0}
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEARCH_SEED = 100
@@ -59,6 +61,12 @@ class Plan:
     """Length of each of them in network forwards per image, a backward as two, evaluations not counted."""
     search_forwards: int = 57_600
     """Length of each run of the search for the learning rate."""
+    rates: tuple[float, ...] = LEARNING_RATES
+    """Learning rates that the search begins with."""
+    device: Device = "auto"
+    """Where runs compute: cuda, cpu, or cuda where there is one."""
+    jobs: int = 1
+    """Runs at once, each a process of its own, which share the one GPU or the cores of the CPU."""
     overhead: bool = False
     """Instead of all that, measure an iteration's time and memory against its bare network calls."""
     overhead_recipe: str = "tiny"
@@ -74,6 +82,10 @@ class Plan:
                 raise UserError(f"only={name!r} is no contender. {did_you_mean(name, CONTENDERS)}")
         if self.overhead_rounds < 1:
             raise UserError(f"overhead_rounds={self.overhead_rounds} measures nothing; it must be at least 1")
+        if self.jobs < 1:
+            raise UserError(f"jobs={self.jobs} runs nothing; it must be at least 1")
+        if not self.rates or min(self.rates) <= 0 or len({*self.rates}) < len(self.rates):
+            raise UserError(f"rates={self.rates} is no grid of learning rates; give different ones above 0")
         if not self.seeds:
             raise UserError("seeds is empty: the benchmark needs at least one, such as --seeds 0")
         if min(self.forwards, self.search_forwards) < 1:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgpo.bench.plan import EVALUATE_EVERY, LEARNING_RATES, SEARCH_SEED, Plan, Setting, config_of
+from dgpo.bench.plan import EVALUATE_EVERY, LEARNING_RATES, SEARCH_SEED, Device, Plan, Setting, config_of
 from dgpo.config import Config, from_dict, to_dict
 from dgpo.errors import NonFiniteError, UserError
 from dgpo.report.grids import read_samples
@@ -26,7 +28,8 @@ from dgpo.training.loop import train
 from dgpo.utils.files import whole
 
 PLACES = ("out", "device")
-MOST_RATES = len(LEARNING_RATES) + 4
+TF32 = "NVIDIA_TF32_OVERRIDE"
+GROWTH = 4  # rates that a search adds at most
 SEARCHED, SEARCHED_DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
 
 
@@ -43,34 +46,35 @@ class Job(NamedTuple):
     def name(self) -> str:
         return f"{self.contender}-{self.setting}-" + (f"lr{self.lr:g}" if self.seed is None else f"seed{self.seed}")
 
-    def result(self, out: str | Path) -> Path:
-        """Where its result is, or will be."""
-        return results(out) / ("search" if self.seed is None else "") / f"{self.name}.json"
+
+def result_path(job: Job, out: str | Path) -> Path:
+    """Where a run's result is, or will be."""
+    return results(out) / ("search" if job.seed is None else "") / f"{job.name}.json"
 
 
 def bench(plan: Plan) -> bool:
-    """Run what is missing; False where a person stopped it."""
+    """Run what is missing, one run after the other; False where a person stopped it."""
     for name in plan.names:
-        lr = search(plan, name)
-        if lr is None:
-            return False
-        for seed in plan.seeds:
-            if not _has_result(Job(name, plan.setting, lr, plan.forwards, seed), plan.out):
-                return False
+        for stage in stages(plan, name):
+            for job in stage:
+                if not has_result(job, plan.out) and not run_job(job, plan.out, plan.device):
+                    return False
     return True
 
 
-def search(plan: Plan, name: str) -> float | None:
-    """The best rate of a grid that grows while its best is at an edge, up to `MOST_RATES`; None: a person stopped."""
-    rates = sorted(LEARNING_RATES)
+def stages(plan: Plan, name: str) -> Iterator[list[Job]]:
+    """The runs of a contender: rates of its search, more while the best is at an edge, then each seed at the best one.
+
+    A stage is asked for when the one before it has all of its results.
+    """
+    rates = sorted(plan.rates)
     while True:
-        for lr in rates:
-            if not _has_result(Job(name, plan.setting, lr, plan.search_forwards), plan.out):
-                return None
+        yield [Job(name, plan.setting, lr, plan.search_forwards) for lr in rates]
         best = best_lr(plan.out, name, plan.setting, rates)
-        if best not in (rates[0], rates[-1]) or len(rates) == MOST_RATES:
-            return best
+        if best not in (rates[0], rates[-1]) or len(rates) == len(plan.rates) + GROWTH:
+            break
         rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, 2 * rates[-1]]
+    yield [Job(name, plan.setting, best, plan.forwards, seed) for seed in plan.seeds]
 
 
 def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) -> float:
@@ -78,7 +82,7 @@ def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) ->
 
     Of equal ones it is the nearest to the middle of the grid. A rate whose run diverged is none.
     """
-    loaded = {lr: load(Job(name, setting, lr, 0).result(out))["evaluations"] for lr in rates}
+    loaded = {lr: load(result_path(Job(name, setting, lr, 0), out))["evaluations"] for lr in rates}
     found = {lr: evaluations for lr, evaluations in loaded.items() if evaluations}
     if not found:
         raise UserError(f"every rate of {name} from {rates[0]:g} to {rates[-1]:g} diverged; it cannot be compared")
@@ -129,29 +133,53 @@ def run_config(job: Job, out: str | Path) -> Config:
     return config
 
 
-def _has_result(job: Job, out: str | Path) -> bool:
-    """Run or continue a job that has no result yet, and keep its result; False where a person stopped it.
+def has_result(job: Job, out: str | Path) -> bool:
+    """Whether a run has its result; one of other settings is refused."""
+    path = result_path(job, out)
+    if path.exists():
+        _require_same(path, _asked(run_config(job, out)))
+    return path.exists()
+
+
+def run_job(job: Job, out: str | Path, device: Device = "auto") -> bool:
+    """Run or continue a run that has no result yet, and keep its result; False where a person stopped it.
 
     A rate of the search at which the run diverges has that as its result.
     """
-    path, config = job.result(out), run_config(job, out)
-    asked = to_dict(replace(config, out=None))
-    if path.exists():
-        _require_same(path, asked)
-        return True
+    path, config = result_path(job, out), replace(run_config(job, out), device=device)
     print(f"{job.name}: {config.iterations} iterations at a rate of {job.lr:g}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        result = train(config, resume=(Path(config.out or "") / runfolder.CONFIG).exists())
+        with _full_precision():
+            result = train(config, resume=(Path(config.out or "") / runfolder.CONFIG).exists())
     except NonFiniteError as error:
         if job.seed is not None:
             raise
         print(f"{job.name} diverged: {error}", flush=True)
-        _write({**job._asdict(), "asked": asked, "diverged": str(error), "evaluations": []}, path)
+        _write({**job._asdict(), "asked": _asked(config), "diverged": str(error), "evaluations": []}, path)
         return True
     if not result.interrupted:
-        _keep(job, asked, result.run, path)
+        _keep(job, _asked(config), result.run, path)
     return not result.interrupted
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep TF32 out of CUDA's libraries, which read this when they are first used."""
+    before = os.environ.get(TF32)
+    os.environ[TF32] = "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TF32]
+        else:
+            os.environ[TF32] = before
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """The config that a result keeps, without its place."""
+    return to_dict(replace(config, out=None))
 
 
 def _require_same(path: Path, asked: dict[str, Any]) -> None:

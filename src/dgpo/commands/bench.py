@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+
+from dgpo.errors import UserError
 
 USAGE = {"dgpo bench [--only NAME ...] [...]": "compare the algorithms on the embedded task: hours"}
 ABOUT = (
     "Train every algorithm on the embedded task from the same base model, and write a page that compares them.\n"
-    "Runs that have their result are not run again; one that was stopped is continued."
+    "Runs that have their result are not run again; one that was stopped is continued.\n"
+    "With --jobs N as many runs go on at once."
 )
 
 
@@ -18,19 +22,30 @@ def run(given: list[str]) -> int:
     from dgpo.commands.parse import parse
     from dgpo.recipes import recipe
 
-    plan = parse(Plan(), list(_split_lists(given, ("--only", "--seeds"))), "dgpo bench", ABOUT)
+    plan = parse(Plan(), list(_split_lists(given, ("--only", "--seeds", "--rates"))), "dgpo bench", ABOUT)
     from dgpo.bench.overhead import measure_overhead
     from dgpo.bench.page import read_rows, write_page
+    from dgpo.bench.parallel import Outcome, side_by_side
     from dgpo.bench.run import bench
 
     if plan.overhead:
         results = Path(plan.out) / "results" / "overhead.json"
         measure_overhead(recipe(plan.overhead_recipe), plan.overhead_rounds, results)
         return 0
-    finished = bench(plan)
-    if finished or read_rows(plan.out):
+    _require_device(plan.device)
+    outcome = Outcome(not bench(plan), []) if plan.jobs == 1 else side_by_side(plan)
+    if read_rows(plan.out):
         print(f"Page: {write_page(plan.out)}")
-    return 0 if finished else 130
+    for failure in outcome.failed:
+        print(f"dgpo: {failure}", file=sys.stderr)
+    return 130 if outcome.stopped else 1 if outcome.failed else 0
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda' needs a GPU that this torch can use, and there is none; take --device cpu")
 
 
 def _split_lists(given: Iterable[str], flags: Collection[str]) -> Iterator[str]:

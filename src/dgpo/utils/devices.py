@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -47,15 +48,22 @@ def precision_of(dtype: str, device: str | torch.device) -> Precision:
 
 
 def allow_tf32(device: torch.device) -> None:
-    """Let a GPU multiply what is fp32 (trained weights, the VAE) in TF32: 10 bits of mantissa, several times faster."""
-    if device.type == "cuda":
+    """Let a GPU multiply what is fp32 (trained weights, the VAE) in TF32: 10 bits of mantissa, several times faster.
+
+    NVIDIA_TF32_OVERRIDE=0 in the environment forbids it.
+    """
+    if device.type == "cuda" and not _tf32_is_forbidden():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
 
 
+def _tf32_is_forbidden() -> bool:
+    return os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+
+
 def described(dtype: str, device: torch.device) -> str:
     """What is computed how, for a person: "bf16, TF32 for what stays fp32"."""
-    if device.type != "cuda":
+    if device.type != "cuda" or _tf32_is_forbidden():
         return dtype
     return "fp32 as TF32" if dtype == "fp32" else f"{dtype}, TF32 for what stays fp32"
 
