@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from synthetic import make_run
 from trained import BEST, Trained
 
@@ -18,7 +20,7 @@ from dgpo.bench.page import _plot, write_page
 from dgpo.bench.plan import CONTENDERS, LEARNING_RATES, Plan, config_of
 from dgpo.bench.run import Job, bench, best_lr, result_path, results, run_config
 from dgpo.commands.main import main
-from dgpo.config import Config, from_dict, to_dict
+from dgpo.config import Config, changed_fields, from_dict, to_dict
 from dgpo.errors import NonFiniteError, UserError
 from dgpo.report.page import render
 from dgpo.training.draw import for_evaluation
@@ -80,6 +82,11 @@ def test_the_grid_grows_until_its_best_is_inside(
     assert finals(trained)[0].optimizer.lr == pytest.approx(best)
 
 
+def test_a_single_rate_is_taken_without_a_search(trained: Trained, tmp_path: Path) -> None:
+    assert bench(Plan(only=("awm",), seeds=(0, 1), rates=(3e-3,), out=str(tmp_path)))
+    assert [(c.optimizer.lr, c.seed) for c in trained.started] == [(3e-3, 0), (3e-3, 1)]
+
+
 def test_a_rate_that_loses_diversity_is_taken_only_where_all_do(trained: Trained, tmp_path: Path) -> None:
     trained.diversity = lambda config: 0.8 if config.optimizer.lr >= BEST else 0.95
     bench(Plan(only=("ram",), seeds=(0,), out=str(tmp_path)))
@@ -137,6 +144,18 @@ def test_a_result_is_taken_that_lacks_a_newer_field_or_ran_on_another_device(tra
         with pytest.raises(UserError, match=f"was made with another {next(iter(changes))}\\b"):
             bench(options)
         stored(path, group_size=12, removed_long_ago=None)
+
+
+def test_a_gpu_gets_larger_batches_and_its_results_are_those_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(Job("awm", "plain", 1e-3, 57_600, 0), tmp_path)
+    assert run.placed(config, "cpu") == replace(config, device="cpu")
+    for device in ("cuda", "auto"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        fast = run.placed(config, device)
+        assert changed_fields(config, replace(fast, device="auto")) == ["noise_scale_every", "sampling.batch_size"]
+        assert run.comparable(to_dict(fast)) == run.comparable(to_dict(config))
 
 
 def test_the_project_s_own_search_results_are_taken() -> None:
@@ -307,7 +326,14 @@ def test_lines_of_contenders_differ() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"only": ("dpgo",)}, "Did you mean 'dgpo'"), ({"seeds": ()}, "seeds is empty"), ({"forwards": 0}, "at least 1")],
+    [
+        ({"only": ("dpgo",)}, "Did you mean 'dgpo'"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"forwards": 0}, "at least 1"),
+        ({"jobs": 0}, "runs nothing"),
+        ({"rates": ()}, "no grid"),
+        ({"rates": (1e-3, 1e-3)}, "no grid"),
+    ],
 )
 def test_plans_that_cannot_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

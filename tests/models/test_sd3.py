@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from parity import PROMPTS
 from torch import nn
@@ -25,3 +26,11 @@ def test_grids(load):
     assert torch.equal(model.scheduler_sigmas(7), model.pipeline.scheduler.sigmas)
     model.scheduler_sigmas(3)
     assert len(model.pipeline.scheduler.sigmas) == 8, "the pipeline's own scheduler is left alone"
+
+
+def test_asking_for_the_device_walks_over_no_module(load, monkeypatch):
+    """Every velocity asks several times; diffusers' own property looks at all modules each time."""
+    model = load()
+    place = model.network.device
+    monkeypatch.setattr(torch.nn.Module, "modules", lambda *_: pytest.fail("walks over all modules"))
+    assert model.device == place

@@ -62,7 +62,7 @@ class Plan:
     search_forwards: int = 57_600
     """Length of each run of the search for the learning rate."""
     rates: tuple[float, ...] = LEARNING_RATES
-    """Learning rates that the search begins with."""
+    """Learning rates that the search begins with; a single one is taken without a search."""
     device: Device = "auto"
     """Where runs compute: cuda, cpu, or cuda where there is one."""
     jobs: int = 1

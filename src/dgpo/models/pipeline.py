@@ -186,7 +186,8 @@ class PipelineModel:
 
     @property
     def device(self) -> torch.device:
-        return self._place if self._waiting else self.network.device
+        # diffusers' own property walks over all modules, which takes as long as a small network's forward on a GPU
+        return self._place if self._waiting else next(self.network.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
