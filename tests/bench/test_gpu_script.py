@@ -1,0 +1,111 @@
+"""benchmarks/gpu.sh: what it asks `dgpo bench` for, how it ends, and the few files that results become."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trained import Trained
+
+from dgpo.bench.plan import Plan
+from dgpo.bench.run import bench
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a script for bash")
+
+
+def script(tmp_path: Path, *words: str, bench_does: str = "true", **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run it with a stand-in for Python that prints its arguments and, as `dgpo bench`, does `bench_does`."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/usr/bin/env bash\necho "python $*"\n[[ $1 != -m ]] || {bench_does}\n')
+    python.chmod(0o755)
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    places = {"PYTHON": str(python), "WORK": str(tmp_path / "work"), "OUT": str(tmp_path / "out")}
+    return subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu.sh"), *words],
+        env={**kept, **places, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        (["rael"], {}, "gpu.sh: there is no measurement 'rael'. Known: "),
+        ([], {}, "gpu.sh: there is no measurement ''"),
+        (["table"], {"DEVICE": "tpu"}, "gpu.sh: DEVICE=tpu is neither cuda nor cpu"),
+    ],
+)
+def test_what_it_does_not_know_is_one_error(
+    words: list[str], settings: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    ended = script(tmp_path, *words, **settings)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(message)
+    assert ended.stderr.count("\n") == 1
+    assert not ended.stdout
+
+
+def test_on_a_gpu_all_contenders_run_eight_at_once(tmp_path: Path) -> None:
+    ended = script(tmp_path, "table")
+    assert ended.returncode == 0, ended.stderr
+    asked, condensed = (line.split() for line in ended.stdout.splitlines() if line.startswith("python"))
+    assert asked[1:9] == ["-m", "dgpo", "bench", "--device", "cuda", "--jobs", "8", "--seeds"]
+    assert "--only" not in asked
+    assert condensed[2:] == [str(tmp_path / "work"), str(tmp_path / "out")]
+    assert (tmp_path / "out" / "bench.log").read_text() == ended.stdout
+
+
+def test_sizes_come_from_outside_and_rates_from_the_project_s_own_searches(tmp_path: Path) -> None:
+    ended = script(tmp_path, "table", DEVICE="cpu", ONLY="awm", SEEDS="3 4", SEARCH="stored")
+    assert "--only awm" in ended.stdout
+    assert "--seeds 3 4" in ended.stdout
+    assert "--search-forwards 57600 --rates 5e-4 1e-3 2e-3 4e-3 8e-3" in ended.stdout
+    stored = {path.name for path in (BENCHMARKS / "results" / "time_to_score" / "search").glob("*.json")}
+    assert {path.name for path in (tmp_path / "work").rglob("*.json")} == stored
+
+
+def test_when_the_time_is_up_results_are_condensed_and_a_failure_is_told(tmp_path: Path) -> None:
+    late = script(tmp_path, "table", LIMIT="1", bench_does="exec sleep 30")
+    assert late.returncode == 0
+    assert "The time is up; what is finished stays." in late.stdout
+    assert "condense.py" in late.stdout
+    failed = script(tmp_path, "table", bench_does="exit 1")
+    assert failed.returncode == 1
+    assert "condense.py" in failed.stdout
+
+
+def condense(work: Path, out: Path) -> int:
+    spec = importlib.util.spec_from_file_location("condense", BENCHMARKS / "condense.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(work, out)
+
+
+def test_results_become_a_few_files(trained: Trained, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    bench(Plan(only=("awm",), seeds=(0,), out=str(work)))
+    (work / "runs" / "awm-plain-seed0.log").write_text("it went well\n")
+    (work / "runs" / "crd-plain-seed0.log").write_text("it\nexploded\n")
+    assert condense(work, out) == 0
+    assert {path.name for path in out.iterdir()} == {
+        "bench.html", "runs.json", "searches.json", "results.tar.gz", "logs.txt"
+    }  # fmt: skip
+    (run,) = json.loads((out / "runs.json").read_text())
+    assert run["evaluations"][-1]["forwards"] > 0
+    assert "metrics" not in run
+    assert len(json.loads((out / "searches.json").read_text())) == 5
+    assert (out / "logs.txt").read_text() == "== crd-plain-seed0\nit\nexploded\n"
+    with tarfile.open(out / "results.tar.gz") as archive:
+        assert "time_to_score/awm-plain-seed0.json" in archive.getnames()
+    assert condense(tmp_path / "nothing", tmp_path / "none") == 1, "no page"
