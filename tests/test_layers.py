@@ -15,6 +15,7 @@ ORDER = (
         "rewards",
         "run",
         "report",
+        "teach",
         "training",
         "plan",
         "recipes",

@@ -112,6 +112,25 @@ class Optimizer:
     """Decay of `ema`, the slow average that is evaluated and exported; it starts smaller, (1 + n) / (10 + n)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Human:
+    """How people are asked, where `rewards` has human. num_groups is then the number of answers between two updates."""
+
+    ahead: int = 6
+    """Groups that are drawn before anybody asks for them, so that nobody waits; they are of older weights the longer
+    they wait."""
+    reuse: int = 8
+    """Earlier groups that train again in every update, with fresh noise, beside the new ones."""
+    blind_every: int = 8
+    """Answers from one blind comparison of base and trained model, on a prompt that never trains, to the next; 0:
+    never."""
+    repeat_every: int = 12
+    """Answers of a person after which they get one of their groups again, to see how consistent they are; 0: never."""
+    share_every: int = 8
+    """Answers of a person after which they get a group that another has answered, to see whether they agree; 0:
+    never."""
+
+
 AUTOMATIC = {"auto": "prompts"}
 """`eval_prompts` where none are given. A run puts the set there that its prompts allow: data/own_prompts.py."""
 
@@ -237,6 +256,7 @@ class Config:
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
     lora: LoraConfig = LoraConfig()
+    human: Human = Human()
 
     def __post_init__(self) -> None:
         check(self)
@@ -283,8 +303,14 @@ MAY_CHANGE = (
     "hub_private",
     "device",
     "reward_failures",
+    "human.ahead",
+    "human.reuse",
+    "human.blind_every",
+    "human.repeat_every",
+    "human.share_every",
 )
-"""Fields that a resumed run may set anew: they do not change what iterations compute, but for the rounding of sums."""
+"""Fields that a resumed run may set anew: they do not change what iterations compute, but for the rounding of sums, and
+for what people are asked."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:

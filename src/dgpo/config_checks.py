@@ -12,6 +12,7 @@ from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import SOLVERS
 from dgpo.errors import UserError, did_you_mean
 from dgpo.utils import fields
+from dgpo.utils.people import HUMAN
 
 if TYPE_CHECKING:
     from dgpo.config import Config
@@ -25,6 +26,7 @@ def check(config: Config) -> None:
     _check_names(config)
     _check_updates(config)
     _check_offline(config)
+    _check_human(config)
     require(
         config.lora.start is None or config.finetune == "lora",
         f"lora.start={config.lora.start!r} continues a LoRA, and finetune={config.finetune!r} trains none; take "
@@ -75,6 +77,11 @@ _AT_LEAST = {
     "optimizer.decay_steps": 0,
     "optimizer.weight_decay": 0,
     "lora.rank": 1,
+    "human.ahead": 1,
+    "human.reuse": 0,
+    "human.blind_every": 0,
+    "human.repeat_every": 0,
+    "human.share_every": 0,
 }
 _ABOVE_ZERO = (
     "max_minutes",
@@ -219,4 +226,34 @@ def _check_offline(config: Config) -> None:
         config.offline is None or config.reward_normalization == "none",
         f"reward_normalization={config.reward_normalization!r} normalises scores as they are made, and the groups of "
         f"offline={config.offline!r} have their rewards; take reward_normalization='none'",
+    )
+
+
+def _check_human(config: Config) -> None:
+    if HUMAN not in config.rewards:
+        return
+    require(
+        config.offline is None,
+        f"offline={config.offline!r} brings its rewards, and nothing is drawn that a person could judge; take one of "
+        "offline and the reward human",
+    )
+    require(
+        config.is_deterministic() and config.algorithm.rollout_weights(0) == "policy",
+        f"the reward human: {type(config.algorithm).__name__} learns only from rollouts of its own last step, and "
+        "answers come later and are learned from again (as with dgpo and sampling_switch=0); take algorithm dgpo, awm, "
+        "crd or diffusion_dpo",
+    )
+    require(
+        config.redraw_groups == 0,
+        f"redraw_groups={config.redraw_groups} draws groups again that earned the same, and people are asked until "
+        "enough groups teach something; take redraw_groups=0",
+    )
+    require(
+        HUMAN not in config.reward_tags and HUMAN not in config.reward_failures,
+        "reward_tags and reward_failures cannot name human: people are asked about every prompt, and may skip",
+    )
+    require(
+        HUMAN not in config.eval_rewards,
+        "eval_rewards cannot name human: nobody is asked about evaluations; human.blind_every compares base and "
+        "trained model",
     )

@@ -29,7 +29,7 @@ class RewardSet:
     `watched` names are computed and reported, and weigh nothing. Where a reward returns a dict, its first entry is the
     score that is weighted, under the reward's name; the others are reported as `name/key`. tags: name -> the values of
     metadata `tag` that a reward is for; failures: name -> its policy. `save_failures_to` is the folder that keeps the
-    prompt and image on which a reward fails.
+    prompt and image on which a reward fails. people: whether a person judges every prompt as well.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class RewardSet:
         tags: Mapping[str, Sequence[str]] | None = None,
         failures: Mapping[str, str] | None = None,
         save_failures_to: Path | None = None,
+        people: bool = False,
     ) -> None:
         for name, weight in weights.items():
             if not math.isfinite(weight):
@@ -52,6 +53,7 @@ class RewardSet:
         policies = {name: parse_policy(name, policy) for name, policy in (failures or {}).items()}
         self.policies = {name: policy for name, policy in policies.items() if name in self.rewards}
         self.save_failures_to = save_failures_to
+        self._people = people
 
     @property
     def needing_groups(self) -> list[str]:
@@ -78,7 +80,7 @@ class RewardSet:
             rows = [index for index, row in enumerate(prompts.metadata) if self.applies(name, row)]
             doubts += check_rows(name, reward, prompts.subset(rows))
         for index, row in enumerate(prompts.metadata):
-            if not any(self.applies(name, row) for name in self.weights):
+            if not self._people and not any(self.applies(name, row) for name in self.weights):
                 raise UserError(
                     f"no reward is for {prompts.place(index)}: its tag is {row.get('tag')!r}, and reward_tags limits "
                     f"every one of {', '.join(self.weights)} to others. Add the tag, or a reward for all prompts"

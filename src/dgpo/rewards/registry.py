@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dgpo.errors import UserError, did_you_mean
 from dgpo.utils.imports import import_named, is_path
+from dgpo.utils.people import HUMAN
 
 if TYPE_CHECKING:
     from dgpo.rewards.base import Reward
@@ -31,6 +32,7 @@ BUILT_IN = {
     "jpeg_incompressibility": "dgpo.rewards.builtin.simple:jpeg_incompressibility",
     "brightness": "dgpo.rewards.builtin.simple:brightness",
     "redness": "dgpo.rewards.builtin.simple:redness",
+    HUMAN: "dgpo.rewards.builtin.human:human",
 }
 
 OF_WORLDS = ("shapes", "shapes_strict", "crispness", "diversity", "legibility", "words_diversity")

@@ -105,6 +105,13 @@ def spread(num_samples: int, images_per_prompt: int, prompts: int) -> tuple[int,
     return min(prompts, num_samples // k), k
 
 
+def shown(sets: Mapping[str, PromptSet], config: Config) -> dict[str, PromptSet]:
+    """The prompts of which pictures are kept: of the first set."""
+    name, prompts = next(iter(sets.items()))
+    p, _ = spread(config.num_samples, config.images_of(name), len(prompts))
+    return {name: prompts.subset(range(max(1, p)))}
+
+
 class _Share(NamedTuple):
     """What one rank draws of an evaluation set."""
 
@@ -132,7 +139,7 @@ def _of_all_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = [part for part in distributed.gather_objects([scores]) if part]
     names = dict.fromkeys(name for part in parts for name in part)
     return {
-        name: torch.cat([part.get(name, torch.full_like(part["reward"], torch.nan)) for part in parts])
+        name: torch.cat([part.get(name, torch.full((len(next(iter(part.values()))),), torch.nan)) for part in parts])
         for name in names
     }
 
@@ -157,7 +164,9 @@ def _score(
     x0, images, _ = Drawn.cat([*counted(draw(model, cond, streams, sampling, weights), tell)])
     group_index = torch.tensor([prompt - mine.start for prompt, _ in keys])
     scored = reward.scored(images, rows.prompts, rows.metadata, group_index)
-    scores = {**scored.scores, "reward": reward.weighted(scored.scores, rows.metadata)}
+    scores = dict(scored.scores)
+    if reward.weights:  # none where a person alone is the reward
+        scores["reward"] = reward.weighted(scored.scores, rows.metadata)
     if "ref" in model.weights.names:
         scores["drift"] = _drift(model, x0, cond, streams, sampling.batch_size).cpu()
     return images, scores, scored.failures

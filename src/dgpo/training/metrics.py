@@ -78,12 +78,13 @@ def watched(run: Path, iteration: int, evaluation: Evaluation, config: Config) -
 
 def note_evaluation(state: State, metrics: Mapping[str, float]) -> None:
     """Note that these weights were evaluated, and whether that was the best evaluation so far (run/best.py)."""
+    state.evaluated = state.iteration
     now = standing(state.iteration, metrics)
-    assert now is not None, "every evaluation has a reward"
+    if now is None:  # no reward is scored where a person alone is asked
+        return
     if state.first_score is None:
         state.first_score = now.score
     if state.best_score is None or now.beats(
         Standing(state.best_iteration, state.best_score, state.best_alarmed), state.first_score
     ):
         state.best_iteration, state.best_score, state.best_alarmed = now
-    state.evaluated = state.iteration

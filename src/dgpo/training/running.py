@@ -22,13 +22,14 @@ from dgpo.run.interrupt import Interrupt
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.run.trackers import Tracking
 from dgpo.training import saving, schedule
-from dgpo.training.evaluate import evaluate
+from dgpo.training.evaluate import evaluate, shown
 from dgpo.training.geometry import network_forwards
 from dgpo.training.metrics import ConstantRewards, note_evaluation, watched
 from dgpo.training.rescue import rescue
 from dgpo.training.setup import Setup, open_folder, open_trackers
 from dgpo.training.sources import Replayed, Sampled, Source
 from dgpo.training.state import State, checkpoint_due, done
+from dgpo.training.taught import Taught
 from dgpo.training.update import improve, to_train
 from dgpo.types import Rollout
 
@@ -52,7 +53,7 @@ class Running:
         self.folder, self.state, self.callbacks = folder, state, callbacks
         self.encode = CondCache(self.model, self.config.prompt_cache, tell=self.tell)
         self.clock = Stopwatch(self.model.device, self.tell)
-        self.source = source_of(setup, self.encode, self.clock)
+        self.source = source_of(setup, self.encode, self.clock, folder)
         self.source.sampler.position = state.position
         self._inputs, self._interrupt = setup.inputs, interrupt
         self._saved = state.iteration if self.config.checkpoint_every or resumed else -1
@@ -83,7 +84,16 @@ class Running:
         self._stop = True
 
     def finished(self) -> bool:
-        """Evaluate and save where that is due or asked for, and return whether the run ends here."""
+        """Evaluate and save where that is due or asked for, and return whether the run ends here.
+
+        Where the next rollout waits for people, so does this, and goes on hearing what is asked for.
+        """
+        while not (ends := self._ends()) and not self.source.ready(self.iteration):
+            pass
+        self._started = time.perf_counter()
+        return ends
+
+    def _ends(self) -> bool:
         last = self.done
         asked = requests.take(self.folder)
         due = schedule.evaluates(self.config, self.iteration, last)
@@ -96,7 +106,6 @@ class Running:
             path = saving.save(self.folder, self.model, self.optimizer, self.state, self.config)
             self._saved = self.iteration
             self.callbacks.on_checkpoint(self, path)
-        self._started = time.perf_counter()
         return last or self._stop
 
     def improve(self, rollout: Rollout) -> dict[str, float]:
@@ -136,6 +145,8 @@ class Running:
         """Score the averaged weights, and compare them with the run's first evaluation."""
         with self.clock.phase("eval"):
             sets, reward = self._inputs.eval_sets, self._inputs.eval_reward
+            if not reward.rewards:  # a person alone judges: what is only drawn to be looked at is all that is drawn
+                sets = shown(sets, self.config)
             evaluation = evaluate(self.model, self.encode, sets, reward, self.config, tell=self.tell)
         self.tell("reporting")
         self._latest, alarm = watched(self.folder, self.iteration, evaluation, self.config)
@@ -204,9 +215,11 @@ def built_in(setup: Setup) -> list[Callback]:
     return told
 
 
-def source_of(setup: Setup, encode: CondCache, clock: Stopwatch) -> Source:
+def source_of(setup: Setup, encode: CondCache, clock: Stopwatch, folder: Path) -> Source:
     """Where the run's rollouts come from."""
     model, inputs, config = setup.model, setup.inputs, setup.config
+    if inputs.people:
+        return Taught(model, inputs, encode, config, clock, folder)
     if inputs.dataset is not None:
         return Replayed(model, inputs.dataset, encode, config, clock)
     return Sampled(model, inputs.reward, inputs.prompts, encode, config, clock)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from dgpo.training import schedule
 from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
 from dgpo.utils.devices import device_of, precision_of
+from dgpo.utils.people import HUMAN
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Inputs:
     reward: RewardSet  # those that train
     eval_reward: RewardSet  # and those that are only watched
     doubts: list[str]  # what may be scored otherwise than meant
+    people: bool = False  # whether a person is a reward
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     prompts = load_prompts(config.prompts) if dataset is None else dataset.prompts
     prompts, eval_sets, eval_sources = part(config, prompts)
     reward, eval_reward = reward_sets(config, reward_functions or {})
+    people = asks_people(config, reward_functions)
     trained = prompts if dataset is None else None
     doubts = check_run(reward, eval_reward, trained, eval_sets, config.images_of)
-    return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts)
+    return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts, people)
 
 
 def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[RewardSet, RewardSet]:
@@ -132,14 +135,25 @@ def require_named(config: Config, functions: Mapping[str, Reward]) -> None:
 
 
 def trained_rewards(config: Config, functions: Mapping[str, Reward] | None = None) -> RewardSet:
-    """The rewards that a config trains on."""
-    return RewardSet(config.rewards, functions, tags=config.reward_tags, failures=config.reward_failures)
+    """The rewards that a config trains on, but for people, who score no picture when they are called."""
+    return _rewards(config, functions)
 
 
 def all_rewards(config: Config, functions: Mapping[str, Reward] | None = None) -> RewardSet:
     """The same, and those that are only watched at evaluations."""
+    return _rewards(config, functions, watched=config.eval_rewards)
+
+
+def asks_people(config: Config, functions: Mapping[str, Reward] | None = None) -> bool:
+    """Whether a person is a reward. A function of that name in Python stands in for them."""
+    return HUMAN in config.rewards and HUMAN not in (functions or {})
+
+
+def _rewards(config: Config, functions: Mapping[str, Reward] | None, watched: Iterable[str] = ()) -> RewardSet:
+    people = asks_people(config, functions)
+    weights = {name: weight for name, weight in config.rewards.items() if name != HUMAN or not people}
     tags, failures = config.reward_tags, config.reward_failures
-    return RewardSet(config.rewards, functions, watched=config.eval_rewards, tags=tags, failures=failures)
+    return RewardSet(weights, functions, watched=watched, tags=tags, failures=failures, people=people)
 
 
 def load(config: Config, device: torch.device) -> VelocityModel:

@@ -39,6 +39,10 @@ class Source(Protocol):
 
     sampler: PromptSampler
 
+    def ready(self, iteration: int) -> bool:
+        """Whether `next` has what it needs. Where it has not, do one small piece of the work towards it, or wait."""
+        ...
+
     def next(self, iteration: int) -> Rollout:
         """Return the rollout of this iteration, counted from 0: this rank's share of it."""
         ...
@@ -63,13 +67,17 @@ class Sampled:
         self._model, self._reward, self._prompts = model, reward, prompts
         self._encode, self._config, self._clock = encode, config, clock
 
+    def ready(self, iteration: int) -> bool:
+        """Always."""
+        return True
+
     def next(self, iteration: int) -> Rollout:
         config = self._config
         generator = seeds.generator(config.seed, "sampler", iteration)
         sde = config.algorithm.sampler(iteration, config.sampling.num_inference_steps, generator)
         groups, rollout = list(range(config.num_groups)), None
         for attempt in range(1 + config.redraw_groups):
-            drawn = self._sample(groups, iteration, attempt, sde)
+            drawn = self.sample(groups, iteration, config.algorithm.rollout_weights(iteration), attempt, sde)
             rollout = drawn if rollout is None else rollout.cat(drawn)
             if attempt < config.redraw_groups:
                 whole = compared(rollout, config)
@@ -81,7 +89,9 @@ class Sampled:
         assert rollout is not None
         return with_advantages(rollout, config)
 
-    def _sample(self, groups: Sequence[int], iteration: int, attempt: int, sde: Sde | None) -> Rollout:
+    def sample(
+        self, groups: Sequence[int], iteration: int, weights: str, attempt: int = 0, sde: Sde | None = None
+    ) -> Rollout:
         """Draw and score `group_size` images for each of the next prompts, as the groups of these numbers."""
         model, config, clock = self._model, self._config, self._clock
         size, sampling = config.group_size, config.sampling
@@ -97,7 +107,7 @@ class Sampled:
         split = on_several_ranks(len(batch), size)
 
         def drawn_and_scored() -> tuple[Drawn, Scored]:
-            batches = draw(model, cond, streams, sampling, config.algorithm.rollout_weights(iteration), sde)
+            batches = draw(model, cond, streams, sampling, weights, sde)
             drawn: list[Drawn] = []
             with self._reward.scoring(rows.prompts, rows.metadata, mine[:, 0], elsewhere=split) as scoring:
                 with clock.phase("rollout"):
@@ -144,6 +154,10 @@ class Replayed:
         self.sampler = PromptSampler(len(dataset.prompts), config.seed)
         self._model, self._dataset = model, dataset
         self._encode, self._config, self._clock = encode, config, clock
+
+    def ready(self, iteration: int) -> bool:
+        """Always."""
+        return True
 
     def next(self, iteration: int) -> Rollout:
         model, dataset, config = self._model, self._dataset, self._config

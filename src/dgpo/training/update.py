@@ -74,7 +74,7 @@ def learn(
     split = algorithm.couples_group and splits_group(rollout, micro)
     trained = int(rollout.group_sizes.sum())  # images over all ranks
     # a group that was dropped counts like the others, with a loss of 0
-    divisor = config.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
+    divisor = rollout.num_groups * trained / max(1, int((rollout.group_sizes > 0).sum()))
     guidance = algorithm.policy_guidance(rollout.guidance_scale)
     forwards = schedule.point_forwards(algorithm, rollout.guidance_scale, split, model.weights.old_is_policy)
 
@@ -117,7 +117,7 @@ def learn(
     model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + taken) / (10 + taken)))
     if group_sq_norms is not None:
         sq_norms = distributed.all_gather_rows(group_sq_norms)
-        dropped = sq_norms.new_zeros(config.num_groups - len(sq_norms))
+        dropped = sq_norms.new_zeros(rollout.num_groups - len(sq_norms))
         state.noise.add(torch.cat([sq_norms, dropped]), norm**2)
         metrics |= {"train/grad_noise_scale": state.noise.groups, "train/grad_signal": state.noise.signal}
     return metrics
@@ -135,7 +135,7 @@ def to_train(rollout: Rollout, encode: CondCache, config: Config) -> Rollout:
     if not config.text_dropout or not rollout.prompts:
         return rollout
     rng = seeds.generator(config.seed, "text dropout", rollout.iteration)
-    drawn = torch.rand((1 + config.redraw_groups) * config.num_groups * config.group_size, generator=rng)
+    drawn = torch.rand((1 + config.redraw_groups) * rollout.num_groups * config.group_size, generator=rng)
     chance = rollout.group_index if config.algorithm.couples_group else rollout.image_index
     dropped = drawn.to(rollout.x0.device)[chance] < config.text_dropout
     own, empty = torch.arange(len(dropped), device=dropped.device), len(dropped)

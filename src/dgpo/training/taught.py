@@ -1,0 +1,240 @@
+"""Rollouts that people judge: groups are drawn ahead and shown, and learned from once enough of them are answered.
+
+Between two updates the trainer does one small piece of work at a time (`ready`), so that it hears Ctrl-C and requests
+while it waits: it draws the groups that nobody has answered yet, `human.ahead` of them, and comparisons of the base
+with the trained model. An update takes `num_groups` newly answered groups and `human.reuse` earlier ones. DGPO's loss
+noises x0 afresh, so a group that older weights drew is worth learning from again.
+
+Everything that a resumed run needs is in the run folder (teach/): drawn groups keep their x0, and answers their file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dgpo import distributed
+from dgpo.config import Config
+from dgpo.core import seeds
+from dgpo.data.own_prompts import TRAINED
+from dgpo.data.prompts import PromptSet
+from dgpo.data.sampler import PromptSampler
+from dgpo.models import VelocityModel
+from dgpo.models.text_cache import CondCache
+from dgpo.run.stopwatch import Stopwatch
+from dgpo.teach.groups import BLIND, TRAIN, Group, sha256
+from dgpo.teach.learned import Lessons, Update
+from dgpo.training.compare import with_advantages
+from dgpo.training.draw import draw, for_evaluation, grid
+from dgpo.training.setup import Inputs
+from dgpo.training.sources import Sampled
+from dgpo.types import Rollout
+from dgpo.utils.pictures import to_png
+
+PAUSE = 0.1
+"""Seconds between two looks for answers."""
+
+
+class Lesson(NamedTuple):
+    """The groups of an update, and what their pictures earned."""
+
+    new: list[int]
+    earlier: list[int]
+    rewards: dict[int, list[float]]
+    scores: dict[int, dict[str, list[float]]]
+
+
+class Task(NamedTuple):
+    """The next piece of work. All None: there is nothing to do but wait."""
+
+    lesson: Lesson | None = None
+    show: int | None = None  # draw the group of this number
+    compare: int | None = None  # draw the comparison of this number
+
+
+class Taught:
+    """Shows groups to people and returns those that they answered."""
+
+    def __init__(
+        self, model: VelocityModel, inputs: Inputs, encode: CondCache, config: Config, clock: Stopwatch, run: Path
+    ) -> None:
+        self._model, self._encode, self._config, self._clock = model, encode, config, clock
+        self._sampled = Sampled(model, inputs.reward, inputs.prompts, encode, config, clock)
+        self.sampler = self._sampled.sampler
+        self._prompts, self._held_out = inputs.prompts, held_out(inputs)
+        self._lessons = Lessons(run, config.rewards)
+        self._used: set[int] | None = None  # groups that were learned from
+        self._lesson: Lesson | None = None  # the next one
+        self._drawn = 0  # images since the last update
+
+    def ready(self, iteration: int) -> bool:
+        """Do the next piece of work, and return whether the answers for this iteration are there."""
+        mine = distributed.together(lambda: [self._task(iteration)] if distributed.is_main() else [])
+        task: Task = distributed.gather_objects(mine)[0]
+        self._lesson = task.lesson
+        if task.show is not None:
+            self._show(task.show, iteration)
+        elif task.compare is not None:
+            self._compare(task.compare, iteration)
+        elif task.lesson is None:
+            time.sleep(PAUSE)
+        return task.lesson is not None
+
+    def next(self, iteration: int) -> Rollout:
+        """Return the rollout of the answers that `ready` found."""
+        assert self._lesson is not None, "asked for before it was ready"
+        lesson, self._lesson = self._lesson, None
+        if distributed.is_main():
+            self._lessons.updates.add(Update(iteration, tuple(lesson.new), tuple(lesson.earlier)))
+            self._used = (self._used or set()) | {*lesson.new}
+        rollout = self._rollout(lesson, iteration)
+        self._drawn = 0
+        return with_advantages(rollout, self._config)
+
+    def _task(self, iteration: int) -> Task:
+        """What is to be done now; the main process decides."""
+        config, lessons = self._config, self._lessons
+        if self._used is None:
+            self._used = {number for update in lessons.updates.before(iteration) for number in update.new}
+        teaching = lessons.teaching()
+        new = [number for number in teaching if number not in self._used]
+        self._clock.tell("waiting for answers", min(len(new), config.num_groups), config.num_groups)
+        if len(new) >= config.num_groups:
+            return Task(lesson=self._lesson_of(new[: config.num_groups], teaching, iteration))
+        if self._compares(iteration):
+            return Task(compare=lessons.groups.next_number())
+        if len(lessons.waiting()) < config.human.ahead:
+            return Task(show=lessons.groups.next_number())
+        return Task()
+
+    def _lesson_of(self, new: list[int], teaching: Sequence[int], iteration: int) -> Lesson:
+        """The new groups and a share of the earlier ones, which the seed draws."""
+        assert self._used is not None
+        before = [number for number in teaching if number in self._used]
+        rng = seeds.generator(self._config.seed, "earlier groups", iteration)
+        order = torch.randperm(len(before), generator=rng)[: self._config.human.reuse].tolist()
+        earlier = sorted(before[place] for place in order)
+        answered = self._lessons.answered()
+        scores = {number: self._lessons.scores(number, answered[number]) or {} for number in new + earlier}
+        rewards = {number: self._lessons.rewards(own) for number, own in scores.items()}
+        return Lesson(new, earlier, rewards, scores)
+
+    def _compares(self, iteration: int) -> bool:
+        """Whether a comparison is due: one for every so many answers, once there was an update."""
+        every, groups = self._config.human.blind_every, self._lessons.groups.all()
+        if not every or not iteration or not len(self._held_out) or "ref" not in self._model.weights.names:
+            return False
+        compared = sum(group.kind == BLIND for group in groups.values())
+        return compared < len(self._lessons.answered()) // every
+
+    def _show(self, number: int, iteration: int) -> None:
+        """Draw a group and let people see it, with what other rewards say."""
+        config, known = self._config, self._lessons.groups
+        shown = distributed.gather_objects(
+            [sum(group.kind == TRAIN for group in known.all().values())] if distributed.is_main() else []
+        )[0]
+        self.sampler.position = max(self.sampler.position, shown)  # a resumed run goes on with other prompts
+        drawn = self._sampled.sample([0], number, config.algorithm.rollout_weights(iteration))
+        self._drawn += config.group_size
+        rows = [*zip(drawn.prompts, drawn.metadata)]
+        prompt, metadata = distributed.gather_objects(rows)[0]
+        x0, images = distributed.all_gather_rows(drawn.x0), distributed.all_gather_rows(drawn.images)
+        scores = {name: distributed.all_gather_rows(score).tolist() for name, score in drawn.scores.items()}
+        dropped = distributed.all_gather_rows(drawn.rewards).isnan().any()
+        if distributed.is_main() and not dropped:  # a picture that a reward dropped has no place in a group
+            pictures = [to_png(image) for image in images]
+            group = Group(
+                number=number,
+                kind=TRAIN,
+                prompt=prompt,
+                metadata=metadata,
+                iteration=iteration,
+                images=tuple(map(sha256, pictures)),
+                scores={name: score for name, score in scores.items() if score == score},
+            )
+            known.add(group, pictures, x0)
+
+    def _compare(self, number: int, iteration: int) -> None:
+        """Draw a held-out prompt by the base and the averaged weights, from the same noise, in an order of chance."""
+        model, config = self._model, self._config
+        groups = self._lessons.groups
+        before = [sum(group.kind == BLIND for group in groups.all().values())] if distributed.is_main() else []
+        order = PromptSampler(len(self._held_out), config.seed)
+        order.position = distributed.gather_objects(before)[0]
+        some = self._held_out.subset(order.next(1))
+        cond = self._encode(some.prompts)
+
+        def picture(weights: str) -> bytes:
+            stream = seeds.generator(config.seed, "comparison", number)
+            (drawn,) = draw(model, cond, [stream], for_evaluation(config.sampling), weights)
+            return to_png(drawn.images[0])
+
+        sides = [picture("ref"), picture("ema")]
+        now = int(torch.randint(2, (1,), generator=seeds.generator(config.seed, "sides", number)))
+        pictures = sides if now else sides[::-1]
+        if distributed.is_main():
+            group = Group(
+                number=number,
+                kind=BLIND,
+                prompt=some.prompts[0],
+                metadata=some.metadata[0],
+                iteration=iteration,
+                images=tuple(map(sha256, pictures)),
+                now=now,
+            )
+            groups.add(group, pictures, None)
+
+    def _rollout(self, lesson: Lesson, iteration: int) -> Rollout:
+        """This rank's share of the images of a lesson."""
+        model, config, size = self._model, self._config, self._config.group_size
+        numbers = lesson.new + lesson.earlier
+        groups = distributed.together(lambda: {number: self._lessons.groups.all()[number] for number in numbers})
+        everyone = [(place, member) for place in range(len(numbers)) for member in range(size)]
+        mine = everyone[distributed.shard(len(everyone))]
+        prompts = [groups[numbers[place]].prompt for place, _ in mine]
+        group_index, member = torch.tensor(mine).unbind(1)
+
+        def read() -> Tensor:
+            whole = {place: self._lessons.groups.x0(numbers[place]) for place in dict.fromkeys(p for p, _ in mine)}
+            return torch.stack([whole[place][member] for place, member in mine]).to(model.device)
+
+        def labels(values: Mapping[int, Sequence[float]]) -> Tensor:
+            nothing = [float("nan")] * size
+            return torch.tensor([values.get(numbers[place], nothing)[member] for place, member in mine])
+
+        with self._clock.phase("rollout"):
+            x0 = distributed.together(read)
+            cond = distributed.together(lambda: self._encode(prompts).to(model.device))
+        names = dict.fromkeys(name for own in lesson.scores.values() for name in own)
+        return Rollout(
+            iteration=iteration,
+            num_groups=len(numbers),
+            group_sizes=torch.full((len(numbers),), size, device=model.device),
+            prompts=prompts,
+            metadata=[groups[numbers[place]].metadata for place, _ in mine],
+            group_index=group_index.to(model.device),
+            image_index=(group_index * size + member).to(model.device),
+            cond=cond,
+            sigmas=grid(model, config.sampling),
+            guidance_scale=config.sampling.guidance_scale,
+            x0=x0,
+            images=torch.empty(len(mine), 0),
+            scores={name: labels({n: own[name] for n, own in lesson.scores.items() if name in own}) for name in names},
+            rewards=labels(lesson.rewards).to(model.device),
+            advantages=torch.zeros(len(mine), device=model.device),
+            trained=torch.ones(len(mine), dtype=torch.bool, device=model.device),
+            drawn=self._drawn,
+        )
+
+
+def held_out(inputs: Inputs) -> PromptSet:
+    """The evaluated prompts that never train."""
+    trained = {*inputs.prompts.prompts}
+    sets = [some for name, some in inputs.eval_sets.items() if inputs.eval_sources[name] != TRAINED]
+    rows = [(p, m) for some in sets for p, m in zip(some.prompts, some.metadata) if p not in trained]
+    return PromptSet([prompt for prompt, _ in rows], [metadata for _, metadata in rows])

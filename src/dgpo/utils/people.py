@@ -1,0 +1,4 @@
+"""The reward that is a person."""
+
+HUMAN = "human"
+"""Its name in `rewards`."""
