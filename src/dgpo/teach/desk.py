@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from dgpo.config import Human
 from dgpo.errors import UserError
 from dgpo.teach.groups import BLIND, TRAIN, Group
 from dgpo.teach.learned import Lessons
-from dgpo.teach.picks import AGAIN, ALSO, Choice, Pick, Question
+from dgpo.teach.picks import AGAIN, ALSO, Choice, Question
 
 LEASE = 600.0
 """Seconds for which a group that was handed out, and is not asked for again, is nobody else's."""
@@ -117,14 +116,16 @@ class Desk:
         groups, standing = self.lessons.groups.all(), self.lessons.picks.all()
         taken = self._taken_by_others(who)
         first_asked = {q.group for q in standing if q.asked in (TRAIN, BLIND)}
-        for kind in (BLIND, None, TRAIN):
-            if kind is None:
-                yield from self._repeated(who)
-                continue
+
+        def new(kind: str) -> Iterator[Asked]:
             for number, group in groups.items():
-                if group.kind == kind and number not in first_asked and number not in taken:
-                    if self.lessons.groups.is_whole(number):
-                        yield Asked(Question(number, kind, who), group)
+                free = group.kind == kind and number not in first_asked and number not in taken
+                if free and self.lessons.groups.is_whole(number):
+                    yield Asked(Question(number, kind, who), group)
+
+        yield from new(BLIND)
+        yield from self._repeated(who)
+        yield from new(TRAIN)
 
     def _repeated(self, who: str) -> Iterator[Asked]:
         """A group that was answered before, where one is due."""
