@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUT ?= runs/demo
 RUNS ?= runs
 
-.PHONY: demo studio test test-fast test-browser lint bench docs dist clean
+.PHONY: demo studio teach test test-fast test-browser lint bench docs dist clean
 
 demo: .venv/ready  ## teach the embedded model to follow its prompts; the report is $(OUT)/report.html; an earlier run is moved aside
 	@echo 'dgpo is installed in .venv. To use it in this shell: source .venv/bin/activate'
@@ -15,6 +15,9 @@ demo: .venv/ready  ## teach the embedded model to follow its prompts; the report
 studio: .venv/ready-studio  ## watch the runs in $(RUNS) in a browser
 	mkdir -p $(RUNS)
 	$(BIN)/dgpo studio $(RUNS)
+
+teach: .venv/ready-studio  ## teach the embedded model by picking pictures in a browser
+	$(BIN)/dgpo teach tiny-sd3
 
 test: .venv/ready-dev  ## the whole test suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal

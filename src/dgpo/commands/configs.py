@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, stand_in
 from dgpo.commands.parse import parse
@@ -10,9 +12,11 @@ from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
 from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.errors import UserError, did_you_mean
-from dgpo.recipes import DEMOS, recipe
+from dgpo.recipes import DEMOS, fitting, recipe
 from dgpo.rewards.registry import OF_WORLDS
+from dgpo.utils.files import json_object, read_text
 from dgpo.utils.imports import is_path
+from dgpo.utils.places import locate
 
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
@@ -44,6 +48,13 @@ def with_fields(base: Config, given: list[str], usage: str, about: str, is_recip
     config = parse(base, given, usage, about)
     require_complete(config)
     return config
+
+
+def fitting_recipe(model: str, rewards: Collection[str]) -> str | None:
+    """The recipe for a model; of a pipeline on this machine its class is known, and nobody is asked for another's."""
+    index = Path(locate(model), "model_index.json")
+    family = json_object(read_text(index), str(index)).get("_class_name") if index.is_file() else None
+    return fitting(model, family, rewards)
 
 
 def for_own_prompts(base: Config, given: list[str]) -> Config:

@@ -92,28 +92,17 @@ def _steps(file: str) -> list[tuple[str, str]]:
 
 def _config(file: Path, given: list[str], usage: str) -> tuple[Config, str]:
     """The config to write, and where its values come from in words."""
-    from dgpo.commands.configs import with_fields
+    from dgpo.commands.configs import fitting_recipe, with_fields
     from dgpo.config import Config
     from dgpo.recipes import recipe
 
     chosen, given = take_option(given, "--recipe", "the name of one: --recipe words")
     model, _ = take_option(given, "--model", "a folder, a Hugging Face id or an embedded model: --model tiny-sd3")
-    chosen = chosen or ("tiny" if model is None else _fitting(model, given))
+    chosen = chosen or ("tiny" if model is None else fitting_recipe(model, _rewards(given)))
     base = Config() if chosen is None else recipe(chosen)
     config = with_fields(dataclasses.replace(base, name=file.stem), given, usage, ABOUT, is_recipe=True)
     _require_known(config, given)
     return config, "the defaults" if chosen is None else f"the recipe {chosen}"
-
-
-def _fitting(model: str, given: list[str]) -> str | None:
-    """The recipe for a model; of a pipeline on this machine its class is known, and nobody is asked for another's."""
-    from dgpo.recipes import fitting
-    from dgpo.utils.files import json_object, read_text
-    from dgpo.utils.places import locate
-
-    index = Path(locate(model), "model_index.json")
-    family = json_object(read_text(index), str(index)).get("_class_name") if index.is_file() else None
-    return fitting(model, family, _rewards(given))
 
 
 def _rewards(given: list[str]) -> set[str]:

@@ -27,6 +27,8 @@ COMMANDS = {
     "report": "dgpo.commands.report",
     "compare": "dgpo.commands.compare",
     "studio": "dgpo.commands.studio",
+    "teach": "dgpo.commands.teach",
+    "picks": "dgpo.commands.picks",
     "reward": "dgpo.commands.reward_check",
     "score": "dgpo.commands.score",
     "model": "dgpo.commands.model",

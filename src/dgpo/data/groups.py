@@ -101,6 +101,8 @@ class GroupDataset:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if (self.folder / "picks.jsonl").exists() and not (self.folder / "dataset.json").exists():
+            raise UserError(f"{folder} is a run that people taught; write what they picked first: dgpo picks {folder}")
         self._header = _read_header(self.folder / "dataset.json")
         self._shards: dict[Path, Any] = {}
         self._lines = list(_read_lines(self.folder))

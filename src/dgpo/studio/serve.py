@@ -23,15 +23,19 @@ TRIED = 50
 """Ports after the first one that are tried where it is taken."""
 
 
-def serve(folder: Path, options: Options) -> None:
-    """Show the runs in a folder until the process is told to end."""
+def serve(folder: Path, options: Options, page: str = "", said: str = "") -> None:
+    """Show the runs in a folder until the process is told to end.
+
+    page: the address, without the first slash, that is opened; said: what is printed, with LINK for it
+    """
     with Extra("studio", "dgpo studio"):
         from dgpo.studio.app import app
     require_folder(folder)
     token = secrets.token_urlsafe(16)
     with listen(options) as listener:
-        link = link_to(listener, options.host, token)
-        print(f"The runs in {folder}: {link}\nCtrl-C ends the studio; runs go on without it.", flush=True)
+        link = link_to(listener, options.host, token, page)
+        about = said or f"The runs in {folder}: LINK\nCtrl-C ends the studio; runs go on without it."
+        print(about.replace("LINK", link), flush=True)
         if not options.no_browser:
             threading.Thread(target=webbrowser.open, args=[link], daemon=True).start()
         served = app(folder, token, open=is_this_machine(options.host))
@@ -78,11 +82,11 @@ def listen(options: Options) -> socket.socket:
     raise UserError(f"ports {ports[0]} to {ports[-1]} are all in use; take another --port")
 
 
-def link_to(listener: socket.socket, host: str, token: str) -> str:
+def link_to(listener: socket.socket, host: str, token: str, page: str = "") -> str:
     """What to open in a browser."""
     port = listener.getsockname()[1]
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + ("" if is_this_machine(host) else f"?token={token}")
+    return f"http://{name}:{port}/{page}" + ("" if is_this_machine(host) else f"?token={token}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

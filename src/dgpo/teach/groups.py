@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FOLDER, ABOUT, LATENTS = "teach", "group.json", "latents.safetensors"
+LATENT_SPACE = f"{FOLDER}/latent_space.json"
+"""Of the run: which model's latents these are."""
 TRAIN, BLIND = "train", "blind"
 
 

@@ -10,6 +10,7 @@ Everything that a resumed run needs is in the run folder (teach/): drawn groups 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from dgpo.data.sampler import PromptSampler
 from dgpo.models import VelocityModel
 from dgpo.models.text_cache import CondCache
 from dgpo.run.stopwatch import Stopwatch
-from dgpo.teach.groups import BLIND, TRAIN, Group, sha256
+from dgpo.teach.groups import BLIND, LATENT_SPACE, TRAIN, Group, sha256
 from dgpo.teach.learned import Lessons, Update
 from dgpo.training.compare import with_advantages
 from dgpo.training.draw import draw, for_evaluation, grid
@@ -71,6 +72,9 @@ class Taught:
         self._used: set[int] | None = None  # groups that were learned from
         self._lesson: Lesson | None = None  # the next one
         self._drawn = 0  # images since the last update
+        if distributed.is_main():
+            (run / LATENT_SPACE).parent.mkdir(exist_ok=True)
+            (run / LATENT_SPACE).write_text(json.dumps(model.latent_space) + "\n", encoding="utf-8")
 
     def ready(self, iteration: int) -> bool:
         """Do the next piece of work, and return whether the answers for this iteration are there."""

@@ -1,0 +1,39 @@
+"""A run in which a person is the reward: any recipe, with few and small groups, since answers are scarce."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dgpo.config import AUTOMATIC, Config
+from dgpo.utils.people import HUMAN
+
+
+def for_teaching(config: Config) -> Config:
+    """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
+
+    The rate does not fall, since nobody knows how many answers will come. Every update is evaluated, on a few pictures
+    only, and saved.
+    """
+    return replace(
+        config,
+        name=None,
+        rewards={HUMAN: 1.0},
+        reward_tags={},
+        reward_failures={},
+        eval_rewards=(),
+        eval_prompts=AUTOMATIC.copy(),
+        eval_images_per_prompt=1,
+        eval_every=1,
+        num_samples=8,
+        stop_on_alarm=False,
+        iterations=1000,
+        max_minutes=None,
+        num_groups=4,
+        group_size=6,
+        train_images=None,
+        drop_equal_groups=False,
+        redraw_groups=0,
+        checkpoint_every=1,
+        noise_scale_every=0,
+        optimizer=replace(config.optimizer, warmup_steps=0, decay_steps=0),
+    )

@@ -1,0 +1,67 @@
+"""The studio beside a training: a process of its own, so that neither waits for the other, which ends with its parent.
+
+    python -m dgpo.studio.beside RUN '{"host": "127.0.0.1", "port": 8300, "no_browser": false}'
+
+Its standard input is a pipe from the training. The pipe closes however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import quote
+
+from dgpo.errors import UserError
+from dgpo.studio.options import Options
+
+
+@contextmanager
+def beside(run: Path, options: Options) -> Iterator[None]:
+    """Show a run, at the page for teaching, for as long as the block lasts."""
+    command = [sys.executable, "-m", "dgpo.studio.beside", str(run), json.dumps(asdict(options))]
+    # a session of its own: Ctrl-C is for the training, which then saves while the page still shows that
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdin is not None
+        try:
+            yield
+        finally:
+            process.stdin.close()
+
+
+def main() -> int:
+    """Serve until the pipe closes."""
+    run, options = Path(sys.argv[1]), Options(**json.loads(sys.argv[2]))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from dgpo.studio.serve import serve
+
+    try:
+        serve(
+            run,
+            options,
+            page=f"teach/{quote(run.name, safe='')}",
+            said="Pick pictures here: LINK\nCtrl-C saves and ends.",
+        )
+    except UserError as error:
+        print(
+            f"dgpo: no page for picking: {error}. The training waits; in another terminal: dgpo studio {run}",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
