@@ -10,7 +10,8 @@ from dgpo.errors import UserError
 USAGE = {"dgpo picks RUN [--out FOLDER]": "write what people picked as a dataset, for --offline and other programs"}
 ABOUT = (
     "Write the answered groups of a run of `dgpo teach` into a new folder: latents and rewards, which\n"
-    "`dgpo train --offline FOLDER` reads, the pictures as PNG files, a line a picture in pictures.jsonl, and the answers.\n"
+    "`dgpo train --offline FOLDER` reads, the pictures as PNG files with a line for each in pictures.jsonl, and the\n"
+    "answers.\n"
     "- --out FOLDER: where; by default the folder picks"
 )
 

@@ -12,8 +12,10 @@ def for_teaching(config: Config) -> Config:
     """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
 
     The rate does not fall, since nobody knows how many answers will come. Every update is evaluated, on a few pictures
-    only, and saved.
+    only, and saved. Prompts of the embedded world are those that leave something to a taste: colours, sizes, places.
     """
+    if config.prompts and str(config.prompts).startswith("shapes:"):
+        config = replace(config, prompts="shapes:train:single_object,two_object")
     return replace(
         config,
         name=None,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ class Groups:
     def all(self) -> dict[int, Group]:
         """number -> group, in the order in which they were drawn."""
         modified = _modified(self.folder)
-        if modified != self._seen:
+        if modified != self._seen or time.time_ns() - modified < 1e9:  # clocks of file systems tick slowly
             for number in _numbers(self.folder):
                 if number not in self._known:
                     self._known[number] = _read(self._place(number), number)

@@ -13,12 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dgpo.config import Config
 from dgpo.data.prompts import PromptSet
 from dgpo.errors import RunFailed, UserError
+from dgpo.rewards.base import Reward
 from dgpo.run import checkpoint
 from dgpo.run.metric_names import eval_names
 from dgpo.run.trackers import read_metrics
@@ -26,7 +29,8 @@ from dgpo.training import schedule
 from dgpo.training.apply import load_trained
 from dgpo.training.geometry import geometry
 from dgpo.training.loop import train
-from dgpo.training.setup import read_inputs
+from dgpo.training.setup import asks_people, read_inputs
+from dgpo.utils.people import HUMAN
 
 GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a group of each tag
 
@@ -41,13 +45,22 @@ def dry_run(config: Config) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
         small = smallest(config, Path(folder), prompts, sets)
         try:
-            run = train(small).run
+            run = train(small, reward_functions=stand_in(config)).run
         except RunFailed as error:  # what was saved goes with the folder
             if error.plain is None and error.__cause__:
                 raise error.__cause__ from None
             error.args = (error.plain or str(error),)
             raise
         return [*_found(config, small, run, prompts, sets), *(f"but {doubt}" for doubt in inputs.doubts)]
+
+
+def stand_in(config: Config) -> dict[str, Reward]:
+    """What judges in a person's place: nobody is asked in a dry run."""
+
+    def brightness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        return images.mean((1, 2, 3))
+
+    return {HUMAN: brightness} if asks_people(config) else {}
 
 
 def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict[str, PromptSet]) -> Config:
@@ -129,6 +142,8 @@ def _found(
         yield f"{small.updates_per_rollout} update(s) by {name}: loss and gradient finite"
     else:
         yield f"no update by {name} was tried: the few images of each prompt earned the same, and then none trains"
+    if asks_people(config):
+        yield "nobody was asked: brightness judged in the place of a person"
     if sets:
         scores = [f"{n.eval_set}/{n.score} {metrics[n.key]:.3f}" for n in eval_names(metrics) if not n.tag]
         yield f"evaluated: {', '.join(scores)}"

@@ -1,0 +1,322 @@
+"""People as a reward: what they pick is what is learned, at any number of kills, with other rewards or alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from people import Answers, desk_of
+from runs import newest, rows, run, small, tensors
+
+from dgpo.algorithms import FlowGRPO
+from dgpo.commands.main import main
+from dgpo.config import Config, Human
+from dgpo.data.groups import GroupDataset
+from dgpo.errors import UserError
+from dgpo.run import requests
+from dgpo.run.callbacks import Callback, Progress
+from dgpo.teach.desk import Asked, Desk
+from dgpo.teach.groups import BLIND, Groups
+from dgpo.teach.learned import Lessons, Updates
+from dgpo.teach.picks import Choice, Picks
+from dgpo.training.dry_run import dry_run
+from dgpo.types import Rollout
+
+THINGS = ("cat", "dog", "cup", "bird", "car", "hat", "box", "pen", "key", "cow")
+TEXTS = [f"a {colour} {thing}" for colour in ("red", "green") for thing in THINGS]
+HUMAN = Human(ahead=2, reuse=0, blind_every=0, repeat_every=0, share_every=0)
+
+
+class Rollouts(Callback):
+    """Keeps what is trained on, and stops a run that has learned enough."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.seen: list[Rollout] = []
+        self._stop_after = stop_after
+
+    def on_rollout(self, run: Progress, rollout: Rollout) -> None:
+        self.seen.append(rollout)
+
+    def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
+        if run.iteration == self._stop_after:
+            run.stop()
+
+
+@pytest.fixture
+def config(tiny_folder: Path, tmp_path: Path) -> Config:
+    """Three updates of two groups of three pictures, judged by a person alone."""
+    return small(tiny_folder, tmp_path / "run", rewards={"human": 1.0}, human=HUMAN)
+
+
+def taught(config: Config, *callbacks: Callback, resume: bool = False, **options):
+    return run(config, resume=resume, callbacks=callbacks, reward_functions={}, **options)
+
+
+def test_what_is_picked_is_what_is_rewarded(config):
+    seen, person = Rollouts(), Answers()
+    assert taught(config, person, seen).iterations == 3
+    groups, desk = Groups(Path(config.out)), desk_of(Path(config.out))
+    numbers = [number for update in Updates(Path(config.out)).all() for number in update.new]
+    assert numbers == [asked.group.number for asked in person.asked[:6]]
+    for place, number in enumerate(numbers):
+        rollout, rows_of = seen.seen[place // 2], slice(3 * (place % 2), 3 * (place % 2) + 3)
+        (pick,) = desk.lessons.picks.of(number)
+        assert rollout.rewards[rows_of].tolist() == pick.choice.rewards(3)
+        assert rollout.scores["human"][rows_of].tolist() == pick.choice.rewards(3)
+        assert torch.equal(rollout.x0[rows_of], groups.x0(number))
+        assert rollout.prompts[rows_of] == [groups.all()[number].prompt] * 3
+    assert all(rollout.advantages.abs().sum() > 0 for rollout in seen.seen)
+
+
+def test_a_group_is_drawn_by_the_seed_and_its_number(config, tmp_path):
+    taught(config, Answers())
+    other = replace(config, out=str(tmp_path / "other"))
+    taught(other, Answers())
+    one, two = Groups(Path(config.out)), Groups(Path(other.out))
+    assert torch.equal(one.x0(0), two.x0(0))
+    assert one.all()[0] == two.all()[0]
+    assert not torch.equal(one.x0(0), one.x0(1))
+
+
+def test_groups_are_ahead_of_the_answers(config):
+    waiting = []
+
+    class Looks(Callback):
+        def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
+            if phase == "waiting for answers":
+                waiting.append(len(Lessons(run.folder, run.config.rewards).waiting()))
+                if len(waiting) > 5:
+                    run.stop()
+
+    config = replace(config, human=replace(HUMAN, ahead=4))
+    assert taught(config, Looks()).interrupted
+    assert waiting == [0, 1, 2, 3, 4, 4]
+
+
+def test_earlier_groups_train_again(config):
+    seen = Rollouts()
+    taught(replace(config, human=replace(HUMAN, reuse=3)), Answers(), seen)
+    updates = Updates(Path(config.out)).all()
+    assert [len(update.earlier) for update in updates] == [0, 2, 3]
+    assert {*updates[1].earlier} == {*updates[0].new}
+    assert {*updates[2].earlier} < {*updates[0].new, *updates[1].new}
+    assert [rollout.num_groups for rollout in seen.seen] == [2, 4, 5]
+    assert [len(rollout.prompts) for rollout in seen.seen] == [6, 12, 15]
+
+
+def test_an_answer_without_a_preference_is_not_waited_for_with_others(config):
+    same = iter([Choice(same=True), Choice(skip=True)] * 2)
+    first = Answers(lambda desk, asked: next(same, Choice(good=(0,))))
+    taught(config, first)
+    learned = [number for update in Updates(Path(config.out)).all() for number in update.new]
+    assert learned == [asked.group.number for asked in first.asked[4:10]]
+
+
+def test_other_rewards_are_added_to_what_people_say(config):
+    seen = Rollouts()
+    config = replace(config, rewards={"human": 2.0, "runs:colour": 0.5}, iterations=1)
+    taught(config, Answers(), seen)
+    (rollout,) = seen.seen
+    human, colour = rollout.scores["human"], rollout.scores["runs:colour"]
+    assert torch.allclose(rollout.rewards, 2 * human + 0.5 * colour)
+    assert colour.std() > 0
+    assert {"train/score/human", "train/score/runs:colour"} <= rows(Path(config.out))[0].keys()
+
+
+def test_base_and_trained_model_are_compared_on_prompts_that_never_train(config, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    config = replace(
+        config,
+        prompts=str(tmp_path / "texts.txt"),
+        eval_prompts={"held_out": "prompts:held_out"},
+        eval_every=2,
+        eval_images_per_prompt=1,
+        num_samples=2,
+        iterations=5,
+        optimizer=replace(config.optimizer, lr=3e-2),
+        human=replace(HUMAN, blind_every=2),
+    )
+    person = Answers()
+    taught(config, person)
+    groups = Groups(Path(config.out)).all()
+    blind = [group for group in groups.values() if group.kind == BLIND]
+    assert 2 <= len(blind) <= 5
+    assert not {group.prompt for group in blind} & {group.prompt for group in groups.values() if group.kind != BLIND}
+    assert all(group.size == 2 and group.images[0] != group.images[1] and group.iteration > 0 for group in blind)
+    assert not any(
+        (Path(config.out) / "teach" / f"{group.number:06d}" / "latents.safetensors").exists() for group in blind
+    )
+    assert {asked.question.asked for asked in person.asked} == {"train", "blind"}
+
+
+def test_the_sides_of_a_comparison_are_of_chance():
+    from dgpo.core import seeds
+
+    sides = [int(torch.randint(2, (1,), generator=seeds.generator(0, "sides", number))) for number in range(200)]
+    assert 70 < sum(sides) < 130
+
+
+def test_a_run_without_other_rewards_keeps_pictures_and_no_best(config, tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    config = replace(
+        config,
+        eval_prompts={"fixed": str(tmp_path / "texts.txt")},
+        eval_every=1,
+        eval_images_per_prompt=1,
+        num_samples=3,
+    )
+    result = taught(config, Answers())
+    folder = Path(config.out)
+    assert "eval/fixed/reward" not in result.metrics
+    assert "eval/fixed/drift" in result.metrics
+    assert [len([*path.glob("*.png")]) for path in sorted((folder / "samples").glob("iteration-[0-9]*/"))] == [3] * 4
+    assert (folder / "final").is_dir()
+    assert not (folder / "best").exists()
+
+
+def test_a_signal_and_a_request_are_heard_while_it_waits(config):
+    class Signals(Callback):
+        def on_start(self, run: Progress) -> None:
+            def soon() -> None:
+                time.sleep(1.0)
+                requests.ask(run.folder, requests.SAVE)
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGINT)
+
+            threading.Thread(target=soon, daemon=True).start()
+
+    began = time.monotonic()
+    result = taught(config, Signals())
+    assert result.interrupted
+    assert result.iterations == 0
+    assert time.monotonic() - began < 20
+    assert newest(Path(config.out)) == 0
+
+
+def test_a_resumed_run_learns_from_every_answer_once_as_new(config):
+    folder = Path(config.out)
+    taught(config, Answers(), Rollouts(stop_after=1))
+    before = [*Picks(folder).all()]
+    # answers that came after the checkpoint, and an update that it does not know
+    Updates(folder).path.write_text(
+        Updates(folder).path.read_text() + '{"iteration": 1, "new": [2, 3], "earlier": []}\n'
+    )
+    desk = desk_of(folder)
+    while (asked := desk.next("ana")) is not None:
+        desk.answer(asked.question, Choice(good=(1,)))
+    result = taught(config, Answers(), resume=True)
+    assert result.iterations == 3
+    assert not result.interrupted
+    updates = Updates(folder).all()
+    assert [update.iteration for update in updates] == [0, 1, 2]
+    learned = [number for update in updates for number in update.new]
+    assert len({*learned}) == len(learned) == 6
+    assert [*Picks(folder).all()][: len(before)] == before
+    numbers = [*Groups(folder).all()]
+    assert numbers == [*range(len(numbers))]
+
+
+def test_the_same_answers_train_the_same_weights(config, tmp_path):
+    def choose(desk: Desk, asked: Asked) -> Choice:
+        return Choice(good=(asked.group.number % 3,))
+
+    # the groups of a run depend on when answers come; with all drawn before the first answer they do not
+    config = replace(config, iterations=1, human=replace(HUMAN, ahead=4))
+    for name in ("one", "two"):
+        taught(replace(config, out=str(tmp_path / name)), Answers(choose))
+    one, two = tensors(tmp_path / "one", 1), tensors(tmp_path / "two", 1)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_latents_that_are_gone_are_told_or_left_out(config):
+    taught(config, Answers(), Rollouts(stop_after=1))
+    folder = Path(config.out)
+    broken, gone = (
+        folder / "teach" / "000000" / "latents.safetensors",
+        folder / "teach" / "000001" / "latents.safetensors",
+    )
+    gone.unlink()
+    lessons = Lessons(folder, config.rewards)
+    assert 1 not in lessons.teaching()
+    broken.write_bytes(b"x")
+    with pytest.raises(UserError, match=r"latents .*000000/latents.safetensors of a group that was answered"):
+        lessons.groups.x0(0)
+
+
+def test_answers_are_written_as_a_dataset_that_trains(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    taught(config, Answers())
+    folder = tmp_path / "picked"
+    assert main(["picks", config.out, "--out", str(folder)]) == 0
+    dataset, lessons = GroupDataset(folder), Lessons(Path(config.out), config.rewards)
+    numbers = lessons.teaching()
+    assert len(dataset) == len(numbers) >= 6
+    assert [dataset.rewards(i).tolist() for i in range(len(dataset))] == [
+        lessons.picks.of(number)[0].choice.rewards(3) for number in numbers
+    ]
+    lines = [json.loads(line) for line in (folder / "pictures.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 * len(numbers)
+    assert {line["sha256"] for line in lines} == {h for n in numbers for h in lessons.groups.all()[n].images}
+    assert all((folder / line["file"]).is_file() for line in lines)
+    assert sum(line["good"] for line in lines) == len(numbers)
+    offline = replace(config, rewards={}, offline=str(folder), out=str(tmp_path / "offline"), prompts=(), iterations=1)
+    assert run(offline, reward_functions={}).iterations == 1
+    assert main(["picks", config.out, "--out", str(folder)]) == 2
+    assert "exists and is not replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"algorithm": FlowGRPO(), "sampling": None}, "FlowGRPO learns only from rollouts of its own"),
+        ({"eval_rewards": ("human",)}, "eval_rewards cannot name human"),
+        ({"reward_failures": {"human": "drop"}}, "cannot name human"),
+        ({"reward_tags": {"human": ("cat",)}}, "cannot name human"),
+        ({"offline": "groups"}, "brings its rewards, and nothing is drawn"),
+        ({"drop_equal_groups": True, "redraw_groups": 1}, "redraw_groups=1 draws groups again"),
+        ({"human": Human(ahead=0)}, "human.ahead=0 cannot work: it must be at least 1"),
+        ({"human": Human(reuse=-1)}, "human.reuse=-1 cannot work"),
+    ],
+)
+def test_settings_that_contradict_a_person_are_refused(config, changes, told):
+    if changes.get("sampling", 1) is None:
+        changes = {**changes, "sampling": replace(config.sampling, guidance_scale=1.0)}
+    with pytest.raises(UserError, match=told):
+        replace(config, **changes)
+
+
+def test_a_person_scores_no_pictures_that_are_there(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a cat")
+    assert main(["score", str(tmp_path), "--rewards", "human=1"]) != 0
+    assert "human is a person who is asked while a model trains" in capsys.readouterr().err
+
+
+def test_a_function_in_python_stands_in_for_people(config):
+    assert (
+        run(config, reward_functions={"human": lambda images, prompts, metadata: images.mean((1, 2, 3))}).iterations
+        == 3
+    )
+    assert not (Path(config.out) / "picks.jsonl").exists()
+
+
+def test_a_dry_run_asks_nobody(config):
+    lines = dry_run(config)
+    assert any("update(s) by DGPO: loss and gradient finite" in line for line in lines)
+    assert any("nobody was asked" in line for line in lines)
+
+
+def test_a_run_nobody_picked_in_has_nothing_to_write(finished_run, capsys):
+    assert main(["picks", str(finished_run), "--out", "picked"]) == 2
+    assert "nobody has picked a picture in it" in capsys.readouterr().err
+    assert main(["train", "--offline", str(finished_run)]) == 2
