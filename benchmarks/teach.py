@@ -65,7 +65,7 @@ def left(objects: Sequence[Found]) -> float:
     return -max((found.center[0] for found in objects), default=99.0)
 
 
-TASTES: dict[str, tuple[Taste, float]] = {"yellow": (yellow, 0.01), "small": (small, -12.0), "left": (left, -36.0)}
+TASTES: dict[str, tuple[Taste, float]] = {"yellow": (yellow, 0.01), "small": (small, -11.8), "left": (left, -36.0)}
 """name -> what pictures are judged by, and from where on a picture is to the taste."""
 
 

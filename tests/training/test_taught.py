@@ -27,6 +27,7 @@ from dgpo.teach.groups import BLIND, Groups
 from dgpo.teach.learned import Lessons, Updates
 from dgpo.teach.picks import Choice, Picks
 from dgpo.training.dry_run import dry_run
+from dgpo.training.geometry import geometry, network_forwards
 from dgpo.types import Rollout
 
 THINGS = ("cat", "dog", "cup", "bird", "car", "hat", "box", "pen", "key", "cow")
@@ -320,3 +321,12 @@ def test_a_run_nobody_picked_in_has_nothing_to_write(finished_run, capsys):
     assert main(["picks", str(finished_run), "--out", "picked"]) == 2
     assert "nobody has picked a picture in it" in capsys.readouterr().err
     assert main(["train", "--offline", str(finished_run)]) == 2
+
+
+def test_the_plan_counts_the_earlier_groups(config):
+    alone = geometry(replace(config, human=replace(HUMAN, reuse=0)), 1)
+    with_earlier = geometry(replace(config, human=replace(HUMAN, reuse=3)), 1)
+    assert (alone.drawn, alone.update_images) == (6, 6)
+    assert (with_earlier.drawn, with_earlier.update_images) == (6, 15)
+    more = network_forwards(replace(config, human=replace(HUMAN, reuse=2))) - network_forwards(config)
+    assert more == network_forwards(config) - 2 * 3 * 3 * 2  # two groups more train, of two; none more is drawn

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dgpo.config import Config
 from dgpo.distributed import shard_of
@@ -48,7 +48,7 @@ class Geometry:
 
 def geometry(config: Config, processes: int) -> Geometry:
     """Cut an iteration up as the loop does."""
-    c, group = config, schedule.trained_images(config)
+    c, group = replace(config, num_groups=schedule.update_groups(config)), schedule.trained_images(config)
     of_updates = range(c.updates_per_rollout if c.split_updates else 1)
     shares = [[*held_images(c, rank, processes)] for rank in range(processes)]
     per_update = [[_per_group(c, share, update) for update in of_updates] for share in shares]
@@ -56,7 +56,7 @@ def geometry(config: Config, processes: int) -> Geometry:
     largest = max(max(sizes.values(), default=0) for sizes in whole)
     rows = max(sum(sizes.values()) for share in per_update for sizes in share)
     trained = max(sum(min(group, n) for n in Counter(g for g, _ in share).values()) for share in shares)
-    drawn = math.ceil(c.num_groups * c.group_size / processes)
+    drawn = math.ceil(config.num_groups * c.group_size / processes)
     micro = min(rows, schedule.micro_batch(c, rows, largest))
     first = schedule.HORIZON * c.updates_per_rollout
     olds = sum(not schedule.old_is_policy(c, first + update) for update in range(c.updates_per_rollout))
@@ -98,7 +98,9 @@ def network_forwards(config: Config, processes: int = 1) -> int:
     Long after the start, over all processes, without what is drawn again and with all that can train.
     """
     c, g = config, geometry(config, processes)
-    images = c.num_groups * schedule.trained_images(c) * g.points  # of an update, or of all that have parts of them
+    images = (
+        schedule.update_groups(c) * schedule.trained_images(c) * g.points
+    )  # of an update, or of all that have parts of them
     of_updates = [
         schedule.point_forwards(c.algorithm, c.sampling.guidance_scale, g.splits, old_is_policy=update >= g.old_updates)
         for update in range(g.updates)

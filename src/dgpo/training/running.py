@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgpo import distributed
+from dgpo.config import Config
+from dgpo.data.prompts import PromptSet
 from dgpo.models.text_cache import CondCache
 from dgpo.report import ReportWriter
 from dgpo.report.grids import write_samples
@@ -26,7 +28,7 @@ from dgpo.training.evaluate import evaluate, shown
 from dgpo.training.geometry import network_forwards
 from dgpo.training.metrics import ConstantRewards, note_evaluation, watched
 from dgpo.training.rescue import rescue
-from dgpo.training.setup import Setup, open_folder, open_trackers
+from dgpo.training.setup import Inputs, Setup, open_folder, open_trackers
 from dgpo.training.sources import Replayed, Sampled, Source
 from dgpo.training.state import State, checkpoint_due, done
 from dgpo.training.taught import Taught
@@ -144,9 +146,7 @@ class Running:
     def _evaluate(self, last: bool) -> None:
         """Score the averaged weights, and compare them with the run's first evaluation."""
         with self.clock.phase("eval"):
-            sets, reward = self._inputs.eval_sets, self._inputs.eval_reward
-            if not reward.rewards:  # a person alone judges: what is only drawn to be looked at is all that is drawn
-                sets = shown(sets, self.config)
+            sets, reward = evaluated(self._inputs, self.config), self._inputs.eval_reward
             evaluation = evaluate(self.model, self.encode, sets, reward, self.config, tell=self.tell)
         self.tell("reporting")
         self._latest, alarm = watched(self.folder, self.iteration, evaluation, self.config)
@@ -204,7 +204,7 @@ def built_in(setup: Setup) -> list[Callback]:
         len(inputs.prompts),
         network_forwards(config, distributed.world_size()),
         partial(schedule.evaluations_ahead, config),
-        sum(len(some) * config.images_of(name) for name, some in inputs.eval_sets.items()),
+        sum(len(some) * config.images_of(name) for name, some in evaluated(inputs, config).items()),
     )
     console = Console(config, setup.model, counts, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]
@@ -213,6 +213,11 @@ def built_in(setup: Setup) -> list[Callback]:
     if config.report and distributed.is_main():
         told.append(ReportWriter())
     return told
+
+
+def evaluated(inputs: Inputs, config: Config) -> dict[str, PromptSet]:
+    """The sets of evaluations. Where a person alone judges, only pictures to be looked at are drawn."""
+    return inputs.eval_sets if inputs.eval_reward.rewards or not inputs.eval_sets else shown(inputs.eval_sets, config)
 
 
 def source_of(setup: Setup, encode: CondCache, clock: Stopwatch, folder: Path) -> Source:

@@ -15,6 +15,7 @@ from dgpo.config import Config
 from dgpo.core.solvers import network_calls
 from dgpo.distributed import shard_of
 from dgpo.errors import UserError
+from dgpo.utils.people import HUMAN
 
 HORIZON = 100_000
 """Iterations to which a run may be extended and still find the weight sets it then needs in its checkpoints."""
@@ -61,6 +62,11 @@ def point_forwards(algorithm: Algorithm, rollout_scale: float, split: bool, old_
     ref = guided_rows(algorithm.ref_guidance(rollout_scale)) if "ref" in algorithm.needs else 0
     old = policy if "old" in algorithm.needs and not old_is_policy else 0
     return policy * (3 + split) + ref + old
+
+
+def update_groups(config: Config) -> int:
+    """Count the groups of a rollout that trains, at most: beside newly answered ones people's earlier answers."""
+    return config.num_groups + (config.human.reuse if HUMAN in config.rewards else 0)
 
 
 def image_number(config: Config, attempt: int, group: Number, member: Number) -> Number:
