@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dgpo.algorithms import base
 from dgpo.algorithms.base import require
 from dgpo.algorithms.dgpo import DGPO
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, path_of
@@ -272,6 +273,8 @@ class Config:
 
     def is_deterministic(self) -> bool:
         """Whether the algorithm's rollouts are those of an ODE solver."""
+        if type(self.algorithm).sampler is base.Algorithm.sampler:  # which samples without noise
+            return True
         return self.algorithm.sampler(0, self.sampling.num_inference_steps, torch.Generator()) is None
 
 
