@@ -11,8 +11,9 @@ from dgpo.utils.people import HUMAN
 def for_teaching(config: Config) -> Config:
     """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
 
-    The rate does not fall, since nobody knows how many answers will come. Every update is evaluated, on a few pictures
-    only, and saved. Prompts of the embedded world are those that leave something to a taste: colours, sizes, places.
+    The rate does not fall, since nobody knows how many answers will come. It is half the recipe's, since each answer is
+    learned from many times (benchmarks/README.md). Every update is evaluated, on a few pictures only, and saved.
+    Prompts of the embedded world are those that leave something to a taste: colours, sizes, places.
     """
     if config.prompts and str(config.prompts).startswith("shapes:"):
         config = replace(config, prompts="shapes:train:single_object,two_object")
@@ -37,5 +38,5 @@ def for_teaching(config: Config) -> Config:
         redraw_groups=0,
         checkpoint_every=1,
         noise_scale_every=0,
-        optimizer=replace(config.optimizer, warmup_steps=0, decay_steps=0),
+        optimizer=replace(config.optimizer, lr=config.optimizer.lr / 2, warmup_steps=0, decay_steps=0),
     )
