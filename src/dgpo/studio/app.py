@@ -11,6 +11,7 @@
     /api/run/NAME                       one run as JSON
     /api/run/NAME/samples               prompts, evaluations and scores of its pictures
     /api/run/NAME/ask                   POST {"request": "save"}: save, evaluate or stop, after this iteration
+    /teach/NAME, /api/teach/            people teach a model (teach.py)
 
 A name in an address is looked up among the runs that there are, and a picture among those of its run; neither is ever
 made into a path. Reading happens in threads, so that one long log keeps nobody waiting.
@@ -21,9 +22,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from functools import lru_cache, wraps
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,15 @@ from dgpo.report.several import read_runs
 from dgpo.report.templates import template
 from dgpo.run import requests
 from dgpo.run.console_log import last_lines
+from dgpo.studio.classroom import NoGroup
 from dgpo.studio.guard import Guard
+from dgpo.studio.handling import reads_runs
 from dgpo.studio.listing import Listing, NoRun
 from dgpo.studio.run import Run, problem_of
 from dgpo.studio.state import RUNNING
+from dgpo.studio.teach import Teach
+from dgpo.teach.desk import Answered
+from dgpo.teach.picks import NotKept
 
 with Extra("studio", "dgpo studio"):
     from starlette.applications import Starlette
@@ -79,6 +85,7 @@ def app(folder: Path, token: str, open: bool) -> Starlette:
         Route("/api/run/{name}", studio.api_run),
         Route("/api/run/{name}/samples", studio.api_samples),
         Route("/api/run/{name}/ask", studio.api_ask, methods=["POST"]),
+        *Teach(studio.listing, studio.page).routes(),
         Route("/static/{name}", static),
     ]
     handlers = {UserError: studio.problem, HTTPException: studio.problem, OSError: studio.problem}
@@ -88,40 +95,23 @@ def app(folder: Path, token: str, open: bool) -> Starlette:
     return made
 
 
-Answer = Callable[["Studio", Request], Response]
-
-
-def _reads_runs(answer: Answer) -> Answer:
-    """What the files of a damaged run raise becomes one message."""
-
-    @wraps(answer)
-    def guarded(studio: Studio, request: Request) -> Response:
-        try:
-            return answer(studio, request)
-        except (UserError, OSError, HTTPException):
-            raise
-        except Exception as error:
-            raise UserError(problem_of(error)) from error
-
-    return guarded
-
-
 class Studio:
     """What the addresses answer."""
 
     def __init__(self, folder: Path, token: str) -> None:
-        self._listing, self._token = Listing(folder), token
+        self.listing, self._token = Listing(folder), token
         self.closing = asyncio.Event()  # once set, whoever is told of events is let go
 
-    def _page(self, name: str, code: int = 200, **values: Any) -> Response:
-        frame = {"token": self._token, "version": __version__, "folder": str(self._listing.folder)}
+    def page(self, name: str, code: int = 200, **values: Any) -> Response:
+        """A page in the frame that all have."""
+        frame = {"token": self._token, "version": __version__, "folder": str(self.listing.folder)}
         return HTMLResponse(template("studio", name).render(frame | values), code)
 
     def _run(self, request: Request) -> Run:
-        return self._listing.run(request.path_params["name"])
+        return self.listing.run(request.path_params["name"])
 
     def front(self, request: Request) -> Response:
-        return self._page("front.html.j2")
+        return self.page("front.html.j2")
 
     def run(self, request: Request) -> Response:
         return self._page_of(self._run(request), "run.html.j2")
@@ -132,15 +122,15 @@ class Studio:
     def _page_of(self, run: Run, name: str) -> Response:
         """The page of a run as it is now; of a damaged one, what is wrong with it."""
         try:
-            return self._page(name, run=run, **_live(run))
+            return self.page(name, run=run, **_live(run))
         except Exception as error:
-            return self._page(name, run=run, **_unreadable(run, problem_of(error)))
+            return self.page(name, run=run, **_unreadable(run, problem_of(error)))
 
-    @_reads_runs
+    @reads_runs
     def viewer(self, request: Request) -> Response:
-        return self._page("samples.html.j2", run=self._run(request), tiny=_is_tiny)
+        return self.page("samples.html.j2", run=self._run(request), tiny=_is_tiny)
 
-    @_reads_runs
+    @reads_runs
     def report(self, request: Request) -> Response:
         """As a file: what it holds in itself, a browser is not to show under this address."""
         run = self._run(request)
@@ -152,18 +142,18 @@ class Studio:
 
         return HTMLResponse(page.render(run.folder, address), headers=headers)
 
-    @_reads_runs
+    @reads_runs
     def compare(self, request: Request) -> Response:
-        runs = [self._listing.run(name) for name in request.query_params.getlist("run")]
+        runs = [self.listing.run(name) for name in request.query_params.getlist("run")]
         by_folder = {run.folder: run for run in runs}
         found = read_runs([run.folder for run in runs])
 
         def address(path: Path) -> str:
             return by_folder[path.parents[2]].picture_address(path)
 
-        return self._page("compare.html.j2", shown=runs, **comparison.contents(found, address))
+        return self.page("compare.html.j2", shown=runs, **comparison.contents(found, address))
 
-    @_reads_runs
+    @reads_runs
     def picture(self, request: Request) -> Response:
         iteration, number = request.path_params["iteration"], request.path_params["number"]
         path = self._run(request).picture(iteration, number)
@@ -171,14 +161,14 @@ class Studio:
             raise HTTPException(404, f"there is no picture {number} of iteration {iteration}"[:300])
         return FileResponse(path, headers=KEPT)
 
-    @_reads_runs
+    @reads_runs
     def thumbnail(self, request: Request) -> Response:
         path = self._run(request).newest_picture()
         if path is None:
             raise HTTPException(404, "the run has no picture yet")
         return Response(_small(path, path.stat().st_mtime_ns), media_type="image/webp", headers=KEPT)
 
-    @_reads_runs
+    @reads_runs
     def failure(self, request: Request) -> Response:
         path = self._run(request).failure_pictures().get(request.path_params["picture"])
         if path is None:
@@ -190,12 +180,12 @@ class Studio:
         return StreamingResponse(_events(run, self.closing), media_type="text/event-stream")
 
     def api_runs(self, request: Request) -> Response:
-        return JSONResponse(self._listing.changes(request.query_params.get("since", "")))
+        return JSONResponse(self.listing.changes(request.query_params.get("since", "")))
 
     def api_run(self, request: Request) -> Response:
         return JSONResponse(self._run(request).describe())
 
-    @_reads_runs
+    @reads_runs
     def api_samples(self, request: Request) -> Response:
         return JSONResponse(_samples(self._run(request)))
 
@@ -207,11 +197,16 @@ class Studio:
 
     def problem(self, request: Request, error: Exception) -> Response:
         """One message, whatever went wrong."""
-        code = error.status_code if isinstance(error, HTTPException) else 404 if isinstance(error, NoRun) else 400
+        code = error.status_code if isinstance(error, HTTPException) else _code_of(error)
         said = error.detail if isinstance(error, HTTPException) else str(error)
         if request.url.path.startswith("/api/"):
             return JSONResponse({"error": said}, code)
-        return self._page("problem.html.j2", code, said=said)
+        return self.page("problem.html.j2", code, said=said)
+
+
+def _code_of(error: Exception) -> int:
+    codes = {NoRun: 404, NoGroup: 404, Answered: 409, NotKept: 507}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), 400)
 
 
 def _live(run: Run) -> dict[str, Any]:
@@ -235,7 +230,7 @@ def _live(run: Run) -> dict[str, Any]:
 def _unreadable(run: Run, problem: str) -> dict[str, Any]:
     """The page of a run whose files cannot be shown."""
     nothing = dict.fromkeys(("heading", "pictures", "plan", "lines", "failures", "running"))
-    unknown = dict.fromkeys(("model", "algorithm", "iterations", "left", "checkpoint", "note"), "")
+    unknown = dict.fromkeys(("model", "algorithm", "iterations", "left", "checkpoint", "note", "teach"), "")
     return {**nothing, "problem": problem, "about": unknown | run.unreadable(problem), "stamp": _text(run)}
 
 

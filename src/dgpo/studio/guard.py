@@ -5,6 +5,9 @@
 - On another address everybody needs the token: from the printed link, after which a cookie has it, or as a bearer.
 - What changes something needs the token in a header and must come from a page of the studio itself (or from no page).
   The studio's pages hold the token.
+- On loopback a script needs no token. A request counts as a script's if it is JSON and has no Origin, Referer or
+  Sec-Fetch header: browsers send an Origin with every POST, and a page cannot keep them from it. Scripts of this
+  machine could read the token from a page: it keeps out pages of other sites. A token that is sent has to be right.
 - No page may load anything from elsewhere, nor run what stands in its own text: a strict Content-Security-Policy.
 """
 
@@ -75,8 +78,10 @@ class Guard:
             given = "token" in request.query_params
             what = "the token in this link is wrong" if given else "a token is needed"
             return _refuse(request, 401, f"{what}: open the whole link that dgpo studio has printed")
-        if not reading and not _same_origin(headers):
+        if not reading and not is_same_origin(headers):
             return _refuse(request, 403, "only a page of this studio may change something")
+        if not reading and self._open and _is_script(headers):
+            return None
         if not reading and not (self._is_token(headers.get(TOKEN_HEADER, "")) or self._is_token(_bearer(headers))):
             return _refuse(request, 403, f"the token is missing or wrong: reload the page, or send {TOKEN_HEADER}")
         return None
@@ -88,10 +93,17 @@ class Guard:
         return secrets.compare_digest(given.encode(errors="replace"), self._token.encode())
 
 
-def _same_origin(headers: Headers) -> bool:
+def is_same_origin(headers: Headers) -> bool:
     """Whether a request comes from a page of this address, or from no page."""
     origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "none")
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == headers.get("Host"))
+
+
+def _is_script(headers: Headers) -> bool:
+    """Whether a request comes from no web page, and brings no token."""
+    of_pages = any(name in ("origin", "referer") or name.startswith("sec-fetch-") for name in headers)
+    is_json = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
+    return is_json and not of_pages and TOKEN_HEADER not in headers and "Authorization" not in headers
 
 
 def _host_name(headers: Headers) -> str:

@@ -43,6 +43,12 @@ class Listing:
                 raise NoRun(f"there is no run {name!r} in {self.folder}. {did_you_mean(name, self._runs)}"[:600])
             return self._runs[name]
 
+    def all(self) -> list[Run]:
+        """All runs, of which some may not be read yet."""
+        with self._lock:
+            self._look()
+            return [*self._runs.values()]
+
     def changes(self, since: str = "") -> dict[str, Any]:
         """What has changed since an earlier answer, which gave `now`; everything without one.
 

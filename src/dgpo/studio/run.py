@@ -15,7 +15,7 @@ from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import is_in_domain, read_mapping
 from dgpo.report.sections import heading
 from dgpo.report.words import number, signed
-from dgpo.run import failure
+from dgpo.run import failure, lock
 from dgpo.run.changes import ALARMS
 from dgpo.run.checkpoint import list_checkpoints
 from dgpo.run.console_log import NAME as CONSOLE
@@ -24,6 +24,8 @@ from dgpo.run.requests import FOLDER as REQUESTS
 from dgpo.run.requests import waiting
 from dgpo.studio.state import RUNNING, UNREADABLE, State, state_of, time_left
 from dgpo.studio.tail import Tail, read_tail
+from dgpo.teach.groups import FOLDER as TEACH
+from dgpo.utils.people import HUMAN
 
 WATCHED = (
     "config.yaml",
@@ -63,6 +65,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.address = f"/run/{quote(folder.name, safe='')}"
+        self.teach_address = f"/teach/{quote(folder.name, safe='')}"
         self.version = 0  # of the list, at which the summary was last another one
         self.summary: dict[str, Any] = {}  # for the list, of the files as `listed` says
         self.listed: Stamp = ()
@@ -109,6 +112,15 @@ class Run:
             return state_of(self.folder, known.config, known.tail)
         except Exception as error:
             return State(UNREADABLE, problem_of(error))
+
+    def is_taught(self) -> bool:
+        """Whether people teach it."""
+        rewards = self.known().config.get("rewards")
+        return isinstance(rewards, dict) and HUMAN in rewards
+
+    def may_be_taught(self) -> bool:
+        """Whether its folder looks like it, which costs less than reading its config."""
+        return any((self.folder / name).exists() for name in (TEACH, lock.NAME))
 
     def other_version(self) -> str:
         """What to say where another version wrote the run; empty where this one did."""
@@ -163,6 +175,7 @@ class Run:
             "thumbnail": self._thumbnail(),
             "checkpoint": saved[-1].name if saved else None,
             "asked": waiting(self.folder) if running else [],
+            "teach": self.teach_address if self.is_taught() else "",
         }
 
     def samples(self) -> Samples | None:

@@ -1,6 +1,7 @@
 """Who is asked what: hands groups to people, takes their answers, takes them back.
 
-A group to learn from is one person's at a time. Whoever asks again gets the same one, so a page may be loaded anew.
+A group to learn from is one person's at a time. Whoever asks again gets the same one, so a page may be loaded anew. A
+page may also ask for what follows the question that it shows, and so loads its pictures while a person looks.
 Comparisons come first, once there are any. Now and then a person gets a group again that they have answered, or one
 that another has answered. An answer is looked up and kept while its file is held, so several servers get along.
 """
@@ -34,6 +35,7 @@ class Asked(NamedTuple):
 
     question: Question
     group: Group
+    before: Choice | None = None  # the answer that was taken back
 
 
 @dataclass
@@ -48,68 +50,123 @@ class Desk:
 
     def __init__(self, lessons: Lessons, human: Human) -> None:
         self.lessons, self._human = lessons, human
-        self._leases: dict[str, _Lease] = {}
+        self._leases: dict[str, list[_Lease]] = {}  # of each person, in the order in which they are shown
         self._lock = threading.Lock()
 
-    def next(self, who: str) -> Asked | None:
-        """What to ask this person; None: nothing is drawn yet."""
+    def next(self, who: str, after: Question | None = None) -> Asked | None:
+        """What to ask this person, or what to ask after that question; None: nothing is drawn yet."""
         with self._lock:
-            now = time.monotonic()
-            lease = self._leases.get(who)
-            if lease is not None and self._is_open(lease.asked.question):
-                lease.renewed = now
-                return lease.asked
-            self._leases.pop(who, None)
-            asked = next(self._questions(who), None)
+            leases = self._open_leases(who)
+            self._keep_shown(after, leases)
+            for lease in leases:
+                if lease.asked.question != after:
+                    return lease.asked
+            asked = next((asked for asked in self._questions(who) if asked.question != after), None)
+            if asked is None and after is None:
+                asked = self._spare(who)
             if asked is not None:
-                self._leases[who] = _Lease(asked, now, now)
+                self._lease(asked, leases)
             return asked
 
     def answer(self, question: Question, choice: Choice) -> None:
-        """Keep an answer; it is on the disk when this returns. Raises Answered where there is one already."""
+        """Keep an answer; it is on the disk when this returns. Raises Answered where there is another one already."""
         with self._lock:
             group = self.lessons.groups.all().get(question.group)
             if group is None:
                 raise UserError(f"there is no group {question.group}")
-            lease = self._leases.get(question.who)
-            seconds = time.monotonic() - lease.since if lease and lease.asked.question == question else 0.0
+            leases = self._leases.get(question.who, [])
+            seconds = next((time.monotonic() - own.since for own in leases if own.asked.question == question), 0.0)
             with self.lessons.picks.adding() as file:
-                self._require_open(question, choice)
-                file.answer(question, choice, {"prompt": group.prompt, "images": group.images}, seconds)
+                if not self._is_kept(question, choice):
+                    self._require_open(question)
+                    file.answer(question, choice, {"prompt": group.prompt, "images": group.images}, seconds)
             self.lessons.picks.all()
-            self._leases.pop(question.who, None)
+            rest = [lease for lease in leases if lease.asked.question != question]
+            for lease in rest[:1]:
+                lease.since = time.monotonic()
+            self._leases[question.who] = rest
 
     def undo(self, who: str) -> Asked:
-        """Take back this person's last answer, and ask it again."""
+        """Take back this person's last answer, and ask it again before whatever they were asked."""
         with self._lock:
             with self.lessons.picks.adding() as file:
-                own = [question for question in self.lessons.picks.all() if question.who == who]
+                own = [pick for question, pick in self.lessons.picks.all().items() if question.who == who]
                 if not own:
                     raise UserError(f"{who} has no answer to take back")
-                file.undo(own[-1])
+                question = own[-1].question
+                if not self.lessons.groups.is_whole(question.group):
+                    raise UserError(
+                        f"the last answer was to group {question.group}, whose pictures are gone, so that it cannot be "
+                        f"asked again; nothing was changed. Put back {self.lessons.groups.folder}"
+                    )
+                file.undo(question)
             self.lessons.picks.all()
-            asked = Asked(own[-1], self.lessons.groups.all()[own[-1].group])
-            self._leases[who] = _Lease(asked, now := time.monotonic(), now)
+            asked = Asked(question, self.lessons.groups.all()[question.group], own[-1].choice)
+            leases = self._open_leases(who)
+            self._lease(asked, leases)
+            leases.insert(0, leases.pop())
             return asked
 
-    def _require_open(self, question: Question, choice: Choice) -> None:
-        """Refuse a second answer; the same one twice, of a click that was sent twice, is none."""
+    def _open_leases(self, who: str) -> list[_Lease]:
+        """Those of this person that can still be answered, renewed. Those that others have forgotten are dropped."""
+        now = time.monotonic()
+        self._leases = {
+            name: kept
+            for name, leases in self._leases.items()
+            if (kept := [lease for lease in leases if name == who or now - lease.renewed < LEASE])
+        }
+        own = self._leases[who] = [lease for lease in self._leases.get(who, []) if self._is_open(lease.asked.question)]
+        for lease in own:
+            lease.renewed = now
+        return own
+
+    def _keep_shown(self, shown: Question | None, leases: list[_Lease]) -> None:
+        """Lease what a page shows, if nobody else has it: the server may have been started anew since."""
+        known = [lease.asked.question for lease in leases]
+        if shown is None or shown in known or not self._is_open(shown):
+            return
+        if shown.group not in self._taken_by_others(shown.who):
+            self._lease(Asked(shown, self.lessons.groups.all()[shown.group]), leases)
+
+    def _spare(self, who: str) -> Asked | None:
+        """What another has for later, where nothing else is left."""
+        for name, leases in self._leases.items():
+            for lease in leases[1:]:
+                asked = lease.asked
+                if name != who and asked.question.asked in (TRAIN, BLIND) and self._is_open(asked.question):
+                    leases.remove(lease)
+                    return Asked(asked.question._replace(who=who), asked.group)
+        return None
+
+    @staticmethod
+    def _lease(asked: Asked, leases: list[_Lease]) -> None:
+        now = time.monotonic()
+        leases.append(_Lease(asked, now, now))
+
+    def _is_kept(self, question: Question, choice: Choice) -> bool:
+        """Whether this is an answer that was sent twice, since its sender did not hear that it was kept."""
+        pick = self.lessons.picks.all().get(question)
+        return pick is not None and pick.choice == choice
+
+    def _require_open(self, question: Question) -> None:
+        """Refuse an answer where there is one, and a second opinion where there is no first."""
         standing = self.lessons.picks.all()
-        other = standing.get(question)
-        if other is None and question.asked in (TRAIN, BLIND):
-            others = [pick for q, pick in standing.items() if q.group == question.group and q.asked == question.asked]
-            other = others[0] if others else None
+        first = [pick for q, pick in standing.items() if q.group == question.group and q.asked in (TRAIN, BLIND)]
+        other = standing.get(question) or (first[0] if first and question.asked in (TRAIN, BLIND) else None)
         if other is not None:
             whose = "you have" if other.question.who == question.who else f"{other.question.who} has"
             raise Answered(f"{whose} answered this group already; nothing was changed. Undo takes an own answer back")
+        earlier = [pick.question.who == question.who for pick in first]  # whether it is this person's
+        if question.asked in (AGAIN, ALSO) and (question.asked == AGAIN) not in earlier:
+            whose = question.who if question.asked == AGAIN else "another person"
+            raise UserError(f"{whose} has not answered group {question.group}, so nobody is asked about it again")
 
     def _is_open(self, question: Question) -> bool:
-        standing = self.lessons.picks.all()
-        if not self.lessons.groups.is_whole(question.group) or question in standing:
+        try:
+            self._require_open(question)
+        except UserError:
             return False
-        return question.asked in (AGAIN, ALSO) or not any(
-            q.group == question.group and q.asked == question.asked for q in standing
-        )
+        return self.lessons.groups.is_whole(question.group)
 
     def _questions(self, who: str) -> Iterator[Asked]:
         """What this person could be asked, best first."""
@@ -156,6 +213,7 @@ class Desk:
         now = time.monotonic()
         return {
             lease.asked.question.group
-            for name, lease in self._leases.items()
+            for name, leases in self._leases.items()
+            for lease in leases
             if name != who and now - lease.renewed < LEASE and lease.asked.question.asked in (TRAIN, BLIND)
         }

@@ -34,6 +34,10 @@ AGAIN, ALSO = "again", "also"
 LONGEST_NAME = 40
 
 
+class NotKept(UserError):
+    """An answer that could not be written."""
+
+
 class Question(NamedTuple):
     """What one person is asked at most once."""
 
@@ -167,7 +171,7 @@ class Picks:
     def adding(self) -> Iterator[Adder]:
         """Hold the file, so that what was looked up stays true until the answer is on the disk."""
         new = not self.path.exists()
-        with open(self.path, "ab+") as file:
+        with open(self.path, "ab+", buffering=0) as file:  # what could not be written is not written when it is closed
             if fcntl is not None:
                 with suppress(OSError):  # a file system without locks
                     fcntl.flock(file.fileno(), fcntl.LOCK_EX)
@@ -199,12 +203,15 @@ class Adder:
         end = self._file.seek(0, os.SEEK_END)
         if end and _last_byte(self._file, end) != b"\n":  # of a line that a crash cut short
             line = "\n" + line
+        left = memoryview(line.encode() + b"\n")
         try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise UserError(f"the answer could not be kept: {error}. Make room, and answer again") from error
+            with suppress(OSError):  # or it would count, and nobody was told that it does
+                self._file.truncate(end)
+            raise NotKept(f"the answer could not be kept: {error}. Make room, and answer again") from error
 
 
 def _last_byte(file: Any, end: int) -> bytes:

@@ -28,7 +28,7 @@ export async function post(address, body) {
 
 async function answered(response) {
   const value = await response.json().catch(() => ({ error: `the studio answered ${response.status}` }));
-  if (!response.ok) throw new Error(value.error);
+  if (!response.ok) throw Object.assign(new Error(value.error), { status: response.status });
   return value;
 }
 

@@ -67,7 +67,8 @@ function item(run) {
   const about = [run.model, run.algorithm].filter(Boolean).join(", ");
   const title = run.title === run.name ? "" : element("small", {}, run.title);
   const name = element("a", { href: run.address, class: "open" }, run.name);
-  const first = element("div", { class: "who" }, name, title, element("small", {}, about));
+  const teach = run.teach ? element("a", { href: run.teach, class: "teach", "aria-label": `teach ${run.name}` }, "Teach") : "";
+  const first = element("div", { class: "who" }, name, title, element("small", {}, about), teach);
   const alarm = run.alarm ? element("span", { class: "state alarm", title: "the last evaluation: a trained score rose while a watched one fell" }, "alarm") : "";
   const state = element("div", {}, element("span", { class: `state ${run.state}` }, run.state), " ", alarm);
   const why = run.state === "running" ? run.left : run.state === "finished" ? "" : run.why;
