@@ -248,7 +248,12 @@ def test_a_request_reaches_a_run_in_progress_only(own: Path):
 @pytest.mark.parametrize(
     ("headers", "message"),
     [
-        ({}, "the token is missing or wrong"),
+        ({"Origin": HERE}, "the token is missing or wrong"),
+        ({"Referer": f"{HERE}/"}, "the token is missing or wrong"),
+        ({"Sec-Fetch-Site": "none"}, "the token is missing or wrong"),
+        ({"Sec-Fetch-Mode": "cors"}, "the token is missing or wrong"),
+        ({"Content-Type": "text/plain"}, "the token is missing or wrong"),
+        ({"Authorization": "Bearer another"}, "the token is missing or wrong"),
         ({"X-Dgpo-Token": "another"}, "the token is missing or wrong"),
         ({"X-Dgpo-Token": "ümlaut".encode()}, "the token is missing or wrong"),
         ({**ASK, "Origin": "http://evil.example"}, "only a page of this studio"),
@@ -264,6 +269,18 @@ def test_a_change_needs_the_token_and_a_page_of_the_studio(own: Path, headers: d
     assert answer.status_code == 403
     assert message in answer.json()["error"]
     assert requests.waiting(own / "second") == []
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"])
+def test_a_script_of_this_machine_needs_no_token_on_loopback(own: Path, kind: str):
+    with training(own / "second"):
+        ask = {"url": "/api/run/second/ask", "content": b'{"request": "save"}', "headers": {"Content-Type": kind}}
+        assert client(own).post(**ask).status_code == 202
+        assert client(own, open=False).post(**ask).status_code == 401, "from elsewhere everybody needs it"
+        bearer = {**ask["headers"], "Authorization": f"Bearer {TOKEN}"}
+        assert client(own, open=False).post(**{**ask, "headers": bearer}).status_code == 202
+        elsewhere = {**ask["headers"], "Host": "evil.example"}
+        assert client(own).post(**{**ask, "headers": elsewhere}).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8300", "192.168.0.1:8300", "", "[::1"])

@@ -47,7 +47,8 @@ function show(asked, before = {}) {
   const lost = byId("pictures").contains(document.activeElement);
   current = asked;
   if (before.ranks && board.mode !== "ranks") setMode("ranks");
-  if ((before.good || before.bad) && board.mode !== "marks") setMode("marks");
+  const isBest = board.mode === "best" && before.good?.length === 1 && !before.bad;
+  if ((before.good || before.bad) && !isBest && board.mode !== "marks") setMode("marks");
   part("asking");
   const prompt = byId("prompt");
   if (prompt.textContent !== asked.prompt) prompt.textContent = asked.prompt;
