@@ -26,7 +26,7 @@ test-fast: .venv/ready-dev  ## the tests that are not marked slow: under a minut
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 
 test-browser: .venv/ready-browser  ## the tests of the studio in Chromium: a minute or two
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/studio/test_browser.py tests/studio/test_teach_browser.py
 
 lint: .venv/ready-dev  ## formatting, lint and types
 	$(BIN)/ruff format --check src tests benchmarks tools

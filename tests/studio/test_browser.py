@@ -5,61 +5,27 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright", reason="make test-browser installs it")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browsing import BROKEN, WAIT, until
+from playwright.sync_api import Page, expect
 from studio_runs import SCRIPT, evaluated, failed, log, made, training
 from synthetic import PROMPTS
 
 import dgpo
 from dgpo.run import checkpoint
-from dgpo.studio.app import app
-from dgpo.studio.serve import server
 
 pytestmark = pytest.mark.slow
 
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-WAIT = 20_000  # milliseconds; a shared machine may be slow
 PAGES = ("/", "/run/first", "/run/broken", "/run/first/samples", "/compare?run=first&run=second", "/run/none")
-BROKEN = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE", "ERR_CONNECTION_RESET")
 expect.set_options(timeout=WAIT)
-
-
-class Server:
-    """The studio in a thread, which can be ended and started anew on the same port."""
-
-    def __init__(self, folder: Path, token: str = "token", open: bool = True) -> None:
-        self._app = lambda token: app(folder, token, open=open)
-        self._listen(0, token)
-
-    def _listen(self, port: int, token: str) -> None:
-        listener = socket.create_server(("127.0.0.1", port), backlog=256)
-        self.port = listener.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
-        self._server = server(self._app(token))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(20)
-
-    def restart(self) -> None:
-        """It has another token, as every studio."""
-        self._listen(self.port, "another")
 
 
 @pytest.fixture(scope="module")
@@ -78,63 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "runs"))
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(*given: object, **options: object) -> Server:
-        servers.append(Server(*given, **options))  # pyright: ignore
-        return servers[-1]
-
-    yield start
-    for started in servers:
-        started.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    assert path, "there is no chromium: make test-browser installs it"
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open pages, none of which may complain, show a dialog or ask another host."""
-    wrong: list[str] = []
-    contexts = []
-
-    def watch(page: Page, address: str) -> None:
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-        page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda asked: None if asked.url.startswith(address) else wrong.append(asked.url))
-
-    def opened(server: Server, path: str = "/", **options: object) -> Page:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options}))  # pyright: ignore
-        page = contexts[-1].new_page()
-        watch(page, server.address)
-        page.goto(server.address + path)
-        return page
-
-    opened.wrong = wrong  # pyright: ignore[reportFunctionMemberAccess]
-    yield opened
-    for context in contexts:
-        context.close()
-    assert wrong == []
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what a page evaluates; its own policy forbids Playwright to do so within the page."""
-    end = time.monotonic() + WAIT / 1000
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def run_item(page: Page, name: str):
