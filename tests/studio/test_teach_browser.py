@@ -324,7 +324,7 @@ def test_the_page_says_what_state_the_run_is_in(serve, visit, tmp_path: Path):
         shows(page, 0)
         (run / "teach/updates.jsonl").unlink()
         learned(run, 1, [0])
-        expect(page.locator("#updates")).to_contain_text("1 of 10 updates done. The last one took 1 new group")
+        expect(page.locator("#updates")).to_contain_text("1 update done. The last one took 1 new group")
         expect(page.locator("#updates")).to_contain_text("earned 0.25 on average (good 1, bad −1); it took 3.0 s.")
     expect(page.locator("#trainer")).to_contain_text("No process trains this run: stopped after iteration 1 of 10")
     expect(page.locator("#trainer code")).to_have_text(f"dgpo teach --resume {run}")

@@ -20,11 +20,11 @@ export function trainerSays(status) {
   return status.learning ? ["The model learns from the answers right now. Go on choosing."] : [];
 }
 
-export function updates({ updates: done, iterations, last, each }) {
+export function updates({ updates: done, last, each }) {
   if (!last) return `Nothing yet: the first update comes after ${many(each, "answer")}.`;
   const row = last.metrics ?? {}, earned = row["train/score/human"], took = row["time/update"];
   const said = [
-    `${done} of ${many(iterations, "update")} done.`,
+    `${many(done, "update")} done.`,
     `The ${last.metrics ? "last" : "present"} one ${last.metrics ? "took" : "takes"} ${many(last.new, "new group")} and ${many(last.earlier, "earlier one")}`,
     earned == null ? "" : `, whose pictures earned ${earned.toFixed(2)} on average (good 1, bad −1)`,
     took == null ? "." : `; it took ${took.toFixed(took < 10 ? 1 : 0)} s.`,
