@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Server
 from starlette.testclient import TestClient
 from studio_runs import SCRIPT, made, training
 from taught_runs import NEVER, grouped, learned, taught
@@ -25,6 +26,7 @@ from dgpo.teach.groups import BLIND, Groups
 from dgpo.teach.picks import Choice, Picks
 
 HERE = "http://127.0.0.1:8300"
+GUIDE = Path(__file__).parents[2] / "docs/teach.md"
 
 
 @pytest.fixture
@@ -516,3 +518,14 @@ def test_two_studios_of_one_run_keep_one_answer(run: Path):
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(race, range(2))) == [200, 409]
     assert len(lines(run)) == 1
+
+
+def test_the_script_of_the_guide_answers_every_group(run: Path, capsys: pytest.CaptureFixture[str]):
+    (script,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    server = Server(run.parent)
+    try:
+        exec(script.replace(HERE, server.address), {})
+    finally:
+        server.stop()
+    assert [(line["who"], len(line["good"]), len(line["bad"])) for line in lines(run)] == [("script", 1, 1)] * 4
+    assert capsys.readouterr().out.splitlines()[0] == "2 answers until the next update"

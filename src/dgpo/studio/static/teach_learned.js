@@ -4,6 +4,7 @@ import { element, get } from "./common.js";
 
 const PROMPTS = 6; // that are shown before and now
 const percent = (value) => Math.round(100 * value);
+const signed = (value) => `${percent(value)}\u00a0%`; // with its sign on one line
 const many = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 let samples = { prompts: [], each: 1, evaluations: [] }, stamp = "";
 
@@ -36,17 +37,17 @@ export function winRate({ win_rate: { share, low, high, of }, comparisons, step 
   const every = `Told after every ${step} comparisons, so that none gives its answer away.`;
   if (!of) return comparisons ? `${many(comparisons, "comparison")} answered. ${every}` : "Now and then you are asked which of two pictures is better. Then it says here how often the trained model won.";
   const verdict = low > 0.5 ? "It is preferred to the base model." : high < 0.5 ? "The base model is preferred." : "That is too few, or too even, to tell which is better.";
-  return `Of ${many(of, "comparison")} the trained model won ${Number((share * of).toFixed(1))}: ${percent(share)} %, between ${percent(low)} and ${percent(high)} %. ${verdict}`;
+  return `Of ${many(of, "comparison")} the trained model won ${Number((share * of).toFixed(1))}: ${signed(share)}, between ${percent(low)} and ${signed(high)}. ${verdict}`;
 }
 
 /** Lines. */
 export function people({ people: all, agreement }) {
   const lines = Object.entries(all).map(([who, { answers, seconds, consistency }]) => {
-    const again = consistency?.of ? `; asked again, ${percent(consistency.share)} % of ${many(consistency.of, "pair")} as before` : "";
+    const again = consistency?.of ? `; asked again, ${signed(consistency.share)} of ${many(consistency.of, "pair")} as before` : "";
     return `${who}: ${many(answers, "answer")}, ${seconds.toFixed(1)} s each${again}`;
   });
   const { share, low, high, of } = agreement;
-  if (of) lines.push(`Different people: ${percent(share)} % of ${many(of, "pair")} alike, between ${percent(low)} and ${percent(high)} %`);
+  if (of) lines.push(`Different people: ${signed(share)} of ${many(of, "pair")} alike, between ${percent(low)} and ${signed(high)}`);
   return lines.length ? lines : ["Nobody has answered yet."];
 }
 
