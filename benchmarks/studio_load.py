@@ -36,7 +36,7 @@ from dgpo.utils.pictures import to_png
 
 RESULTS = Path(__file__).parent / "results" / "studio_load.json"
 PEOPLE, GROUPS, RUNS = 10, 400, 1000
-POLLS = 10 * 3600 // 2  # of ten pages in an hour, each every two seconds
+POLLS = 2 * 3600 // 2  # of two pages in an hour, each every two seconds
 
 
 def main() -> None:
@@ -118,7 +118,7 @@ def runs() -> dict[str, Any]:
 
 
 def polling() -> dict[str, Any]:
-    """The memory of a server that ten pages ask for an hour, without the waiting between two questions."""
+    """The memory of a server that two pages ask for an hour, without the waiting between two questions."""
     with tempfile.TemporaryDirectory() as folder, studio(Path(folder)) as (port, pid):
         taught(Path(folder) / "run", 40)
         server, megabytes = Server(port), []

@@ -109,6 +109,7 @@ class Classroom:
             "iterations": self.config.iterations,
             "updates": len(updates) - self._is_learning(),
             "last": told or None,
+            "compares": self.config.human.blind_every > 0,
             "step": STEP,
             "samples": str(stamp_of(self._run.folder / "samples")[0]),
         }

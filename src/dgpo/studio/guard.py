@@ -83,7 +83,12 @@ class Guard:
         if not reading and self._open and _is_script(headers):
             return None
         if not reading and not (self._is_token(headers.get(TOKEN_HEADER, "")) or self._is_token(_bearer(headers))):
-            return _refuse(request, 403, f"the token is missing or wrong: reload the page, or send {TOKEN_HEADER}")
+            script = (
+                "; a script of this machine needs none if it sends JSON with its Content-Type" if self._open else ""
+            )
+            return _refuse(
+                request, 403, f"the token is missing or wrong: reload the page, or send {TOKEN_HEADER}{script}"
+            )
         return None
 
     def _shows_token(self, request: Request) -> bool:
