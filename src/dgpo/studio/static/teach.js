@@ -276,6 +276,7 @@ byId("naming").addEventListener("submit", (event) => {
   const name = byId("name").value.trim();
   if (!name) return;
   who = name;
+  byId("name").blur(); // or a quick key still goes to it
   try { localStorage.setItem(KEY, who); } catch { /* it is asked again the next time */ }
   current = null;
   load();
