@@ -32,7 +32,6 @@ BUILT_IN = {
     "jpeg_incompressibility": "dgpo.rewards.builtin.simple:jpeg_incompressibility",
     "brightness": "dgpo.rewards.builtin.simple:brightness",
     "redness": "dgpo.rewards.builtin.simple:redness",
-    HUMAN: "dgpo.rewards.builtin.human:human",
 }
 
 OF_WORLDS = ("shapes", "shapes_strict", "crispness", "diversity", "legibility", "words_diversity")
@@ -41,11 +40,11 @@ OF_WORLDS = ("shapes", "shapes_strict", "crispness", "diversity", "legibility", 
 
 def require_known(name: str) -> None:
     """Refuse a name that leads nowhere. A built-in reward is not imported: it may need packages that are not here."""
-    if name in BUILT_IN or name.startswith(("http://", "https://")):
+    if name in (*BUILT_IN, HUMAN) or name.startswith(("http://", "https://")):
         return
     if not is_path(name):
         raise UserError(
-            f"unknown reward {name!r}. {did_you_mean(name, BUILT_IN)} Your own is given as package.module:function, "
+            f"unknown reward {name!r}. {did_you_mean(name, [*BUILT_IN, HUMAN])} Your own is given as package.module:function, "
             f"--rewards my_rewards:{name}; in Python also as reward_functions={{{name!r}: FUNCTION}} of dgpo.train, "
             "dgpo.evaluate and dgpo.collect, also for a run that was given one so"
         )
@@ -57,6 +56,12 @@ def resolve(name: str) -> Reward:
     address of a server of rewards, `http://host:port`; several, with commas between, are a pool."""
     if name.startswith(("http://", "https://")):
         return import_named("dgpo.rewards.http.client:Remote", f"reward {name!r}")(name)
+    if name == HUMAN:
+        raise UserError(
+            "the reward human is a person who is asked while a model trains: dgpo teach MODEL, or dgpo train FILE "
+            "--rewards human=1. It cannot score pictures that are there already; let a person sort them, and learn "
+            "from the ranks: dgpo train --offline (docs/offline.md)"
+        )
     require_known(name)
     reward = import_named(BUILT_IN.get(name, name), f"reward {name!r}")
     if isinstance(reward, type):
