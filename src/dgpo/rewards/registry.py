@@ -45,8 +45,8 @@ def require_known(name: str) -> None:
     if not is_path(name):
         raise UserError(
             f"unknown reward {name!r}. {did_you_mean(name, [*BUILT_IN, HUMAN])} Your own is given as "
-            f"package.module:function, --rewards my_rewards:{name}; in Python also as reward_functions={{{name!r}: FUNCTION}} of dgpo.train, "
-            "dgpo.evaluate and dgpo.collect, also for a run that was given one so"
+            f"package.module:function, --rewards my_rewards:{name}; in Python also as reward_functions={{{name!r}: "
+            "FUNCTION} of dgpo.train, dgpo.evaluate and dgpo.collect, also for a run that was given one so"
         )
     import_named(name, f"reward {name!r}")
 
