@@ -239,6 +239,11 @@ class Config:
     interruptions and failures, which always do."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep, beside the best one."""
+    grace_seconds: float = 30.0
+    """Seconds between a scheduler's SIGTERM or SIGUSR1 and the kill. The iteration in progress is finished if it fits,
+    else dropped; either way the last finished one is saved by then."""
+    rank_timeout_minutes: float = 15.0
+    """Minutes that a process waits for another one of the run, which then counts as lost: all save and end."""
     noise_scale_every: int = 5
     """Optimizer steps between measurements of the gradient noise scale; 0: never."""
     license: str = "other"
@@ -293,6 +298,8 @@ MAY_CHANGE = (
     "stop_on_alarm",
     "checkpoint_every",
     "keep_checkpoints",
+    "grace_seconds",
+    "rank_timeout_minutes",
     "report",
     "trackers",
     "num_samples",

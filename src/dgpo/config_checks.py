@@ -68,6 +68,7 @@ _AT_LEAST = {
     "eval_every": 0,
     "num_samples": 0,
     "checkpoint_every": 0,
+    "grace_seconds": 0,
     "keep_checkpoints": 1,
     "noise_scale_every": 0,
     "sampling.num_inference_steps": 1,
@@ -85,6 +86,7 @@ _AT_LEAST = {
 }
 _ABOVE_ZERO = (
     "max_minutes",
+    "rank_timeout_minutes",
     "lora.alpha",
     "sampling.shift",
     "optimizer.lr",

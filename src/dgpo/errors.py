@@ -22,6 +22,10 @@ class NonFiniteError(RunFailed):
     """A loss, a gradient, a weight, a latent or a picture became NaN or infinite."""
 
 
+class RankLost(RunFailed):
+    """Another process of the run has died, hangs or cannot be reached."""
+
+
 class Extra:
     """`with Extra("serve", "a server"): import x` tells which extra to install where a module is missing."""
 

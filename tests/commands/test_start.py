@@ -105,7 +105,7 @@ def test_a_signal_while_torch_is_imported_is_not_lost(name: str, tmp_path: Path)
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text(TORCH.format(name=name))
     done = python("-m", "dgpo", "train", path=os.pathsep.join([str(tmp_path), SOURCE]))
-    assert done.returncode == 130
+    assert done.returncode == (75 if name in ("SIGTERM", "SIGUSR1") else 130)
     assert done.stderr.splitlines()[-1].startswith(f"dgpo: stopped by {name} before the first iteration")
     assert "Traceback" not in done.stderr
     assert not done.stdout

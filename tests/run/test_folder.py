@@ -85,6 +85,8 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "eval_every": 3,
         "checkpoint_every": 4,
         "keep_checkpoints": 5,
+        "grace_seconds": 120.0,
+        "rank_timeout_minutes": 5.0,
         "trackers": ("tensorboard",),
         "num_samples": 6,
         "max_minutes": 5.0,

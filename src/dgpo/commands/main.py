@@ -14,7 +14,7 @@ from importlib import import_module
 from dgpo import __version__
 from dgpo.commands.words import HELP, ParserExit
 from dgpo.errors import RunFailed, UserError, did_you_mean
-from dgpo.run.interrupt import Interrupt
+from dgpo.run.interrupt import STOPPED, Interrupt, Stopped
 
 COMMANDS = {
     "train": "dgpo.commands.train",
@@ -38,7 +38,10 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, 1 for a run that failed, 2 for bad input, 130 for a signal."""
+    """Run one command and return the exit code: 0, 1 for a run that failed, 2 for bad input, 130 for a signal.
+
+    75 for a training that a scheduler's signal ended, and that goes on where it is started again.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with Interrupt(advice=""):
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt as stop:
         print(f"dgpo: {str(stop) or 'stopped by Ctrl-C'}", file=sys.stderr)
-        return 130
+        return stop.code if isinstance(stop, Stopped) else STOPPED
 
 
 def dispatch(given: list[str]) -> int:

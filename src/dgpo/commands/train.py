@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dgpo.commands.words import announce, take_flag, take_option
-from dgpo.run.interrupt import Interrupt
+from dgpo.run.interrupt import REQUEUE, STOPPED, Interrupt
 
 USAGE = {
     "dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]": "train a model; no argument: recipe tiny; "
@@ -41,7 +41,7 @@ def _train(given: list[str]) -> int:
     result = train(config, resume=resume is not None, overwrite=overwrite)
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
-        return 130
+        return REQUEUE if result.requeue else STOPPED
     return 0
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dgpo.distributed.process_group import world_size
+from dgpo.distributed.watch import meets
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -18,6 +19,7 @@ E = TypeVar("E", bound=BaseException)
 _SHARED = "dgpo_raised_on_every_rank"
 
 
+@meets
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over ranks, written into `tensor` and returned. Any shape, the same on every rank."""
     if dist.is_initialized():
@@ -25,6 +27,7 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@meets
 def all_gather_rows(tensor: Tensor) -> Tensor:
     """(n_rank, *) -> (sum of n_rank, *), in rank order. Ranks may have different row counts, or none."""
     if not dist.is_initialized():
@@ -39,6 +42,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts)])
 
 
+@meets
 def gather_objects(items: list[Any]) -> list[Any]:
     """The ranks' lists joined in rank order, on every rank. For small things: prompts, metadata, messages."""
     if not dist.is_initialized():

@@ -10,15 +10,16 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from dgpo.distributed import watch
 from dgpo.errors import UserError
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def init(device: str | torch.device = "cpu", timeout_minutes: float = 60) -> torch.device:
+def init(device: str | torch.device = "cpu", timeout_minutes: float = 15) -> torch.device:
     """Join the process group that torchrun describes, and return this rank's own device.
 
-    The timeout is long because ranks wait for one that evaluates or calls a slow reward.
+    timeout_minutes: how long a process waits for another one, which then counts as lost (watch.py)
     """
     try:
         device = torch.device(device)
@@ -42,11 +43,36 @@ def init(device: str | torch.device = "cpu", timeout_minutes: float = 60) -> tor
     device = _own(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        _join(backend, expected, timeout_minutes)
     joined = _count(device)
     if joined != expected:
         raise UserError(f"WORLD_SIZE={expected}, but {joined} processes joined; check how the run is launched")
     return device
+
+
+def _join(backend: str, expected: int, minutes: float) -> None:
+    """Meet the other processes at the launcher's address."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        # the collectives' own limit comes later than that of the watch, which says what it knows and saves
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes, seconds=60))
+        watch.start(rank(), world_size(), 60 * minutes)
+    except (dist.DistError, ValueError) as error:
+        taken = "EADDRINUSE" in str(error) or "address already in use" in str(error)
+        raise UserError(
+            f"process {os.environ['RANK']} of {expected} cannot meet the others at {address}: "
+            + (
+                "another program has that port. Set MASTER_PORT to a free one, or start with torchrun --standalone, "
+                "which finds one"
+                if taken
+                else f"{_first_line(error)}. Look whether all {expected} were started, with the same address, and "
+                "whether a firewall is between their machines"
+            )
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
 def _count(device: torch.device) -> int:
@@ -79,6 +105,7 @@ def _why_no_gpu() -> str:
 
 def shutdown() -> None:
     """Leave the process group, if there is one."""
+    watch.stop()
     if dist.is_initialized():
         dist.destroy_process_group()
 

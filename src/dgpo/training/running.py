@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +16,12 @@ from dgpo.data.prompts import PromptSet
 from dgpo.models.text_cache import CondCache
 from dgpo.report import ReportWriter
 from dgpo.report.grids import write_samples
-from dgpo.run import failure, requests
+from dgpo.run import checkpoint, failure, requests
 from dgpo.run import folder as runfolder
 from dgpo.run.callbacks import Callback, Callbacks, Evaluated, StopOnAlarm
 from dgpo.run.console import Console, RunCounts
-from dgpo.run.interrupt import Interrupt
+from dgpo.run.grace import Grace
+from dgpo.run.interrupt import REQUEUE, Interrupt
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.run.trackers import Tracking
 from dgpo.training import saving, schedule
@@ -43,14 +44,16 @@ class Result(NamedTuple):
     iterations: int  # finished
     metrics: dict[str, float]  # of the last evaluation
     interrupted: bool
+    requeue: bool = False  # interrupted by a scheduler's signal, after which the same command may be started again
 
 
 class Running:
     """What `train` moves from one iteration to the next."""
 
     def __init__(
-        self, setup: Setup, folder: Path, state: State, callbacks: Callbacks, interrupt: Interrupt, resumed: bool
+        self, setup: Setup, folder: Path, state: State, callbacks: Callbacks, interrupt: Interrupt, held: ExitStack
     ) -> None:
+        """held: what keeps the folder locked"""
         self.config, self.model, self.optimizer = setup.config, setup.model, setup.optimizer
         self.folder, self.state, self.callbacks = folder, state, callbacks
         self.encode = CondCache(self.model, self.config.prompt_cache, tell=self.tell)
@@ -58,8 +61,10 @@ class Running:
         self.source = source_of(setup, self.encode, self.clock, folder)
         self.source.sampler.position = state.position
         self._inputs, self._interrupt = setup.inputs, interrupt
-        self._saved = state.iteration if self.config.checkpoint_every or resumed else -1
-        self._stop, self._started = False, 0.0
+        self._saved = state.iteration if self.config.checkpoint_every or setup.resume else -1
+        self._stop, self._started, self._asked = False, 0.0, 0
+        self.grace = Grace(interrupt, self.config.grace_seconds, self._save_alone, partial(_close, callbacks, held))
+        self.optimizer.register_step_pre_hook(lambda *_: self.grace.change())
         self._latest: dict[str, float] = {}
 
     @property
@@ -77,8 +82,15 @@ class Running:
         """Whether the run has had all its iterations, or all its time."""
         return done(self.state, self.config)
 
+    @property
+    def cut(self) -> bool:
+        """Whether a scheduler ended the run between its last iteration and the evaluation of that."""
+        due = schedule.evaluates(self.config, self.iteration, self.done)
+        return self._asked == REQUEUE and due and self.state.evaluated < self.iteration
+
     def tell(self, phase: str, done: int = 0, total: int = 0) -> None:
-        """Tell the callbacks how far a phase is."""
+        """Tell the callbacks, and the other processes, how far a phase is."""
+        distributed.at(phase)
         self.callbacks.on_progress(self, phase, done, total)
 
     def stop(self) -> None:
@@ -93,22 +105,31 @@ class Running:
         while not (ends := self._ends()) and not self.source.ready(self.iteration):
             pass
         self._started = time.perf_counter()
+        self.grace.begin("iteration")
         return ends
 
     def _ends(self) -> bool:
         last = self.done
         asked = requests.take(self.folder)
         due = schedule.evaluates(self.config, self.iteration, last)
-        if self.state.evaluated < self.iteration and (due or (requests.EVALUATE in asked and self._can_evaluate)):
+        self._asked = self._interrupt.requested()
+        due = due or (requests.EVALUATE in asked and self._can_evaluate)
+        if due and self.state.evaluated < self.iteration and self._asked != REQUEUE:  # a resume makes up for it
             self._evaluate(last)
-        self._stop = self._interrupt.requested() or requests.STOP in asked or self._stop
+            self._asked = self._interrupt.requested()
+        self._stop = bool(self._asked) or requests.STOP in asked or self._stop
         save = self._stop or requests.SAVE in asked or checkpoint_due(self.state, self.config)
         if self._saved < self.iteration and save:
-            self.tell("saving")
+            self.save()
+        return last or self._stop
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self.tell("saving")
+        with self.grace.saving():
             path = saving.save(self.folder, self.model, self.optimizer, self.state, self.config)
             self._saved = self.iteration
-            self.callbacks.on_checkpoint(self, path)
-        return last or self._stop
+        self.callbacks.on_checkpoint(self, path)
 
     def improve(self, rollout: Rollout) -> dict[str, float]:
         """Take all optimizer steps of a rollout, and return their metrics."""
@@ -118,6 +139,7 @@ class Running:
 
     def advance(self, metrics: dict[str, float]) -> None:
         """Count the iteration as done, and tell its metrics."""
+        self.grace.change()
         state = self.state
         state.forwards += int(metrics.pop("forwards"))
         state.iteration += 1
@@ -128,10 +150,13 @@ class Running:
         state.elapsed += seconds
         times = {**self.clock.read(), "time/iteration": seconds, "time/elapsed": state.elapsed}
         self.callbacks.on_iteration(self, metrics | times | {"train/forwards": state.forwards})
+        self.grace.settle()
+        self.grace.end()
 
     def result(self) -> Result:
         """Say where the run stands."""
-        return Result(self.folder, self.iteration, self._latest, not self.done)
+        interrupted = not self.done or self.cut
+        return Result(self.folder, self.iteration, self._latest, interrupted, interrupted and self._asked == REQUEUE)
 
     def encode_all(self) -> None:
         """Encode every prompt that the run can need, and let the encoders go."""
@@ -145,6 +170,7 @@ class Running:
 
     def _evaluate(self, last: bool) -> None:
         """Score the averaged weights, and compare them with the run's first evaluation."""
+        self.grace.begin("evaluation")
         with self.clock.phase("eval"):
             sets, reward = evaluated(self._inputs, self.config), self._inputs.eval_reward
             evaluation = evaluate(self.model, self.encode, sets, reward, self.config, tell=self.tell)
@@ -159,7 +185,31 @@ class Running:
         self.callbacks.on_evaluation(
             self, Evaluated(metrics, samples.images, samples.prompt_of_each, picture, alarmed, last)
         )
+        self.grace.change()
         note_evaluation(self.state, self._latest)
+        self.grace.settle()
+        self.grace.end()
+
+    def _save_alone(self, whole: bool) -> str:
+        """Make the last finished iteration a checkpoint, without other processes, and say how to go on.
+
+        whole: whether weights and state are that iteration's, which `grace` sees to
+        """
+        state = replace(self.state, step=self.state.first_step)  # a step that is announced has not been taken
+        bad = saving.not_finite(self.model, self.optimizer) if whole else []
+        if whole and not bad and self._saved < state.iteration:
+            saving.write_checkpoint(self.folder, self.model, self.optimizer, state, self.config)
+        newest = checkpoint.latest(self.folder)
+        where = "There is no checkpoint, so it begins anew" if newest is None else f"The last checkpoint is {newest}"
+        why = f"Weights are not finite ({', '.join(bad)}) and were not saved. " if bad else ""
+        return f"{why}{where}. Go on with: dgpo train --resume {self.folder}"
+
+
+def _close(callbacks: Callbacks, held: ExitStack) -> None:
+    """End what a process leaves behind when it cannot return from the loop."""
+    with suppress(Exception):
+        callbacks.close()
+    held.close()
 
 
 @contextmanager
@@ -170,14 +220,16 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
     """
     with ExitStack() as held:
         folder, config, resumed = open_folder(setup.config, setup.resume, setup.overwrite, held)
-        setup = replace(setup, config=config)
+        setup = replace(setup, config=config, resume=resumed)
         model, optimizer, inputs = setup.model, setup.optimizer, setup.inputs
         inputs.reward.save_failures_to = inputs.eval_reward.save_failures_to = folder / "failures"
+        started = time.monotonic()  # reading a checkpoint takes about as long as writing it
         state = saving.restore(folder, model, optimizer) if resumed else State()
         told = Callbacks([*built_in(setup), *callbacks])
-        run = Running(setup, folder, state, told, interrupt, resumed)
         if config.checkpoint_every and not resumed:  # so that a run killed in its first evaluation can be resumed
             saving.save(folder, model, optimizer, state, config)
+        run = Running(setup, folder, state, told, interrupt, held)
+        run.grace.save_seconds = time.monotonic() - started
         told.insert(0, Tracking(open_trackers(config, folder, state, resumed)))
         if distributed.is_main():
             runfolder.write_config(folder, config)  # now that nothing refuses it
@@ -185,15 +237,16 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         failure.clear(folder)
         interrupt.defer()
         with rescue(folder, state, *saving.rescuers(model, optimizer, state, config)), told.closed():
-            told.on_start(run)
-            if config.free_text_encoders:
-                run.encode_all()
-            yield run
+            with run.grace:
+                told.on_start(run)
+                if config.free_text_encoders:
+                    run.encode_all()
+                yield run
             run.tell("saving")
-            if distributed.is_main():
+            if distributed.is_main() and not run.cut:
                 saving.finish(folder, model, state, config)
             told.on_end(run)
-        if distributed.is_main():
+        if distributed.is_main() and not run.cut:
             saving.upload(folder, state, config)
 
 

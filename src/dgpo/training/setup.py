@@ -73,7 +73,7 @@ def prepare(
     if resume and overwrite:
         raise UserError("resume continues the run in the folder, and overwrite moves it aside; give one of them")
     require_complete(config, model is not None)
-    device = distributed.init(device_of(config.device))
+    device = distributed.init(device_of(config.device), config.rank_timeout_minutes)
     if resume:
         config = runfolder.with_stored(config)
     else:
