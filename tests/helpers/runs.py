@@ -70,7 +70,7 @@ def small(model: Path, out: Path, mode: str = "cfg", **changes: Any) -> Config:
     return replace(config, **changes)
 
 
-def run(config: Config, resume: bool = False, **options: Any) -> dgpo.Result:
+def run(config: Config, resume: Any = False, **options: Any) -> dgpo.Result:
     """`dgpo.train` with the colour reward, on one thread and without the report, whose figures take seconds."""
     torch.set_num_threads(1)
     return dgpo.train(config, resume=resume, **{"reward_functions": REWARDS, **options})

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,103 @@ def test_others_see_who_trains_and_that_a_killed_one_does_not(tmp_path: Path) ->
     assert lock.holder(tmp_path) is None, "it has ended"
     (tmp_path / "lock").write_text(json.dumps({**told, "pid": os.getpid()}))
     assert lock.holder(tmp_path) is None, "the number of a process that has ended was given to another one"
+
+
+# --- across machines: what flock may not tell
+
+
+def elsewhere(folder: Path, touched: float) -> dict[str, object]:
+    """The lock of a process on another machine, touched so many seconds ago."""
+    told = {"host": "node-7", "pid": os.getpid(), "machine": "another", "since": "2026-01-02 03:04:05"}
+    (folder / "lock").write_text(json.dumps(told) + "\n")
+    os.utime(folder / "lock", (time.time() - touched,) * 2)
+    return told
+
+
+def test_a_holder_on_another_machine_that_lives_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody is refused before the lock was touched again: it might be of a machine that has just died."""
+    elsewhere(tmp_path, touched=20)
+    living = threading.Timer(0.3, os.utime, [tmp_path / "lock"])
+    living.start()
+    with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on node-7, since 2026-01-02 03:04:05"):
+        lock.held(tmp_path).__enter__()
+    assert "was in use by process" in capsys.readouterr().err
+    assert lock.holder(tmp_path) is not None
+
+
+def test_a_holder_on_another_machine_that_died_is_waited_for_and_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE", 1.0)
+    elsewhere(tmp_path, touched=0)
+    started = time.monotonic()
+    with lock.held(tmp_path):
+        assert time.monotonic() - started > 0.9
+        found = lock.holder(tmp_path)
+        assert found is not None
+        assert found.host == socket.gethostname()
+    elsewhere(tmp_path, touched=5)
+    assert lock.holder(tmp_path) is None
+    started = time.monotonic()
+    with lock.held(tmp_path):
+        assert time.monotonic() - started < 0.5
+
+
+def test_the_lock_that_a_disk_keeps_for_a_dead_machine_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS 3 does: the kernel refuses, and the holder will never touch the file again."""
+    monkeypatch.setattr(lock, "STALE", 0.5)
+    with open(tmp_path / "lock", "a") as file:
+        lock.fcntl.flock(file.fileno(), lock.fcntl.LOCK_EX)  # pyright: ignore[reportOptionalMemberAccess]
+        elsewhere(tmp_path, touched=5)
+        with lock.held(tmp_path):
+            found = lock.holder(tmp_path)
+            assert found is not None
+            assert found.host == socket.gethostname()
+
+
+def test_without_locks_of_the_kernel_the_file_alone_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of this machine is known to have died at once, one of another when it touches its lock no more."""
+    monkeypatch.setattr(lock, "fcntl", None)
+    with lock.held(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        lock.held(tmp_path).__enter__()
+    child = os.fork()
+    if not child:
+        with lock.held(tmp_path):
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert lock.last_holder(tmp_path) is not None
+    with lock.held(tmp_path):
+        pass
+
+
+def test_a_holder_touches_its_lock_and_ends_where_another_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    child = os.fork()
+    if not child:
+        with lock.held(tmp_path):
+            os.utime(tmp_path / "lock", (0, 0))
+            while (tmp_path / "lock").stat().st_mtime == 0:
+                time.sleep(0.01)
+            elsewhere(tmp_path, touched=0)
+            time.sleep(20)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert f"{tmp_path} was taken over by process {child} on node-7" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe{", b"[1, 2]", b'{"pid": "many", "host": 1}'])
+def test_a_lock_that_says_nothing_readable_is_nobodys(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "lock").write_bytes(text)
+    assert lock.holder(tmp_path) is None
+    with lock.held(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        lock.held(tmp_path).__enter__()
+
+
+def test_a_lock_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot open .*/lock, the lock of the run: Is a directory"):
+        lock.held(tmp_path).__enter__()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dgpo.commands.words import announce, take_flag, take_option
+from dgpo.errors import UserError
 from dgpo.run.interrupt import REQUEUE, STOPPED, Interrupt
 
+AUTO = "auto"
 USAGE = {
     "dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]": "train a model; no argument: recipe tiny; "
     "--dry-run: try it first",
     "dgpo train RECIPE --algorithm NAME [...]": "the same with another algorithm; --recipe NAME is RECIPE",
     "dgpo train RECIPE --offline DATASET [...]": "learn from groups of `dgpo collect`, or from your own pictures",
     "dgpo train --resume RUN [--iterations N ...]": "continue a run that was stopped or killed",
+    "dgpo train RECIPE --out RUN --resume auto [...]": "create the run or continue it, for a command that is repeated",
     "dgpo train ... --overwrite": "start anew in the folder of an old run, which is moved aside",
 }
 
@@ -25,11 +30,15 @@ def run(given: list[str]) -> int:
 def _train(given: list[str]) -> int:
     from dgpo.commands.configs import recipe_config, resumed_config
 
-    resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny")
+    resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny, or auto")
     dry, rest = take_flag(rest, "--dry-run")
     overwrite, rest = take_flag(rest, "--overwrite")
-    config = recipe_config(rest, "dgpo train [RECIPE|FILE.yaml]", _help()) if resume is None else None
-    config = resumed_config(resume or "", rest) if config is None else config
+    if resume == AUTO:
+        _require_no_run_of_that_name()
+    if resume in (None, AUTO):
+        config = recipe_config(rest, "dgpo train [RECIPE|FILE.yaml]", _help())
+    else:
+        config = resumed_config(resume, rest)
     if dry:
         from dgpo.training.dry_run import dry_run
 
@@ -38,11 +47,19 @@ def _train(given: list[str]) -> int:
         return 0
     from dgpo.training.loop import train
 
-    result = train(config, resume=resume is not None, overwrite=overwrite)
+    result = train(config, resume=AUTO if resume == AUTO else resume is not None, overwrite=overwrite)
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return REQUEUE if result.requeue else STOPPED
     return 0
+
+
+def _require_no_run_of_that_name() -> None:
+    if Path(AUTO, "config.yaml").is_file():
+        raise UserError(
+            f"--resume {AUTO} creates a run or continues the one in --out, and here is also a run folder of that name: "
+            f"continue it with --resume ./{AUTO}, or start --resume {AUTO} in another folder"
+        )
 
 
 def _help() -> str:
@@ -59,5 +76,6 @@ def _help() -> str:
         "  or package.module:Class of your own\n"
         "- FILE.yaml: the same fields, one a line; algorithm, sampling, optimizer and lora hold fields of their own\n"
         "- --overwrite: where an old run has the folder, it is moved aside to FOLDER-1 or the next free number\n"
+        "- --resume auto: create the run in --out, or continue it where it is there, or say that it has finished\n"
         f"- --resume RUN: continue a run; only these may be given with it:\n  {', '.join(flags_that_may_change())}"
     )

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from dgpo.distributed import watch
+from dgpo.distributed import store, watch
 from dgpo.errors import UserError
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -52,12 +52,16 @@ def init(device: str | torch.device = "cpu", timeout_minutes: float = 15) -> tor
 
 def _join(backend: str, expected: int, minutes: float) -> None:
     """Meet the other processes at the launcher's address."""
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    address, own = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", int(os.environ["RANK"])
+    # the collectives' own limit comes later than that of the watch, which says what it knows and saves
+    limit = timedelta(minutes=minutes, seconds=60)
     try:
-        # the collectives' own limit comes later than that of the watch, which says what it knows and saves
-        dist.init_process_group(backend, timeout=timedelta(minutes=minutes, seconds=60))
-        watch.start(rank(), world_size(), 60 * minutes)
-    except (dist.DistError, ValueError) as error:
+        shared = store.connected(60 * minutes, host=own == 0)
+        name = store.agreed_name(shared, own, expected, 60 * minutes)
+        place = dist.PrefixStore(name, shared)
+        dist.init_process_group(backend, store=place, rank=own, world_size=expected, timeout=limit)
+        watch.start(name, 60 * minutes)
+    except (RuntimeError, ValueError) as error:
         taken = "EADDRINUSE" in str(error) or "address already in use" in str(error)
         raise UserError(
             f"process {os.environ['RANK']} of {expected} cannot meet the others at {address}: "

@@ -17,12 +17,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from dgpo.distributed.store import connected
 from dgpo.errors import RankLost
 
 P = ParamSpec("P")
@@ -172,14 +172,11 @@ _alone = Board()
 _watch: Watch | None = None
 
 
-def start(rank: int, world_size: int, timeout: float) -> None:
-    """Begin to watch over the processes of this run, by the store that their launcher gave them."""
+def start(name: str, timeout: float) -> None:
+    """Begin to watch over the processes of the group. name: their part of the launcher's store"""
     global _watch
-    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-    place = "/".join(["dgpo", *(os.environ.get(name, "") for name in names)])  # torchrun's store outlives a restart
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-    _watch = Watch(Board(dist.PrefixStore(place, store)), rank, world_size, timeout)
+    board = Board(dist.PrefixStore(name, connected(30)))  # a connection of its own: that of the group may be waiting
+    _watch = Watch(board, dist.get_rank(), dist.get_world_size(), timeout)
     _watch.start()
 
 

@@ -197,6 +197,12 @@ def _wanted(config: Config) -> Path:
     return Path(config.out) if config.out else Path("runs") / config.called
 
 
+def found(config: Config) -> tuple[Config, bool]:
+    """The config with the folder that it names, by `out` or its name, and whether that holds a run already."""
+    run = _wanted(config)
+    return replace(config, out=str(run)), (run / CONFIG).is_file()
+
+
 def require_free(config: Config, overwrite: bool) -> None:
     """Refuse a folder that a new run cannot have, as far as that can be told before its model is loaded."""
     run = _wanted(config)

@@ -9,22 +9,26 @@
         log, now and then evaluate and save                                                         (running.py)
 
 What a run needs is checked before anything is written (setup.py). A run that is killed and resumed repeats bit for bit
-on one machine. What stops a run loses nothing: Ctrl-C or another signal saves after the iteration, and so does an alarm
-under `stop_on_alarm`. Whatever fails before the first step of an iteration, the iterations before it are saved as a
-checkpoint like any other, and `resume` goes on from there (rescue.py).
+on one machine. What stops a run loses nothing: Ctrl-C saves after the iteration, and so does an alarm under
+`stop_on_alarm`; a scheduler's signal saves within `grace_seconds` (run/grace.py). Whatever fails before the first step
+of an iteration, the iterations before it are saved as a checkpoint like any other, and `resume` goes on from there
+(rescue.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from dgpo import distributed
 from dgpo.config import Config
+from dgpo.config_checks import require_complete
 from dgpo.models import VelocityModel
 from dgpo.rewards.base import Reward
 from dgpo.run.callbacks import Callback
 from dgpo.run.interrupt import Interrupt
 from dgpo.training.metrics import describe
+from dgpo.training.requeue import AUTO, created_or_continued
 from dgpo.training.running import Result, start
 from dgpo.training.setup import prepare
 
@@ -35,11 +39,12 @@ def train(
     model: VelocityModel | None = None,
     reward_functions: Mapping[str, Reward] | None = None,
     callbacks: Sequence[Callback] = (),
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     overwrite: bool = False,
 ) -> Result:
     """Run `config`, or with `resume` continue the run in `config.out`, and return where it ended.
 
+    resume: "auto" continues the run if there is one, and creates it otherwise; of one that has finished it says so
     model: used instead of loading `config.model`
     reward_functions: functions for names in `config.rewards` and `config.eval_rewards`
     callbacks: hear of the run's events, after the console, the trackers and the report
@@ -50,7 +55,12 @@ def train(
     resumed from its beginning.
     """
     with Interrupt() as interrupt:
-        setup = prepare(config, model, reward_functions or {}, resume, overwrite)
+        if resume == AUTO and not overwrite:
+            require_complete(config, model is not None)
+            config, resume, ended = created_or_continued(config)
+            if ended is not None:
+                return ended
+        setup = prepare(config, model, reward_functions or {}, bool(resume), overwrite)
         with start(setup, callbacks, interrupt) as run:
             while not run.finished():  # evaluates, saves, looks for Ctrl-C
                 rollout = run.source.next(run.iteration)

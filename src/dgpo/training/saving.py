@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,8 +99,14 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
         raise UserError(f"{path} holds no weights {', '.join(missing)}; resume with the model that the run began with")
     for name, part in tensors.items():
         model.weights.load(name, part)
-    model.weights.old_is_policy = values.pop("old_is_policy")
-    return replace(State(**values), noise=NoiseAverage(**values["noise"]))
+    model.weights.old_is_policy = values["old_is_policy"]
+    return state_of(values)
+
+
+def state_of(values: dict[str, Any]) -> State:
+    """The state of a run that a checkpoint holds."""
+    state = State(**{name: value for name, value in values.items() if name != "old_is_policy"})
+    return replace(state, noise=NoiseAverage(**values["noise"]))
 
 
 def finish(run: Path, model: VelocityModel, state: State, config: Config) -> None:
