@@ -26,13 +26,13 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "tests" / place) for place in ("helpers", "faults")]
 
-import children
-import kills
-from runs import assert_same_run, run, save_pipeline, write_pictures
+import children  # noqa: E402
+import kills  # noqa: E402
+from runs import assert_same_run, run, save_pipeline, write_pictures  # noqa: E402
 
-from dgpo import Callback, Config
-from dgpo.errors import RunFailed, UserError
-from dgpo.utils.files import whole
+from dgpo import Callback, Config  # noqa: E402
+from dgpo.errors import RunFailed, UserError  # noqa: E402
+from dgpo.utils.files import whole  # noqa: E402
 
 RESULT = Path(__file__).parents[1] / "results" / "faults" / "cluster_kills.json"
 PROCESSES = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from cluster_worker import config_of
 from runs import assert_same_run, newest, run
 
 from dgpo import Config, Result
+from dgpo.commands.main import main
+from dgpo.config import save_yaml
 from dgpo.errors import UserError
 from dgpo.run import lock
 
@@ -199,3 +202,56 @@ def test_a_taken_port_is_told(tiny_folder: Path, tmp_path: Path, monkeypatch: py
             monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=f"127.0.0.1:{port}: another program has that port. Set MASTER_PORT"):
             run(config_of(tiny_folder, tmp_path / "run"))
+
+
+# --- a command that is repeated
+
+
+@pytest.fixture
+def file(tiny_folder: Path, tmp_path: Path) -> Path:
+    """The config file of a run without evaluations, whose reward has a name."""
+    path = tmp_path / "run.yaml"
+    save_yaml(config_of(tiny_folder, tmp_path / "run", iterations=1, rewards={"runs:colour": 1.0}), path)
+    return path
+
+
+def test_auto_creates_continues_and_ends(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", str(file), "--resume", "auto"]
+    assert main(command) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert "has finished" not in capsys.readouterr().out
+    assert main(command) == 0
+    assert f"{tmp_path / 'run'} has finished, after 1 iterations: there is nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert main([*command, "--iterations", "2"]) == 0
+    assert newest(tmp_path / "run") == 2
+    assert main(command) == 0, "the run has more than it is asked for"
+    assert newest(tmp_path / "run") == 2
+    shutil.rmtree(tmp_path / "run" / "final")
+    assert main([*command, "--iterations", "2"]) == 0
+    assert (tmp_path / "run" / "final").exists(), "what a kill has cut off is made up for"
+
+
+@pytest.mark.parametrize("iterations", ["1", "2"])
+def test_auto_refuses_a_run_of_another_config(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], iterations: str
+) -> None:
+    """Whether the run has finished or not."""
+    assert main(["train", str(file), "--resume", "auto"]) == 0
+    assert main(["train", str(file), "--resume", "auto", "--seed", "5", "--iterations", iterations]) == 2
+    assert "was started with other values of seed" in capsys.readouterr().err
+
+
+def test_auto_is_no_folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A run folder that is called so is continued by its path; before, by its name."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(file), "--out", "auto"]) == 0
+    assert main(["train", "--resume", "auto"]) == 2
+    assert "continue it with --resume ./auto" in capsys.readouterr().err
+    assert main(["train", "--resume", "./auto", "--iterations", "2"]) == 0
+    assert newest(tmp_path / "auto") == 2
+
+
+def test_auto_and_overwrite_contradict_each_other(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(file), "--resume", "auto", "--overwrite"]) == 2
+    assert "give one of them" in capsys.readouterr().err

@@ -40,13 +40,18 @@ class Grace:
     """Used as a context around the loop, which says what it is at, and when its weights are no whole iteration's."""
 
     def __init__(
-        self, interrupt: Interrupt, seconds: float, save: Callable[[bool], str], close: Callable[[], object]
+        self,
+        interrupt: Interrupt,
+        seconds: float,
+        save: Callable[[bool], str],
+        close: Callable[[], object],
+        alone: bool = True,
     ) -> None:
         """save: makes a checkpoint of the last finished iteration, unless it is told False, as that is lost, and says
-        how to go on; close: ends trackers and the lock
+        how to go on; close: ends trackers and the lock; alone: whether one process has all that is saved
         """
         self._interrupt, self._seconds, self._save, self._close = interrupt, seconds, save, close
-        self.save_seconds = 0.0
+        self.save_seconds, self._alone = 0.0, alone
         self._number = next(_numbers)
         self._ending = threading.Lock()  # taken by the thread that ends the process
         self._whole = threading.Lock()  # held while the state is no whole iteration's, or is being saved
@@ -54,9 +59,10 @@ class Grace:
         self._open = True
         self._phase, self._since = "", time.monotonic()
         self._pace: dict[str, deque[float]] = {}
-        self._here = on_this_device()
+        on_gpu = torch.cuda.is_initialized()
+        self._here = on_this_device() if on_gpu else int
         # the main thread's stream may be waiting for another process
-        self._stream = torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()
+        self._stream = torch.cuda.stream(torch.cuda.Stream()) if on_gpu else nullcontext()
         self._thread = threading.Thread(target=self._listen, name="grace", daemon=True)
 
     def __enter__(self) -> Grace:
@@ -107,6 +113,8 @@ class Grace:
 
     def _fits(self, until: float) -> bool:
         """Whether what the loop is at will be done by then: it takes as long as the longest of the last ones."""
+        if not self._alone:  # to drop it would save nothing
+            return time.monotonic() <= until
         longest = max(self._pace.get(self._phase, ()), default=0.0)
         return max(time.monotonic(), self._since + longest) <= until
 
@@ -157,7 +165,7 @@ class Grace:
     def _saved(self, whole: bool) -> str:
         try:
             with self._stream:
-                return self._save(whole)
+                return self._save(whole and self._alone)
         except Exception as error:
             return f"Saving failed: {type(error).__name__}: {error}."
 
