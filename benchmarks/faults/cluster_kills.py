@@ -32,6 +32,7 @@ from runs import assert_same_run, run, save_pipeline, write_pictures  # noqa: E4
 
 from dgpo import Callback, Config  # noqa: E402
 from dgpo.errors import RunFailed, UserError  # noqa: E402
+from dgpo.run.interrupt import Stopped  # noqa: E402
 from dgpo.utils.files import whole  # noqa: E402
 
 RESULT = Path(__file__).parents[1] / "results" / "faults" / "cluster_kills.json"
@@ -68,6 +69,8 @@ def process(config: Config, environment: dict[str, str]) -> None:
     except (RunFailed, UserError) as error:
         print(f"dgpo: {error}", flush=True)
         os._exit(2 if isinstance(error, UserError) else 1)
+    except Stopped as stop:
+        os._exit(stop.code)
     os._exit(75 if result.requeue else 0)
 
 
@@ -104,11 +107,15 @@ def strike(ranks: list[Any], blow: str, rng: random.Random) -> None:
             os.kill(rank.pid, signal.Signals[name])
 
 
-def attempt(context: Any, config: Config, wait: float, blow: str, rng: random.Random) -> dict[str, Any] | None:
-    """Start the run, and strike after so many seconds; None where it had ended by then."""
+def attempt(context: Any, config: Config, seconds: float, blow: str, rng: random.Random) -> dict[str, Any] | None:
+    """Start the run, and strike within so many seconds of work; one time in eight before that, while it starts.
+
+    None where the run had ended by then.
+    """
     ranks = start(context, config)
-    if ended_by_itself := wait_for(ranks, wait):
-        assert ended_by_itself
+    if rng.random() > 1 / 8:
+        await_work(config, ranks)
+    if wait_for(ranks, rng.uniform(0.0, 0.8) * seconds):
         require(config, ranks, (0,))
         return None
     phase = place_of_phase(config).read_text()
@@ -117,6 +124,12 @@ def attempt(context: Any, config: Config, wait: float, blow: str, rng: random.Ra
     # 0: in its last moments; 1: lost the other; 75: told to stop; negative: killed, or not yet listening to signals
     require(config, ranks, (0, 1, 75, 130, -signal.SIGKILL, -signal.SIGTERM))
     return {"blow": blow, "phase": phase, "in_time": in_time, "codes": sorted(str(rank.exitcode) for rank in ranks)}
+
+
+def await_work(config: Config, ranks: list[Any]) -> None:
+    """Until the run says that it evaluates, samples or reads, or has ended."""
+    while place_of_phase(config).read_text() == "starting" and any(rank.is_alive() for rank in ranks):
+        time.sleep(0.02)
 
 
 def wait_for(ranks: list[Any], seconds: float) -> bool:
@@ -140,12 +153,13 @@ def config_of(kind: str, model: Path, out: Path) -> Config:
 
 
 def undisturbed(context: Any, model: Path, folder: Path) -> dict[str, tuple[Path, float]]:
-    """Kind -> the run that nobody kills, and the seconds it takes."""
+    """Kind -> the run that nobody kills, and the seconds that it works."""
     found = {}
     for kind in KINDS:
         config = config_of(kind, model, folder / f"unhurt-{kind}")
-        started = time.monotonic()
         ranks = start(context, config)
+        await_work(config, ranks)
+        started = time.monotonic()
         ended(ranks, 600)
         require(config, ranks, (0,))
         found[kind] = Path(config.out or ""), time.monotonic() - started
@@ -163,7 +177,7 @@ def trial(
     for _ in range(8):  # one that comes too late is none
         if len(strikes) < 4:
             own = replace(config, grace_seconds=rng.choice(GRACE))
-            done = attempt(context, own, rng.uniform(0.1, 0.8) * seconds, rng.choice(BLOWS), rng)
+            done = attempt(context, own, seconds, rng.choice(BLOWS), rng)
             strikes += [done] if done else []
     ranks = start(context, config)
     ended(ranks, 600)

@@ -98,7 +98,7 @@ def side_by_side(plan: Plan, start: Start | None = None) -> Outcome:
         interrupt.defer()
         asked = False
         try:
-            while _fill(plan, contenders, running, start or started, interrupt.requested()):
+            while _fill(plan, contenders, running, start or started, bool(interrupt.requested())):
                 if interrupt.requested() and not asked:
                     asked = True
                     _signal(running, signal.SIGTERM)

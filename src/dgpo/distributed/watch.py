@@ -72,7 +72,8 @@ class Watch:
 
     def __init__(self, board: Board, rank: int, world_size: int, timeout: float) -> None:
         """timeout: seconds that this process may wait in a collective"""
-        self.board, self.on_lost = board, _end
+        self.board = board
+        self.on_lost: Callable[[str], None] = _end
         self._rank, self._world_size, self._timeout = rank, world_size, timeout
         self._beat, self._met = 0, 0
         self._phase, self._phase_since = "starting", time.monotonic()

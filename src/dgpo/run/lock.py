@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from dgpo.errors import UserError
 
@@ -79,7 +79,7 @@ def last_holder(run: Path) -> Holder | None:
         return None
 
 
-def _told(run: Path) -> dict[str, object]:
+def _told(run: Path) -> dict[str, Any]:
     """What the file says: nothing where it is unreadable."""
     try:
         told = json.loads((run / NAME).read_text(encoding="utf-8"))
