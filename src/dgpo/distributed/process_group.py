@@ -64,7 +64,7 @@ def _join(backend: str, expected: int, minutes: float) -> None:
     except (RuntimeError, ValueError) as error:
         taken = "EADDRINUSE" in str(error) or "address already in use" in str(error)
         raise UserError(
-            f"process {os.environ['RANK']} of {expected} cannot meet the others at {address}: "
+            f"rank {own} of {expected} cannot meet the others at {address}: "
             + (
                 "another program has that port. Set MASTER_PORT to a free one, or start with torchrun --standalone, "
                 "which finds one"
