@@ -121,8 +121,8 @@ def attempt(context: Any, config: Config, seconds: float, blow: str, rng: random
     phase = place_of_phase(config).read_text()
     strike(ranks, blow, rng)
     in_time = ended(ranks, LIMIT)
-    # 0: in its last moments; 1: lost the other; 2: waited for it in vain to begin; 75: told to stop; negative: killed, or
-    # not yet listening to signals
+    # 0: in its last moments; 1: lost the other; 2: waited in vain for it to begin; 75: told to stop; negative: killed,
+    # or not yet listening to signals
     require(config, ranks, (0, 1, 2, 75, -signal.SIGKILL, -signal.SIGTERM))
     return {"blow": blow, "phase": phase, "in_time": in_time, "codes": sorted(str(rank.exitcode) for rank in ranks)}
 
