@@ -163,6 +163,9 @@ class Config:
     on a CUDA GPU that has it, else fp32; a run keeps what it began with."""
     device: str = "auto"
     """auto: CUDA where there is one, else Apple's mps, else the CPU."""
+    shard: Literal["none", "full"] = "none"
+    """full: the processes of torchrun share the network, its averages, gradients and moments instead of each having all
+    of them: less memory, more communication."""
     resolution: int | None = None
     """Side of the images in pixels; None: the model's own."""
     gradient_checkpointing: bool = False
@@ -307,6 +310,7 @@ MAY_CHANGE = (
     "micro_batch_size",
     "sampling.batch_size",
     "gradient_checkpointing",
+    "shard",
     "vae_slicing",
     "license",
     "push_to_hub",

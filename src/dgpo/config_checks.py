@@ -28,6 +28,10 @@ def check(config: Config) -> None:
     _check_offline(config)
     _check_human(config)
     require(
+        config.shard == "none" or not config.compile,
+        "shard='full' gathers weights between the parts that compile would turn into one; take compile=False",
+    )
+    require(
         config.lora.start is None or config.finetune == "lora",
         f"lora.start={config.lora.start!r} continues a LoRA, and finetune={config.finetune!r} trains none; take "
         "finetune='lora', or fuse the LoRA into the model first",

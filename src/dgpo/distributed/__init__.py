@@ -4,7 +4,8 @@ Images are spread over ranks by contiguous rows (`shard`), whatever the group si
 losses that couple a group take its total from `all_reduce_sum`. Collectives carry no gradient.
 
 Read `sharding.py` (whose rows are whose), `collectives.py` (sums and gathers), `process_group.py` (`init`) and
-`watch.py` (who waits for whom, and how long).
+`watch.py` (who waits for whom, and how long). Ranks may also share the network: `sharded.py` spreads its weights, and
+`lockstep.py` lets all ranks call it equally often.
 """
 
 from dgpo.distributed.collectives import (
@@ -13,6 +14,7 @@ from dgpo.distributed.collectives import (
     all_reduce_sum,
     gather_objects,
     is_shared,
+    on_main,
     shared,
     together,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "leave_at_exit",
     "meets",
     "on_lost",
+    "on_main",
     "rank",
     "shard",
     "shard_of",

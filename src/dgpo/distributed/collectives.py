@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dgpo.distributed.process_group import world_size
+from dgpo.distributed import lockstep
+from dgpo.distributed.process_group import is_main, world_size
 from dgpo.distributed.watch import meets
 
 T = TypeVar("T")
@@ -55,18 +56,31 @@ def gather_objects(items: list[Any]) -> list[Any]:
 def together(work: Callable[[], T]) -> T:
     """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another.
 
-    No collective may be in `work`: the rank that fails would miss it.
+    No collective may be in `work`, but for calls of a sharded network: the rank that fails would miss it. An error from
+    inside such a call is raised at once, since the others cannot be reached.
     """
     done: list[T] = []
     failure = None
+    steps = lockstep.current()
     try:
         done.append(work())
+    except lockstep.Stopped:
+        steps = None  # another rank has failed, and this one knows
     except (Exception, SystemExit) as error:
+        if steps is not None and steps.inside:
+            raise
         failure = error
+    if steps is not None:
+        steps.finish(failure is not None)
     failures = gather_objects([_portable(failure)] if failure else [])
     if failures:
         raise shared(failure or failures[0])
     return done[0]
+
+
+def on_main(work: Callable[[], object]) -> None:
+    """Let the main process do this. Where it fails, all raise."""
+    together(lambda: work() if is_main() else None)
 
 
 def shared(error: E) -> E:

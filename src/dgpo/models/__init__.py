@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 
+from dgpo.distributed.sharded import require_blocks, require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
-from dgpo.models.folder import is_out_of_memory, quiet, read_index, read_pipeline
+from dgpo.models.folder import class_of, is_out_of_memory, quiet, read_index, read_pipeline
 from dgpo.models.pipeline import Family, PipelineModel
 from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
@@ -65,6 +66,7 @@ def load_model(
     compile: bool = False,
     vae_slicing: bool = False,
     vae_tiling: bool = False,
+    shard: Literal["none", "full"] = "none",
 ) -> VelocityModel:
     """Load a diffusers pipeline for training or sampling.
 
@@ -84,6 +86,7 @@ def load_model(
     compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
     vae_slicing: decode images one by one: the same images, less memory
     vae_tiling: decode large images in tiles that overlap: less memory, slightly other images
+    shard: "full" spreads the network and all weight sets over the processes that torchrun has started
     """
     if finetune not in ("lora", "full"):
         raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
@@ -99,6 +102,9 @@ def load_model(
         index = read_index(source)
         kind = family_of(source, index, family)
         chosen = precision_of(dtype, place)
+    if shard == "full":
+        require_several(shard)
+        require_blocks(class_of(index, kind.network))
     with quiet(), _enough_memory(source, place, chosen):
         pipeline = read_pipeline(source, index, part_dtypes(kind.network, finetune, chosen))
         adapter = _adapter(kind, pipeline, source, resolution, max_sequence_length)
@@ -120,6 +126,7 @@ def load_model(
             compile=compile,
             vae_slicing=vae_slicing,
             vae_tiling=vae_tiling,
+            shard=shard == "full",
         )
         if start is not None:
             copy_start(start, model.weights, model.lora, lora_scales(model.network))

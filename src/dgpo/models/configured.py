@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from dgpo.config import Config
 from dgpo.errors import UserError
 from dgpo.models import VelocityModel, load_model
 
 
-def load_configured(config: Config, sets: Iterable[str], device: str | None = None) -> VelocityModel:
-    """sets: the weight sets beside the policy; device: None is the config's."""
+def load_configured(
+    config: Config, sets: Iterable[str], device: str | None = None, shard: Literal["none", "full"] = "none"
+) -> VelocityModel:
+    """The model of a config, without sharding, which only a training has.
+
+    sets: the weight sets beside the policy; device: None is the config's
+    """
     if not config.model:
         raise UserError(
             "model is empty: name a pipeline folder or a Hugging Face id (a run has none of its own whose "
@@ -34,4 +40,5 @@ def load_configured(config: Config, sets: Iterable[str], device: str | None = No
         compile=config.compile,
         vae_slicing=config.vae_slicing,
         vae_tiling=config.vae_tiling,
+        shard=shard,
     )

@@ -61,6 +61,16 @@ def read_pipeline(source: str, index: Mapping[str, Any], dtypes: Mapping[str, to
     return pipeline
 
 
+def class_of(index: Mapping[str, Any], name: str) -> type:
+    """The class of a part, which model_index.json names."""
+    value = index.get(name)
+    try:
+        library, kind = index[name]
+        return getattr(import_module(library), kind)
+    except (KeyError, ValueError, TypeError, ImportError, AttributeError) as error:
+        raise UserError(f"model_index.json says {value!r} of {name}; it must be [library, class]") from error
+
+
 def has_vocabulary(folder: Path) -> bool:
     """Whether the files of a real tokenizer are in its folder."""
     return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from dgpo.config import PLAIN_LORA
 from dgpo.core.guidance import require_guidance
 from dgpo.core.solvers import flow_sigmas
+from dgpo.distributed.lockstep import Call, Lockstep
+from dgpo.distributed.sharded import Shards
 from dgpo.errors import UserError
 from dgpo.models.attention import Fp32Attention
 from dgpo.models.autoencoder import encoded_mean
@@ -137,6 +139,7 @@ class PipelineModel:
         compile: bool = False,
         vae_slicing: bool = False,
         vae_tiling: bool = False,
+        shard: bool = False,
     ) -> None:
         """Take over a loaded pipeline: freeze it, put it on a device, make the weight sets.
 
@@ -144,6 +147,7 @@ class PipelineModel:
         shift: of the flow grid; None: the pipeline's own
         encoders_first: only the text encoders and what trains go to the device now; the rest follows when the encoders
             are let go, or when it is first asked, so that a device need not hold all at once
+        shard: spread the network over the processes; it is then on the device from the start
         """
         self.pipeline = pipeline
         self.family = family
@@ -156,20 +160,27 @@ class PipelineModel:
             if part is None and name not in pipeline._optional_components
         )
         self._place = torch.device(device)
-        self._waiting = [part for name, part in self._modules() if encoders_first and not self._encodes(name)]
+        self._waiting = [
+            part
+            for name, part in self._modules()
+            if encoders_first and not self._encodes(name) and not (shard and part is self.network)
+        ]
         for _, part in self._modules():
             part.requires_grad_(False).eval()
-            if part not in self._waiting:
+            if part not in self._waiting and not (shard and part is self.network):
                 part.to(device)
+        spread = partial(Shards, device=self._place) if shard else None
         self.weights = (
-            full_weights(self.network, sets, family.network)
+            full_weights(self.network, sets, family.network, spread)
             if finetune == "full"
-            else lora_weights(self.network, self.lora, family.lora_targets, sets, seed, self._save_lora)
+            else lora_weights(self.network, self.lora, family.lora_targets, sets, seed, self._save_lora, spread)
         )
+        self._steps = Lockstep(("ref", "policy", "old", "ema"), self._take_part) if shard else None
         if self._waiting:
             family.encodes_on = self._place
-            for name in self.weights.names:
-                self.weights.to(name, self._place)
+            if not shard:
+                for name in self.weights.names:
+                    self.weights.to(name, self._place)
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if compile:
@@ -259,19 +270,29 @@ class PipelineModel:
         require_guidance("guidance_scale", guidance_scale)
         self._place_rest()
         x_t, t, cond = x_t.to(self.device), t.to(self.device), cond.to(self.device)
-        with self.weights.use(weights):
+        with self._steps.call(weights) if self._steps else nullcontext(), self.weights.use(weights):
             if guidance_scale == 1.0:
                 return self._forward(x_t, t, cond)
             both = self._empty.repeat(len(cond)).cat(cond)
             v_uncond, v_cond = self._forward(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
             return self.family.guide(v_uncond, v_cond, guidance_scale)
 
+    def _take_part(self, call: Call) -> None:
+        """Help other ranks to gather weights, and to sum gradients, with a row that changes nothing."""
+        x_t, t = torch.zeros(1, *self.latent_shape, device=self.device), torch.full((1,), 0.5, device=self.device)
+        cond = self._empty.to(self.device)
+        with torch.set_grad_enabled(call.trains), self.weights.use(call.weights):
+            v = self._forward(x_t, t, cond)
+            if call.trains:
+                v[:0].sum().backward()
+
     def _forward(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         half = self.dtype != torch.float32
         # a checkpointed block is computed again in backward, outside of any mode but autocast
         exact = half and self.device.type == "cpu" and not self.network.is_gradient_checkpointing
         with (
-            torch.autocast(self.device.type, dtype=self.dtype, enabled=half),
+            # the cache would keep every sharded block's weights, once more in bf16, until the forward ends
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=half, cache_enabled=not self.weights.sharded),
             Fp32Attention() if exact else nullcontext(),
         ):
             return self.family.predict(x_t, t.float(), cond).float()

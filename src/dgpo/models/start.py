@@ -65,7 +65,7 @@ def read_start(pipeline: Any, network_name: str, source: str) -> Start:
 def copy_start(start: Start, weights: WeightSets, lora: LoraConfig, scales: Mapping[str, float]) -> None:
     """Copy a LoRA into all sets but `ref`. B is multiplied so that with the sets' own scales it draws the same."""
     ranks = sorted(set(start.ranks.values()))
-    own = {layer_of(key): len(t) for key, t in weights.tensors("policy").items() if ".lora_A." in key}
+    own = {layer_of(key): shape[0] for key, shape in weights.shapes.items() if ".lora_A." in key}
     if own.keys() == start.ranks.keys() and own != start.ranks:
         raise UserError(
             f"lora.start={lora.start!r} has rank {'/'.join(map(str, ranks))}; the config says lora.rank={lora.rank}. "
@@ -80,7 +80,7 @@ def copy_start(start: Start, weights: WeightSets, lora: LoraConfig, scales: Mapp
     for name in weights.names:
         if name != "ref":
             try:
-                weights.load(name, tensors)
+                weights.load_whole(name, tensors)
             except UserError as error:
                 raise UserError(f"lora.start={lora.start!r} does not fit this model: {error}") from None
 

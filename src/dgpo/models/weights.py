@@ -6,6 +6,7 @@ copied or moved, which is what lets a training step evaluate ref, old and policy
 
 LoRA (Hu et al. 2021, arXiv 2106.09685): each set but `ref` is an adapter, `ref` is the network with adapters off.
 Full fine-tuning: each set is a whole list of parameters, bound to the network's modules in turn.
+Where the network is sharded, all of this is this rank's rows (distributed/sharded.py); exports gather them.
 
 Only the policy's parameters ever require a gradient. PEFT's own switches (`set_adapter`, `enable_adapters`) flip
 `requires_grad` as they go and take 30 times longer, so the two attributes they end in are set here directly; full
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -27,12 +28,16 @@ from torch import Tensor, nn
 from dgpo.config import PLAIN_LORA, LoraConfig
 from dgpo.core.ema import ema_update
 from dgpo.core.seeds import generator
+from dgpo.distributed import on_main
+from dgpo.distributed.sharded import Shards, rows_here, whole
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.lora import folded, folded_settings
 from dgpo.utils.files import share
 
 EXTRA_SETS = ("ref", "old", "ema")
 DEFAULT_LORA = LoraConfig()
+Shard = Callable[[Any], Shards]
+"""Spreads a network over the processes."""
 
 
 @final
@@ -44,14 +49,30 @@ class WeightSets:
         sets: Mapping[str, Mapping[str, nn.Parameter]],
         bind: Callable[[str], None],
         save: Callable[[Path, str], None],
+        shapes: Mapping[str, torch.Size] | None = None,
     ) -> None:
-        """sets: name -> {key: parameter}; bind(name) makes the network use a set; save(directory, name) exports it."""
+        """sets: name -> {key: parameter}; bind(name) makes the network use a set; save(directory, name) exports it.
+
+        shapes: {key: shape of the whole parameter}, where the sets are this rank's rows of it
+        """
         self._sets = sets
+        self._shapes = shapes
         self._bind = bind
         self._save = save
         self._active = "policy"
         self.old_is_policy = True
         """Whether `old` holds the policy's very values: the policy's forward then stands in for one of `old`."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this rank holds some rows of each parameter. Exports are then made by all ranks together."""
+        return self._shapes is not None
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the whole parameters, which are the same in every set."""
+        policy = self._set("policy")
+        return {key: p.shape if self._shapes is None else self._shapes[key] for key, p in policy.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,6 +117,12 @@ class WeightSets:
         """The set's own tensors (no copies, no gradient) under keys that are the same for every set."""
         return {key: parameter.detach() for key, parameter in self._set(name).items()}
 
+    def load_whole(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy whole tensors into a set, of which a sharded one takes its rows."""
+        if self.sharded and {key: t.shape for key, t in tensors.items()} == self.shapes:
+            tensors = {key: tensor[rows_here(len(tensor))] for key, tensor in tensors.items()}
+        self.load(name, tensors)
+
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a set. Keys and shapes must be exactly those of `tensors(name)`."""
         own = self.tensors(name)
@@ -121,7 +148,10 @@ class WeightSets:
             parameter.data = parameter.data.to(device)
 
     def export(self, directory: str | Path, name: str) -> None:
-        """Write one set in the form stock diffusers reads: a LoRA file, or a transformer folder."""
+        """Write one set in the form stock diffusers reads: a LoRA file, or a transformer folder.
+
+        Of a sharded one all ranks must ask for it, and the first writes.
+        """
         self._set(name)
         self._save(Path(directory), name)
 
@@ -148,18 +178,25 @@ def lora_weights(
     sets: Sequence[str],
     seed: int,
     save_lora: Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], None],
+    shard: Shard | None = None,
 ) -> WeightSets:
     """Freeze a diffusers network and give it one fp32 adapter per set.
 
     default_targets: the family's layers where config.target_modules is None
     save_lora: (directory, {key: tensor}, PEFT's settings) -> writes the family's LoRA files, of an adapter of scale 1
+    shard: spreads the network, with its adapters; None: every rank holds it whole
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     names, config = ("policy", *_extra(sets)), config.filled(PLAIN_LORA)
     network.requires_grad_(False)
-    parameters = _add_adapters(network, config, default_targets, [name for name in names if name != "ref"])
+    adapters = [name for name in names if name != "ref"]
+    _add_adapters(network, config, default_targets, adapters)
+    parameters = _by_adapter(network.named_parameters(), adapters)
     _initialise(parameters, config, generator(seed, "lora"))
+    shapes = {key: parameter.shape for key, parameter in parameters["policy"].items()}
+    if shard is not None:
+        parameters = _by_adapter(shard(network).policy().items(), adapters)
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
     def bind(name: str) -> None:
@@ -169,11 +206,16 @@ def lora_weights(
     def save(directory: Path, name: str) -> None:
         if name == "ref":
             raise UserError("with LoRA the weight set 'ref' is the pretrained model itself: nothing to export")
-        settings = folded_settings(network.peft_config[name].to_dict())
-        save_lora(directory, folded(weights.tensors(name), lora_scales(network)), settings)
+        settings, tensors = folded_settings(network.peft_config[name].to_dict()), weights.tensors(name)
+        if shard is None:
+            save_lora(directory, folded(tensors, lora_scales(network)), settings)
+            return
+        tensors = whole(tensors)
+        on_main(lambda: save_lora(directory, folded(tensors, lora_scales(network)), settings))
 
     bind("policy")
-    weights = WeightSets({name: parameters.get(name, {}) for name in names}, bind, save)
+    sets_by_name = {name: parameters.get(name, {}) for name in names}
+    weights = WeightSets(sets_by_name, bind, save, None if shard is None else shapes)
     return weights
 
 
@@ -184,12 +226,17 @@ def lora_scales(network: nn.Module, name: str = "policy") -> dict[str, float]:
     return {key: m.scaling[name] for key, m in network.named_modules() if isinstance(m, LoraLayer)}
 
 
-def full_weights(network: Any, sets: Sequence[str], folder: str = "transformer") -> WeightSets:
+def full_weights(
+    network: Any, sets: Sequence[str], folder: str = "transformer", shard: Shard | None = None
+) -> WeightSets:
     """Train a whole diffusers network in fp32; every further set is one more copy of it in memory.
 
     folder: the network's place in a pipeline folder, where an export goes
+    shard: spreads the network and its sets; None: every rank holds them whole
     """
     network.float().requires_grad_(True)
+    if shard is not None:
+        return _sharded_full_weights(network, sets, folder, shard)
     policy = dict(network.named_parameters())
     owners = [(network.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in policy]
     parameters: dict[str, dict[str, nn.Parameter]] = {"policy": policy}
@@ -209,6 +256,28 @@ def full_weights(network: Any, sets: Sequence[str], folder: str = "transformer")
     return weights
 
 
+def _sharded_full_weights(network: Any, sets: Sequence[str], folder: str, shard: Shard) -> WeightSets:
+    kind = type(network)
+    shards = shard(network)
+    parameters = {"policy": shards.policy(), **{name: shards.copy(name) for name in _extra(sets)}}
+
+    def save(directory: Path, name: str) -> None:
+        tensors = whole(weights.tensors(name))
+
+        def write() -> None:
+            with torch.device("meta"):
+                unsharded = kind.from_config(network.config)
+            buffers = {key: buffer for key, buffer in network.named_buffers() if key in unsharded.state_dict()}
+            unsharded.load_state_dict({**tensors, **buffers}, assign=True)
+            unsharded.save_pretrained(directory / folder)
+            share(directory / folder)
+
+        on_main(write)
+
+    weights = WeightSets(parameters, shards.bind, save, shards.shapes)
+    return weights
+
+
 def _extra(sets: Sequence[str]) -> tuple[str, ...]:
     """The wanted sets beside policy, checked and in a fixed order."""
     for name in sets:
@@ -217,10 +286,8 @@ def _extra(sets: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in EXTRA_SETS if name in sets)
 
 
-def _add_adapters(
-    network: Any, config: LoraConfig, default_targets: Sequence[str], names: Sequence[str]
-) -> dict[str, dict[str, nn.Parameter]]:
-    """Give the network one adapter per name; name -> {key free of the name, as in stock LoRA files: parameter}."""
+def _add_adapters(network: Any, config: LoraConfig, default_targets: Sequence[str], names: Sequence[str]) -> None:
+    """Give the network one adapter per name, in fp32."""
     import peft
 
     if config.rank is None or config.rank < 1:
@@ -243,10 +310,17 @@ def _add_adapters(
                 network.add_adapter(settings, name)
             else:  # diffusers has not given this network PEFT's methods
                 peft.inject_adapter_in_model(settings, network, name)
-    parameters = [(key, p) for key, p in network.named_parameters() if "lora_" in key]
-    for _, parameter in parameters:
-        parameter.data = parameter.data.float()
-    return {name: {k.replace(f".{name}.", "."): p for k, p in parameters if f".{name}." in k} for name in names}
+    for key, parameter in network.named_parameters():
+        if "lora_" in key:
+            parameter.data = parameter.data.float()
+
+
+def _by_adapter(
+    parameters: Iterable[tuple[str, nn.Parameter]], names: Sequence[str]
+) -> dict[str, dict[str, nn.Parameter]]:
+    """Name -> {key free of the name, as in stock LoRA files: parameter}."""
+    adapters = [(key, p) for key, p in parameters if "lora_" in key]
+    return {name: {k.replace(f".{name}.", "."): p for k, p in adapters if f".{name}." in k} for name in names}
 
 
 def _check_targets(network: nn.Module, targets: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: safetensors and JSON only, whole or not there at all.
 
     RUN/checkpoints/iteration-000004/
-        policy.safetensors, old.safetensors, ...   one file per named dict of tensors
+        policy.safetensors, old.safetensors, ...   one file per named dict of tensors, see shards.py
         state.json                                 format, dgpo version, iteration and the caller's own counters
         checksums.json                             sha256 of every file above (and of exports written beside them)
 
@@ -25,11 +25,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgpo import __version__
+from dgpo import __version__, distributed
+from dgpo.distributed.sharded import rows_here
 from dgpo.errors import UserError
-from dgpo.utils.files import save_tensors, sync_folder, sync_tree
+from dgpo.run import shards
+from dgpo.utils.files import save_tensors, sync_file, sync_folder, sync_tree
 
 FORMAT = 1
+SHARDED_FORMAT = 2
 _NAME = re.compile(r"iteration-(\d{6,})")
 _PARTIAL = ".partial-"
 
@@ -54,8 +57,7 @@ def save(
     partial = final.with_name(_PARTIAL + final.name)
     try:
         partial.mkdir()
-        for name, group in tensors.items():
-            save_tensors({key: _on_cpu(tensor) for key, tensor in group.items()}, partial / f"{name}.safetensors")
+        _write_tensors(partial, tensors)
         if extra is not None:
             extra(partial)
         header = {"format": FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": list(tensors)}
@@ -68,15 +70,76 @@ def save(
     return final
 
 
+def save_shards(
+    run_dir: str | Path,
+    iteration: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    extra: Callable[[Path], None],
+) -> Path:
+    """The same of a sharded run: all ranks call it, each with its rows, and each writes, forces and hashes its own.
+
+    extra(folder) is called on all ranks. Where it fails on one, all raise, and nothing is left.
+    """
+    final, rank, ranks = folder_of(run_dir, iteration), distributed.rank(), distributed.world_size()
+    partial = final.with_name(_PARTIAL + final.name)
+    sizes = distributed.gather_objects([sum(t.nbytes for group in tensors.values() for t in group.values())])
+
+    def begin() -> None:
+        remove_leftovers(run_dir)
+        require_free_space(final, sum(sizes))
+        partial.mkdir(parents=True)
+
+    def write() -> dict[str, str]:
+        names = _write_tensors(partial, tensors, rank, ranks)
+        for name in names:
+            sync_file(partial / name)
+        return {name: _sha256(partial / name) for name in names}
+
+    def end() -> None:
+        header = {"format": SHARDED_FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": list(tensors)}
+        _write_json(partial / "state.json", {**header, "shards": ranks, "state": dict(state)})
+        rest = {name: _sha256(partial / name) for name in _files(partial) if name not in hashed}
+        _write_json(partial / "checksums.json", dict(sorted({**hashed, **rest}.items())))
+        sync_tree(partial)
+        _put_in_place(partial, final)
+
+    try:
+        distributed.on_main(begin)
+        own = distributed.together(write)
+        hashed = {name: checksum for part in distributed.gather_objects([own]) for name, checksum in part.items()}
+        extra(partial)
+        distributed.on_main(end)
+    finally:
+        if distributed.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
 def load(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """({name: {key: tensor}}, state) of one checkpoint, verified first; tensors are on the CPU."""
     path = Path(path)
     _require_format(path)
-    problem = damage(path)
-    if problem is not None:
-        raise UserError(f"the checkpoint {path} is damaged: {problem}. {_way_out(path)}")
+    _require_whole(path, damage(path))
     header = _read_json(path / "state.json")
-    return {name: load_file(path / f"{name}.safetensors") for name in header["tensors"]}, header["state"]
+    return {name: shards.read(path, name, header.get("shards", 1)) for name in header["tensors"]}, header["state"]
+
+
+def load_shards(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The same for a sharded run: all ranks call it, each verifies a share of the files and gets its rows."""
+    rank, ranks = distributed.rank(), distributed.world_size()
+    _require_format(path)
+    problems = distributed.gather_objects([damage(path, rank, ranks)])
+    _require_whole(path, next(filter(None, problems), None))
+
+    def read() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        header = _read_json(path / "state.json")
+        written = header.get("shards", 1)
+        if written == ranks:
+            return {name: shards.read_own(path, name, rank, ranks) for name in header["tensors"]}, header["state"]
+        return {name: shards.read(path, name, written, rows_here) for name in header["tensors"]}, header["state"]
+
+    return distributed.together(read)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -92,15 +155,18 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's first damaged file, None where every file is as it was written."""
+def damage(path: Path, share: int = 0, shares: int = 1) -> str | None:
+    """What is wrong with a checkpoint's first damaged file, None where every file is as it was written.
+
+    share: which of so many parts of the files is looked at
+    """
     if not path.is_dir():
         return "there is no such folder"
     try:
         checksums = {"state.json": None, **_read_json(path / "checksums.json")}
     except (OSError, ValueError, TypeError) as error:
         return f"checksums.json cannot be read ({error})"
-    for name, checksum in checksums.items():
+    for name, checksum in [*checksums.items()][share::shares]:
         try:
             if _sha256(path / name) != checksum:
                 return f"{name} is not what was written (its checksum differs)"
@@ -194,9 +260,24 @@ def require_free_space(path: str | Path, needed: int) -> None:
         )
 
 
+def _write_tensors(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], rank: int = 0, ranks: int = 1
+) -> list[str]:
+    """Write a file for each dict, and return their names."""
+    for name, group in tensors.items():
+        path = folder / shards.file_name(name, rank, ranks)
+        save_tensors({key: _on_cpu(tensor) for key, tensor in group.items()}, path)
+    return [shards.file_name(name, rank, ranks) for name in tensors]
+
+
+def _require_whole(path: Path, problem: str | None) -> None:
+    if problem is not None:
+        raise UserError(f"the checkpoint {path} is damaged: {problem}. {_way_out(path)}")
+
+
 def _put_in_place(partial: Path, final: Path) -> None:
     if final.exists() and damage(final) is None:
-        if _tensor_checksums(partial) != _tensor_checksums(final):
+        if not _same_tensors(partial, final):
             raise UserError(
                 f"{final} already holds other tensors and is not replaced; choose another run folder, or move the "
                 "checkpoints later than the one you continue from out of the way"
@@ -208,9 +289,25 @@ def _put_in_place(partial: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def _same_tensors(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same, told by checksums, or by reading where other ranks wrote them."""
+    headers = [_read_json(path / "state.json") for path in (one, other)]
+    if headers[0]["tensors"] != headers[1]["tensors"]:
+        return False
+    written = [header.get("shards", 1) for header in headers]
+    if written[0] == written[1]:
+        return _tensor_checksums(one) == _tensor_checksums(other)
+    for name in headers[0]["tensors"]:
+        ours, theirs = (shards.read(path, name, number) for path, number in zip((one, other), written))
+        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
+            return False
+    return True
+
+
 def _tensor_checksums(path: Path) -> dict[str, str]:
-    checksums = _read_json(path / "checksums.json")
-    return {name: checksums[f"{name}.safetensors"] for name in _read_json(path / "state.json")["tensors"]}
+    header, checksums = _read_json(path / "state.json"), _read_json(path / "checksums.json")
+    files = [file.name for name in header["tensors"] for file in shards.files(path, name, header.get("shards", 1))]
+    return {name: checksums[name] for name in files}
 
 
 def _set_aside(path: Path) -> None:
@@ -232,8 +329,9 @@ def _way_out(path: Path) -> str:
 def _is_good(path: Path) -> bool:
     if damage(path) is not None:
         return False
-    names = _read_json(path / "state.json")["tensors"]
-    return all(not not_finite({name: load_file(path / f"{name}.safetensors")}) for name in names)
+    header = _read_json(path / "state.json")
+    files = [file for name in header["tensors"] for file in shards.files(path, name, header.get("shards", 1))]
+    return all(not not_finite({file.name: load_file(file)}) for file in files)
 
 
 def _require_format(path: Path) -> None:
@@ -243,7 +341,7 @@ def _require_format(path: Path) -> None:
         found, writer = header["format"], header["dgpo"]
     except (OSError, ValueError, TypeError, KeyError):
         return
-    if found != FORMAT:
+    if found not in (FORMAT, SHARDED_FORMAT):
         raise UserError(
             f"the checkpoint {path} has format {found}, written by dgpo {writer}; this is dgpo {__version__}, which "
             f"reads format {FORMAT}. Continue the run with the version that wrote it"

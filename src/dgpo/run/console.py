@@ -71,7 +71,7 @@ class Console(Callback):
             else f"the dataset's {self._counts.prompts} groups x up to {c.group_size}"
         )
         limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
-        trainable = sum(p.numel() for p in self._model.weights.parameters())
+        trainable = sum(shape.numel() for shape in self._model.weights.shapes.values())
         return [
             f"{c.called}: {type(c.algorithm).__name__} on {c.model or 'a model of your own'}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), "

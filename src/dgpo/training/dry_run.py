@@ -2,7 +2,7 @@
 
 The model, the rewards, the algorithm, the precision and the memory savings are the config's own; prompts, images,
 solver steps and evaluations are as few as they can be. It runs in a folder of its own that is removed afterwards, tells
-no tracker and uploads nothing.
+no tracker and uploads nothing. One process runs it, which shares its weights with no other.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def smallest(config: Config, folder: Path, prompts: PromptSet | None, sets: dict
         num_samples=2,
         checkpoint_every=1,
         noise_scale_every=min(config.noise_scale_every, 1),
+        shard="none",
         trackers=(),
         push_to_hub=None,
     )

@@ -45,10 +45,13 @@ class NoiseAverage:
     count: int = 0
     decay: float = 0.9
 
-    def add(self, group_sq_norms: Tensor, whole_sq_norm: float) -> None:
-        """group_sq_norms: (n,) of each group's share of a gradient; whole_sq_norm: of the shares' sum, the gradient."""
-        n = len(group_sq_norms)
-        estimate = noise_scale(group_sq_norms * n**2, whole_sq_norm, 1, n)
+    def add(self, sq_norms: Tensor, whole_sq_norm: float, groups: int = 1) -> None:
+        """Take in one step's gradient, the sum of n shares.
+
+        sq_norms: (n,) of each share; whole_sq_norm: of the gradient; groups: in each share
+        """
+        n = len(sq_norms)
+        estimate = noise_scale(sq_norms * n**2, whole_sq_norm, groups, n * groups)
         self.count += 1
         rate = max(1 - self.decay, 1 / self.count)  # the plain mean at first
         self.signal += rate * (estimate.signal - self.signal)

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from dgpo import distributed
 from dgpo.config import Config, Optimizer
 from dgpo.errors import UserError
-from dgpo.models import VelocityModel
+from dgpo.models import VelocityModel, WeightSets
 
 
 def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimizer:
@@ -22,6 +23,21 @@ def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimize
             raise UserError(f"optimizer.name='adamw8bit' needs torchao ({error}): pip install 'dgpo[8bit]'") from error
         return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
+
+
+def reduce_and_clip(weights: WeightSets, max_norm: float) -> float:
+    """Sum the policy's gradients over ranks and clip them to this norm; returns the norm before.
+
+    FSDP has summed those of sharded weights in each backward, and every rank has its rows of them.
+    """
+    parameters = weights.parameters()
+    if not weights.sharded:
+        distributed.all_reduce_gradients(parameters)
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    own = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = distributed.all_reduce_sum(own.square()).sqrt()
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm.item()
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, config: Config) -> float:

@@ -6,7 +6,8 @@ back to. The error then says how to go on, and its traceback lies in RUN/failure
 which a reward failed.
 
 Ranks meet here only after an error that all of them raise (`distributed.shared`). After one of a single rank the others
-wait in a collective, which fails when that rank's process has gone; the main process then saves alone.
+wait in a collective, which fails when that rank's process has gone; the main process then saves alone. It cannot where
+the network is sharded: all ranks save together, or none does.
 """
 
 from __future__ import annotations
@@ -47,17 +48,22 @@ class Kept(NamedTuple):
 
 @contextlib.contextmanager
 def rescue(
-    run: Path, state: Progress, broken: Callable[[], list[str]], write: Callable[[Path], object]
+    run: Path,
+    state: Progress,
+    broken: Callable[[], list[str]],
+    write: Callable[[Path], object],
+    sharded: bool = False,
 ) -> Iterator[None]:
     """Save when the block fails, and raise a RunFailed that says how to go on.
 
-    broken: names the weight sets that are not finite; write: writes a checkpoint of the present state below a folder
+    broken: names the weight sets that are not finite; write: writes a checkpoint of the present state below a folder;
+    sharded: whether all ranks must call them
     """
     try:
         yield
     except (Exception, SystemExit) as error:
         told = [_told(run, state.iteration, error)]
-        kept = _kept(run, state, broken, write, distributed.is_shared(error))
+        kept = _kept(run, state, broken, write, distributed.is_shared(error), sharded)
         if kept is not None:
             told += [*kept.remarks, *_way_on(run, state.iteration, kept.newest, error)]
         failure.note(run, " ".join(told))
@@ -68,10 +74,18 @@ def rescue(
 
 
 def _kept(
-    run: Path, state: Progress, broken: Callable[[], list[str]], write: Callable[[Path], object], together: bool
+    run: Path,
+    state: Progress,
+    broken: Callable[[], list[str]],
+    write: Callable[[Path], object],
+    together: bool,
+    sharded: bool,
 ) -> Kept | None:
     """What the main process could save; None where this rank cannot know it."""
-    own = [_saved(run, state, broken, write)] if distributed.is_main() else []
+    if sharded and not together:
+        remark = "The processes share the weights, and one has failed alone: the others could not save."
+        return Kept(checkpoint.latest_good(run), [remark]) if distributed.is_main() else None
+    own = [_saved(run, state, broken, write)] if distributed.is_main() or sharded else []
     kept = distributed.gather_objects(own) if together else own
     return kept[0] if kept else None
 
@@ -88,7 +102,8 @@ def _saved(run: Path, state: Progress, broken: Callable[[], list[str]], write: C
         if not remarks:
             write(run)
             return Kept(checkpoint.latest(run), [])
-        checkpoint.rewind(run / "failed", state.iteration - 1)
+        if distributed.is_main():
+            checkpoint.rewind(run / "failed", state.iteration - 1)
         write(run / "failed")
         remarks.append(f"The weights as they are lie in {run / 'failed'}, to be looked at.")
     except Exception as error:

@@ -238,14 +238,15 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         requests.clear(folder)
         failure.clear(folder)
         interrupt.defer()
-        with rescue(folder, state, *saving.rescuers(model, optimizer, state, config)), told.closed():
+        rescuers = saving.rescuers(model, optimizer, state, config)
+        with rescue(folder, state, *rescuers, sharded=model.weights.sharded), told.closed():
             with run.grace:
                 told.on_start(run)
                 if config.free_text_encoders:
                     run.encode_all()
                 yield run
             run.tell("saving")
-            if distributed.is_main() and not run.cut:
+            if not run.cut:
                 saving.finish(folder, model, state, config)
             told.on_end(run)
         if distributed.is_main() and not run.cut:

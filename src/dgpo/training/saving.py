@@ -29,14 +29,16 @@ def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, stat
     """Write a checkpoint, and return its folder; refuse, on all ranks, one whose weights are not finite."""
 
     def saved() -> None:
-        if not distributed.is_main():
-            return
         bad = not_finite(model, optimizer)
         if bad:
-            raise NonFiniteError(f"the policy has exploded: {', '.join(bad)} not finite after step {state.step}")
+            what = f"the policy has exploded: {', '.join(bad)} not finite after step {state.step}"
+            raise distributed.shared(NonFiniteError(what))
         write_checkpoint(run, model, optimizer, state, config)
 
-    distributed.together(saved)
+    if model.weights.sharded:
+        saved()
+    else:
+        distributed.on_main(saved)
     return checkpoint.folder_of(run, state.iteration)
 
 
@@ -60,23 +62,27 @@ def write_checkpoint(
     """Everything that a resumed run needs, its config, and the averaged LoRA as stock diffusers reads it."""
 
     def extra(folder: Path) -> None:
-        save_yaml(config, folder / runfolder.CONFIG)
+        if distributed.is_main():
+            save_yaml(config, folder / runfolder.CONFIG)
         if config.finetune == "lora":
             model.weights.export(folder / "lora", "ema")
 
-    checkpoint.save(
+    write = checkpoint.save_shards if model.weights.sharded else checkpoint.save
+    write(
         run,
         state.iteration,
         saved_tensors(model, optimizer),
         {**asdict(state), "old_is_policy": model.weights.old_is_policy},
         extra,
     )
-    checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
+    if distributed.is_main():
+        checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
 
 
 def not_finite(model: VelocityModel, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The weight sets, or `optimizer`, that hold NaN or infinity."""
-    return checkpoint.not_finite(saved_tensors(model, optimizer))
+    """The weight sets, or `optimizer`, that hold NaN or infinity; of sharded ones on any rank."""
+    bad = checkpoint.not_finite(saved_tensors(model, optimizer))
+    return list(dict.fromkeys(distributed.gather_objects(bad))) if model.weights.sharded else bad
 
 
 def saved_tensors(model: VelocityModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -90,7 +96,19 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
     """Take over the newest checkpoint of a run."""
     path = checkpoint.latest(run)
     assert path is not None
-    tensors, values = checkpoint.load(path)
+    if model.weights.sharded:
+        tensors, values = checkpoint.load_shards(path)
+        distributed.together(lambda: _take_over(path, tensors, model, optimizer))
+    else:
+        tensors, values = checkpoint.load(path)
+        _take_over(path, tensors, model, optimizer)
+    model.weights.old_is_policy = values["old_is_policy"]
+    return state_of(values)
+
+
+def _take_over(
+    path: Path, tensors: dict[str, dict[str, Tensor]], model: VelocityModel, optimizer: torch.optim.Optimizer
+) -> None:
     checkpoint.require_finite(path, tensors)
     names = [name for name, _ in model.weights.named_parameters()]
     optimizer_state.load_optimizer_tensors(optimizer, names, tensors.pop("optimizer"))
@@ -99,8 +117,6 @@ def restore(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer) -
         raise UserError(f"{path} holds no weights {', '.join(missing)}; resume with the model that the run began with")
     for name, part in tensors.items():
         model.weights.load(name, part)
-    model.weights.old_is_policy = values["old_is_policy"]
-    return state_of(values)
 
 
 def state_of(values: dict[str, Any]) -> State:
@@ -113,25 +129,35 @@ def finish(run: Path, model: VelocityModel, state: State, config: Config) -> Non
     """Export the averaged weights of a run that is done as stock diffusers reads them, with a model card.
 
     final/ has those of the last iteration, and best/ those of the best evaluation, where it was an earlier one that
-    training had led to.
+    training had led to. All ranks call it; the first writes, and the others give it their rows of sharded weights.
     """
-    if not (done(state, config) and config.checkpoint_every):
+    main = distributed.is_main()
+    if not (done(state, config) and config.checkpoint_every and (main or model.weights.sharded)):
         return
-    shutil.rmtree(run / "best", ignore_errors=True)  # of the end from which a resumed run has gone on
+    if main:
+        shutil.rmtree(run / "best", ignore_errors=True)  # of the end from which a resumed run has gone on
     exported, best = [(run / "final", state.iteration)], checkpoint.folder_of(run, state.best_iteration)
     model.weights.export(run / "final", "ema")
-    if 0 < state.best_iteration < state.iteration and checkpoint.damage(best) is None:
+    if 0 < state.best_iteration < state.iteration and _is_whole(best, model):
         _export_best(best, run / "best", model)
         exported.append((run / "best", state.best_iteration))
-    for folder, iteration in exported:
+    for folder, iteration in exported if main else []:
         write_card(run, folder, _stock_use(model, config), iteration)
+
+
+def _is_whole(path: Path, model: VelocityModel) -> bool:
+    if not model.weights.sharded:
+        return checkpoint.damage(path) is None
+    damage = checkpoint.damage(path, distributed.rank(), distributed.world_size())
+    return not any(distributed.gather_objects([damage]))
 
 
 def _export_best(path: Path, folder: Path, model: VelocityModel) -> None:
     """Export the averaged weights of a checkpoint; the model has its own again afterwards."""
     own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.weights.tensors("ema").items()}
     try:
-        model.weights.load("ema", checkpoint.load(path)[0]["ema"])
+        load = checkpoint.load_shards if model.weights.sharded else checkpoint.load
+        model.weights.load("ema", load(path)[0]["ema"])
         model.weights.export(folder, "ema")
     finally:
         model.weights.load("ema", own)

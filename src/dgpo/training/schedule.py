@@ -126,9 +126,12 @@ def micro_batch(config: Config, rows: int, group: int, by_group: bool = False) -
 def measures_noise(config: Config, step: int, processes: int) -> bool:
     """Tell whether a step measures the gradient noise scale: of two or more groups, each whole in one micro-batch.
 
+    Sharded processes have only sums of one group from each, and need two or more of them.
+
     The loop also needs all trained groups to have the same size.
     """
     fits = config.num_groups > 1 and config.num_groups % processes == 0
+    fits &= config.shard == "none" or config.num_groups > processes  # a share has one group of each process
     fits &= config.redraw_groups == 0 or processes == 1  # groups drawn again are spread over processes by images
     fits &= config.micro_batch_size is None or config.micro_batch_size >= config.group_size
     return bool(config.noise_scale_every) and fits and step % config.noise_scale_every == 0

@@ -19,6 +19,7 @@ from dgpo.config_checks import require_complete
 from dgpo.data.groups import GroupDataset
 from dgpo.data.own_prompts import part
 from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
 from dgpo.models.configured import load_configured
@@ -74,6 +75,7 @@ def prepare(
         raise UserError("resume continues the run in the folder, and overwrite moves it aside; give one of them")
     require_complete(config, model is not None)
     device = distributed.init(device_of(config.device), config.rank_timeout_minutes)
+    require_several(config.shard)
     if resume:
         config = runfolder.with_stored(config)
     else:
@@ -158,7 +160,7 @@ def _rewards(config: Config, functions: Mapping[str, Reward] | None, watched: It
 
 def load(config: Config, device: torch.device) -> VelocityModel:
     """The config's model."""
-    return load_configured(config, schedule.loaded_sets(config), str(device))
+    return load_configured(config, schedule.loaded_sets(config), str(device), config.shard)
 
 
 def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None:
@@ -170,8 +172,14 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
             f"the run uses the weight sets {', '.join(sorted(missing))}, and the given model has only "
             f"{', '.join(model.weights.names)}; load it with sets=('ref', 'old', 'ema')"
         )
+    if model.weights.sharded != (config.shard == "full"):
+        kind = "sharded" if model.weights.sharded else "not sharded"
+        raise UserError(
+            f"shard={config.shard!r}, and the given model is {kind}; load it with "
+            f"load_model(..., shard={config.shard!r})"
+        )
     if config.checkpoint_every and not resume:
-        weights = sum(p.nbytes for p in model.weights.parameters())
+        weights = sum(4 * shape.numel() for shape in model.weights.shapes.values())
         needed = checkpoint_space(config, weights, sum(name != "ref" for name in model.weights.names))
         checkpoint.require_free_space(config.out or "runs", needed)
 

@@ -23,7 +23,7 @@ from dgpo.models.text_cache import CondCache
 from dgpo.training import schedule
 from dgpo.training.draw import chunks
 from dgpo.training.meter import GradientMeter
-from dgpo.training.optim import set_lr
+from dgpo.training.optim import reduce_and_clip, set_lr
 from dgpo.training.state import State
 from dgpo.types import Rollout, TrainPoint, Velocities
 from dgpo.utils.progress import Tell, silent
@@ -66,7 +66,7 @@ def learn(
 ) -> dict[str, float]:
     """Take one optimizer step: its loss is the mean over groups, their trained images and points."""
     algorithm, parameters = config.algorithm, model.weights.parameters()
-    measures = schedule.measures_noise(config, state.step, distributed.world_size()) and of_one_size(rollout)
+    measures = schedule.measures_noise(config, state.step, distributed.world_size()) and of_one_size(rollout, config)
     meter = GradientMeter(parameters) if measures else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     passes = len(micro) * len(points)
@@ -104,8 +104,7 @@ def learn(
     sums = distributed.together(backward)  # one rank may run out of memory
     group_sq_norms = meter.finish() if meter else None
 
-    distributed.all_reduce_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm).item()
+    norm = reduce_and_clip(model.weights, config.optimizer.max_grad_norm)
     metrics = {f"train/{name}": value for name, value in summed(sums).items()}
     metrics |= {"train/grad_norm": norm, "train/lr": set_lr(optimizer, state.step, config)}
     metrics |= {"forwards": trained * len(points) * forwards}
@@ -116,9 +115,12 @@ def learn(
     model.weights.stepped()
     model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + taken) / (10 + taken)))
     if group_sq_norms is not None:
-        sq_norms = distributed.all_gather_rows(group_sq_norms)
-        dropped = sq_norms.new_zeros(rollout.num_groups - len(sq_norms))
-        state.noise.add(torch.cat([sq_norms, dropped]), norm**2)
+        if model.weights.sharded:  # each is of the sum of one group of every rank
+            state.noise.add(distributed.all_reduce_sum(group_sq_norms), norm**2, distributed.world_size())
+        else:
+            sq_norms = distributed.all_gather_rows(group_sq_norms)
+            dropped = sq_norms.new_zeros(rollout.num_groups - len(sq_norms))
+            state.noise.add(torch.cat([sq_norms, dropped]), norm**2)
         metrics |= {"train/grad_noise_scale": state.noise.groups, "train/grad_signal": state.noise.signal}
     return metrics
 
@@ -201,9 +203,13 @@ def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
     return distributed.all_reduce_sum(split.float()).item() > 0
 
 
-def of_one_size(rollout: Rollout) -> bool:
-    """Whether all trained groups have the same size, as the noise-scale estimate assumes."""
-    return len(rollout.group_sizes[rollout.group_sizes > 0].unique()) == 1
+def of_one_size(rollout: Rollout, config: Config) -> bool:
+    """Whether all trained groups have the same size, as the noise-scale estimate assumes.
+
+    With sharding no group may be missing: a rank without it would leave the others' groups alone in their sum.
+    """
+    trained = rollout.group_sizes[rollout.group_sizes > 0]
+    return len(trained.unique()) == 1 and (config.shard == "none" or len(trained) == rollout.num_groups)
 
 
 def require_finite(metrics: Mapping[str, float], state: State) -> None:
