@@ -18,7 +18,8 @@ def context() -> Any:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["runs", "dgpo.commands.main", "dgpo.commands.configs", "dgpo.training.loop"])
+    preloaded = ["runs", "dgpo.commands.main", "dgpo.commands.configs", "dgpo.training.loop", "torch.distributed.fsdp"]
+    made.set_forkserver_preload(preloaded)
     return made
 
 

@@ -1,0 +1,290 @@
+"""A network spread over processes trains as one held whole; its checkpoints go on with any number of processes."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from runs import assert_same_run, distance, newest, rows, run, small, write_pictures
+from safetensors.torch import load_file, save_file
+
+from dgpo import DGPO, Config, Optimizer, Sampling, load_model
+from dgpo.algorithms import AWM, CRD, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
+from dgpo.algorithms.registry import BUILT_IN
+from dgpo.distributed import sharded
+from dgpo.errors import UserError
+from dgpo.run import checkpoint, shards
+
+pytestmark = pytest.mark.slow
+
+ALGORITHMS = {
+    "dgpo": DGPO(beta=3.0, num_points=2, trunc_steps=2, old_decay_rate=0.2),
+    "flow_grpo": FlowGRPO(),
+    "diffusion_nft": DiffusionNFT(num_points=2, trunc_steps=2, old_decay_rate=0.2),
+    "awm": AWM(num_points=2),
+    "diffusion_dpo": DiffusionDPO(beta=30.0, num_points=2),
+    "ram": RAM(num_points=2),
+    "crd": CRD(num_points=2, trunc_steps=2),
+}
+
+
+UNEVEN = ("uneven, lora", "uneven, full", "offline")
+
+
+def cases(model: Path, out: Path) -> dict[str, Config]:
+    """Every algorithm with all weights; and what makes ranks unequal: groups cut in two, prompts for one rank only."""
+    (out / "eval.txt").write_text("a cup\n")
+    evaluated: dict[str, Any] = {"eval_every": 2, "eval_prompts": {"one": str(out / "eval.txt")}, "num_samples": 0}
+    few: dict[str, Any] = {"iterations": 2, "updates_per_rollout": 2, "optimizer": Optimizer(lr=5e-4)}
+    made = {
+        name: small(model, out / name, finetune="full", algorithm=algorithm, **few)
+        for name, algorithm in ALGORITHMS.items()
+    }
+    uneven: dict[str, Any] = {"num_groups": 3, "group_size": 5, "micro_batch_size": 1, "iterations": 2, **evaluated}
+    return {
+        **made,
+        "uneven, lora": small(model, out / "uneven, lora", **uneven),
+        "uneven, full": small(
+            model, out / "uneven, full", finetune="full", gradient_checkpointing=True, **uneven,
+        ),
+        "noise": small(model, out / "noise", num_groups=4, noise_scale_every=1, iterations=2),
+        "offline": small(model, out / "offline", offline=str(out.parent / "pictures"), iterations=2),
+    }  # fmt: skip
+
+
+def spread(config: Config, out: Path) -> Config:
+    """The same with its weights spread, in another folder."""
+    return replace(config, shard="full", out=str(out / Path(config.out or "").name))
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Of all cases on one process, and sharded on two; and of bf16 on two processes, each whole and sharded."""
+    folder = tmp_path_factory.mktemp("sharded")
+    one, two = folder / "one", folder / "two"
+    for made in (one, two):
+        made.mkdir()
+    write_pictures(folder / "pictures")
+    configs = [*cases(tiny_folder, one).values()]
+    half = small(
+        tiny_folder,
+        one / "bf16",
+        finetune="full",
+        dtype="bf16",
+        gradient_checkpointing=True,
+        iterations=2,
+        group_size=4,
+    )
+    alone = ranks.start(1, ranks.all_of, configs)
+    pair = ranks.start(2, ranks.all_of, [half, *(spread(config, two) for config in [*configs, half])])
+    assert ranks.end(alone) == [0]
+    assert ranks.end(pair) == [0, 0]
+    return one, two
+
+
+def weights(out: Path, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
+    return checkpoint.load(checkpoint.folder_of(out, iteration))[0]
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, "uneven, lora", "uneven, full", "noise", "offline", "bf16"])
+def test_sharded_equals_whole(folders: tuple[Path, Path], name: str) -> None:
+    """To rounding: in bf16 a block sums the gradients of its inputs on its own, before they are added."""
+    one, two = (folder / name for folder in folders)
+    whole, spread = weights(one, 2), weights(two, 2)
+    assert whole.keys() == spread.keys() >= {"policy", "ema", "optimizer"}
+    off = 3e-3 if name == "bf16" else 1e-6
+    for part in whole.keys() - ({"optimizer"} if name == "bf16" else set()):
+        assert distance(spread[part], whole[part]) < off, part
+    assert distance(whole["policy"], weights(one, 1)["policy"]) > 1e-4
+    for left, right in zip(rows(two), rows(one), strict=True):
+        if name in UNEVEN:  # groups that are cut take a pass for their totals
+            assert left.pop("train/forwards", 0) >= right.pop("train/forwards", 0)
+        if name == "noise":
+            assert (left.pop("train/grad_signal") > 0) == (left.pop("train/grad_noise_scale") is not None)
+            right = {key: right[key] for key in left}
+        if name != "bf16" or left["iteration"] == 1:
+            assert left == pytest.approx(right, rel=1e-2 if name == "bf16" else 1e-3, abs=1e-5)
+    exports = [sorted((out / "final").rglob("*.safetensors")) for out in (two, one)]
+    assert [file.name for file in exports[0]] == [file.name for file in exports[1]] != []
+    for exported, expected in zip(*exports):
+        assert distance(load_file(exported), load_file(expected)) < off
+    configs = [[*(out / "final").glob("transformer/config.json")] for out in (two, one)]
+    assert [file.read_bytes() for file in configs[0]] == [file.read_bytes() for file in configs[1]]
+
+
+@pytest.mark.parametrize("name", ["dgpo", "uneven, full", "uneven, lora"])
+def test_each_rank_holds_its_share(folders: tuple[Path, Path], name: str) -> None:
+    one, two = (folder / name for folder in folders)
+    whole = ranks.held(one, 0)
+    for rank in (0, 1):
+        own = ranks.held(two, rank)
+        for part in whole:
+            assert own[part] <= 1.15 * whole[part] / 2, part
+            assert own[part] > 0 or not whole[part]
+
+
+def test_checkpoints_hold_no_pickle_and_each_rank_writes_its_rows(folders: tuple[Path, Path]) -> None:
+    path = checkpoint.folder_of(folders[1] / "dgpo", 2)
+    names = {file.name for file in path.iterdir()}
+    assert names == {"checksums.json", "state.json", "config.yaml"} | {
+        f"{name}-{rank}-of-2.safetensors" for name in ("policy", "old", "ema", "optimizer") for rank in (1, 2)
+    }
+    parts = [load_file(path / f"policy-{rank}-of-2.safetensors") for rank in (1, 2)]
+    whole = load_file(checkpoint.folder_of(folders[0] / "dgpo", 2) / "policy.safetensors")
+    assert all(len(parts[0][key]) + len(parts[1][key]) == len(whole[key]) for key in whole)
+
+
+# --- checkpoints
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Three iterations of two processes; and the first of them alone, from which others go on."""
+    folder = tmp_path_factory.mktemp("straight")
+    config = small(
+        tiny_folder, folder / "whole", finetune="full", iterations=3, noise_scale_every=2, shard="full",
+        keep_checkpoints=1,
+    )  # fmt: skip
+    ranks.together(2, ranks.all_of, [config, replace(config, iterations=1, out=str(folder / "begun"))])
+    return config
+
+
+def begun(straight: Config, name: str) -> Config:
+    """A run of its own that has had its first iteration."""
+    folder = Path(straight.out or "").parent
+    shutil.copytree(folder / "begun", folder / name)
+    return replace(straight, out=str(folder / name))
+
+
+def assert_same_to_rounding(config: Config, straight: Config) -> None:
+    own, expected = weights(Path(config.out or ""), 3), weights(Path(straight.out or ""), 3)
+    for part in expected:
+        assert distance(own[part], expected[part]) < 1e-6, part
+
+
+def test_as_many_processes_resume_bit_for_bit(straight: Config) -> None:
+    config = begun(straight, "two")
+    ranks.together(2, run, config, True)
+    assert_same_run(Path(config.out or ""), Path(straight.out or ""), 3)
+
+
+def test_other_numbers_of_processes_go_on(straight: Config) -> None:
+    """Four from two, one that does not shard from two, and two from the one's."""
+    four, one = begun(straight, "four"), replace(begun(straight, "one"), shard="none")
+    ranks.together(4, run, four, True)
+    assert_same_to_rounding(four, straight)
+    assert len([*checkpoint.folder_of(four.out or "", 3).glob("policy-*-of-4.safetensors")]) == 4
+    run(replace(one, iterations=2), resume=True)
+    assert (checkpoint.folder_of(one.out or "", 2) / "policy.safetensors").is_file()
+    ranks.together(2, run, replace(one, shard="full"), True)
+    assert_same_to_rounding(one, straight)
+
+
+def test_a_killed_process_ends_all_and_the_run_goes_on_bit_for_bit(straight: Config) -> None:
+    folder = Path(straight.out or "").parent
+    config = replace(straight, out=str(folder / "killed"))
+    started = time.monotonic()
+    codes = ranks.end(ranks.start(2, ranks.killed, config))
+    assert codes[1] == -9
+    assert codes[0] not in (0, -9)
+    assert time.monotonic() - started < 60
+    assert newest(folder / "killed") == 1
+    pair = ranks.start(2, run, config, True)
+    pause = random.Random(0).uniform(0.5, 1.5)
+    time.sleep(pause)
+    for process in pair:
+        process.kill()
+    ranks.end(pair)
+    ranks.together(2, run, config, True)
+    assert_same_run(folder / "killed", Path(straight.out or ""), 3)
+
+
+def test_a_damaged_file_of_any_rank_is_named(straight: Config) -> None:
+    config = begun(straight, "damaged")
+    file = checkpoint.folder_of(config.out or "", 1) / "optimizer-2-of-2.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=r"optimizer-2-of-2.safetensors is not what was written"):
+        checkpoint.load(file.parent)
+    assert ranks.end(ranks.start(2, ranks.refused, config, True, "optimizer-2-of-2.safetensors is not what")) == [0, 0]
+
+
+def test_a_checkpoint_of_another_model_is_refused(straight: Config) -> None:
+    config = begun(straight, "other")
+    path = checkpoint.folder_of(config.out or "", 1)
+    tensors, state = checkpoint.load(path)
+    shutil.rmtree(path)
+    wider = {
+        name: {key: torch.cat([t, t]) if t.dim() else t for key, t in part.items()} for name, part in tensors.items()
+    }
+    checkpoint.save(config.out or "", 1, wider, state)
+    assert ranks.end(ranks.start(2, ranks.refused, config, True, "belongs to another model")) == [0, 0]
+
+
+@pytest.mark.parametrize("total", [0, 1, 5, 8])
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_rows_written_by_some_ranks_are_read_by_others(tmp_path: Path, total: int, number: int) -> None:
+    whole = {"a": torch.arange(3.0 * total).reshape(total, 3), "step": torch.tensor(7.0)}
+    for rank in range(number):
+        rows = sharded.rows_of(total, rank, number)
+        save_file(
+            {"a": whole["a"][rows].clone(), "step": whole["step"]}, tmp_path / shards.file_name("p", rank, number)
+        )
+    assert torch.equal(shards.read(tmp_path, "p", number)["a"], whole["a"])
+    for others in (1, 2, 3, 4):
+        for rank in range(others):
+            rows = partial(sharded.rows_of, rank=rank, world_size=others)
+            read = shards.read(tmp_path, "p", number, rows)
+            assert torch.equal(read["a"], whole["a"][rows(total)])
+            assert read["step"] == 7
+
+
+# --- failures
+
+
+def test_a_failing_reward_of_one_rank_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its rank stops between two calls of the network, and the others with it, before the next."""
+    config = small(
+        tiny_folder, tmp_path / "run", group_size=4, sampling=Sampling(num_inference_steps=3, batch_size=2),
+        shard="full", checkpoint_every=10,
+    )  # fmt: skip
+    codes = ranks.end(ranks.start(2, ranks.reward_fails, config))
+    assert codes == [1, 1]
+    assert newest(tmp_path / "run") == 1
+    assert "the judge is away" in (tmp_path / "run" / "failure.txt").read_text()
+
+
+def test_what_fails_inside_the_network_ends_all(tiny_folder: Path, tmp_path: Path) -> None:
+    """The others wait for weights that do not come, until its process has gone; none can save."""
+    config = small(tiny_folder, tmp_path / "run", shard="full", checkpoint_every=10)
+    started = time.monotonic()
+    codes = ranks.end(ranks.start(2, ranks.out_of_memory, config))
+    assert codes == [1, 1]
+    assert time.monotonic() - started < 60
+    assert newest(tmp_path / "run") == 0
+
+
+def test_one_process_cannot_shard(tiny_folder: Path, tmp_path: Path) -> None:
+    config = small(tmp_path / "nowhere", tmp_path / "run", shard="full")
+    with pytest.raises(UserError, match=r"shard='full' spreads the weights over several processes, and this is one"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=r"torchrun --standalone"):
+        load_model(tiny_folder, device="cpu", shard="full")
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"diffusers names no blocks of a Linear"):
+        sharded.require_blocks(torch.nn.Linear)
+
+
+def test_compiled_blocks_are_not_sharded(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"take compile=False"):
+        small(tiny_folder, tmp_path, shard="full", compile=True)

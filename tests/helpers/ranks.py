@@ -1,0 +1,147 @@
+"""Several processes of one run, forked from one that has imported everything: quicker than torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import children
+import pytest
+import torch
+from runs import run
+from torch import Tensor
+
+from dgpo import Config, distributed
+from dgpo.errors import UserError
+from dgpo.models.pipeline import PipelineModel
+from dgpo.run.callbacks import Callback
+
+
+def start(count: int, target: Callable[..., object], *arguments: Any) -> list[Any]:
+    """Start so many processes as one group; one alone is none."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    made = [
+        children.context().Process(target=_rank, args=(rank, count, port, target, arguments)) for rank in range(count)
+    ]
+    for process in made:
+        process.start()
+    return made
+
+
+def end(processes: Sequence[Any], seconds: float = 120) -> list[int]:
+    """Wait for all of them, and return their exit codes. One that takes too long is killed."""
+    last = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, last - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def together(count: int, target: Callable[..., object], *arguments: Any) -> None:
+    """Let so many processes do this; all must end well."""
+    assert end(start(count, target, *arguments)) == [0] * count
+
+
+def _rank(rank: int, count: int, port: int, target: Callable[..., object], arguments: Sequence[Any]) -> None:
+    if count > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+    torch.set_num_threads(1)
+    target(*arguments)
+    distributed.shutdown()
+
+
+def all_of(configs: Sequence[Config], **options: Any) -> None:
+    """Run one after the other, and measure what each holds."""
+    for config in configs:
+        run(config, callbacks=[Held()], **options)
+
+
+class Held(Callback):
+    """Writes what this rank holds after each iteration, in bytes, beside the run."""
+
+    def on_iteration(self, run: Any, metrics: Any) -> None:
+        parts = {
+            "network": run.model.network.parameters(),
+            "sets": [t for name in run.model.weights.names for t in run.model.weights.tensors(name).values()],
+            "gradients": [p.grad for p in run.model.weights.parameters()],
+            "moments": [
+                value for state in run.optimizer.state.values() for key, value in state.items() if key != "step"
+            ],
+        }
+        seen: set[int] = set()
+        found = {name: _bytes(tensors, seen) for name, tensors in parts.items()}
+        path = Path(f"{run.folder}-held-{distributed.rank()}.json")
+        path.write_text(json.dumps(found))
+
+
+def _bytes(tensors: Any, seen: set[int]) -> int:
+    """Of all their storages that were not counted before."""
+    total = 0
+    for tensor in tensors:
+        own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        storage = own.untyped_storage()
+        if own.numel() and storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
+
+
+def held(out: Path, rank: int) -> dict[str, int]:
+    """What a rank of a run held."""
+    return json.loads(Path(f"{out}-held-{rank}.json").read_text())
+
+
+class Kill(Callback):
+    """Kills the process of the second rank in its second iteration, after the rollout."""
+
+    def on_rollout(self, run: Any, rollout: Any) -> None:
+        if run.iteration == 1 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(config: Config) -> None:
+    run(config, callbacks=[Kill()])
+
+
+def out_of_memory(config: Config) -> None:
+    """The second rank runs out of memory inside a forward of the second iteration."""
+    whole, calls = PipelineModel._forward, []
+
+    def forward(self: Any, *arguments: Any) -> Tensor:
+        calls.append(1)
+        if distributed.rank() == 1 and len(calls) == 15:
+            raise torch.OutOfMemoryError("no room on the second rank")
+        return whole(self, *arguments)
+
+    PipelineModel._forward = forward
+    run(config)
+
+
+def reward_fails(config: Config) -> None:
+    """The reward of the second rank fails in the second iteration, between two batches of a rollout."""
+    calls: list[int] = []
+
+    def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        calls.append(1)
+        if distributed.rank() == 1 and len(calls) == 4:
+            raise ConnectionError("the judge is away")
+        return images.mean((1, 2, 3))
+
+    run(config, reward_functions={"colour": reward})
+
+
+def refused(config: Config, resume: bool, words: str) -> None:
+    """The run is refused with these words on every rank."""
+    with pytest.raises(UserError, match=words):
+        run(config, resume=resume)
