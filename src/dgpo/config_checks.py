@@ -32,6 +32,11 @@ def check(config: Config) -> None:
         "shard='full' gathers weights between the parts that compile would turn into one; take compile=False",
     )
     require(
+        config.shard == "none" or config.optimizer.name != "adamw8bit",
+        "optimizer.name='adamw8bit' keeps moments in blocks, which the rows of processes would cut; with shard='full' "
+        "take adamw, whose moments are shared too",
+    )
+    require(
         config.lora.start is None or config.finetune == "lora",
         f"lora.start={config.lora.start!r} continues a LoRA, and finetune={config.finetune!r} trains none; take "
         "finetune='lora', or fuse the LoRA into the model first",

@@ -15,13 +15,16 @@ import ranks
 import torch
 from runs import assert_same_run, distance, newest, rows, run, small, write_pictures
 from safetensors.torch import load_file, save_file
+from tiny_families import TINY
 
 from dgpo import DGPO, Config, Optimizer, Sampling, load_model
 from dgpo.algorithms import AWM, CRD, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.algorithms.registry import BUILT_IN
 from dgpo.distributed import sharded
 from dgpo.errors import UserError
+from dgpo.models import FAMILIES
 from dgpo.run import checkpoint, shards
+from dgpo.training.setup import require_feasible
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +143,13 @@ def test_checkpoints_hold_no_pickle_and_each_rank_writes_its_rows(folders: tuple
     parts = [load_file(path / f"policy-{rank}-of-2.safetensors") for rank in (1, 2)]
     whole = load_file(checkpoint.folder_of(folders[0] / "dgpo", 2) / "policy.safetensors")
     assert all(len(parts[0][key]) + len(parts[1][key]) == len(whole[key]) for key in whole)
+
+
+def test_every_family_answers_alike(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in FAMILIES}
+    for name, folder in folders.items():
+        TINY[name].make(0).save_pretrained(folder)
+    ranks.together(2, ranks.families, folders, {name: TINY[name].settings for name in FAMILIES})
 
 
 # --- checkpoints
@@ -285,6 +295,18 @@ def test_a_network_without_blocks_is_refused() -> None:
         sharded.require_blocks(torch.nn.Linear)
 
 
-def test_compiled_blocks_are_not_sharded(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"take compile=False"):
-        small(tiny_folder, tmp_path, shard="full", compile=True)
+@pytest.mark.parametrize(
+    ("other", "advice"),
+    [({"compile": True}, "compile=False"), ({"optimizer": Optimizer(name="adamw8bit")}, "take adamw,")],
+)
+def test_what_does_not_go_with_sharding(tmp_path: Path, other: dict[str, Any], advice: str) -> None:
+    with pytest.raises(UserError, match=advice):
+        small(tmp_path, tmp_path, shard="full", **other)
+
+
+def test_a_model_that_was_loaded_whole_is_not_taken_for_a_sharded_one(tiny_folder: Path, tmp_path: Path) -> None:
+    config = small(tiny_folder, tmp_path / "run", shard="full")
+    with pytest.raises(
+        UserError, match=r"the given model is not sharded; load it with load_model\(..., shard='full'\)"
+    ):
+        require_feasible(load_model(tiny_folder, device="cpu"), config, resume=False)

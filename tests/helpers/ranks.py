@@ -14,10 +14,11 @@ from typing import Any
 import children
 import pytest
 import torch
-from runs import run
+from runs import distance, run
 from torch import Tensor
 
-from dgpo import Config, distributed
+from dgpo import Config, distributed, load_model
+from dgpo.distributed.sharded import rows_here
 from dgpo.errors import UserError
 from dgpo.models.pipeline import PipelineModel
 from dgpo.run.callbacks import Callback
@@ -36,7 +37,7 @@ def start(count: int, target: Callable[..., object], *arguments: Any) -> list[An
     return made
 
 
-def end(processes: Sequence[Any], seconds: float = 120) -> list[int]:
+def end(processes: Sequence[Any], seconds: float = 400) -> list[int]:
     """Wait for all of them, and return their exit codes. One that takes too long is killed."""
     last = time.monotonic() + seconds
     for process in processes:
@@ -145,3 +146,33 @@ def refused(config: Config, resume: bool, words: str) -> None:
     """The run is refused with these words on every rank."""
     with pytest.raises(UserError, match=words):
         run(config, resume=resume)
+
+
+def families(folders: dict[str, Path], settings: dict[str, dict[str, Any]]) -> None:
+    """A pipeline of each family answers alike, whole and sharded, with every weight set, and has the same gradients."""
+    for name, folder in folders.items():
+        whole, spread = (
+            load_model(folder, device="cpu", finetune="full", sets=("ref",), shard=shard, **settings[name])
+            for shard in ("none", "full")
+        )
+        with torch.no_grad():
+            for model in (whole, spread):
+                for tensor in model.weights.tensors("policy").values():
+                    tensor.mul_(1.05)
+        draw = torch.Generator().manual_seed(distributed.rank())
+        x_t, t = torch.randn(2, *whole.latent_shape, generator=draw), torch.rand(2, generator=draw)
+        cond = whole.encode(["a red cat", "two dogs"])
+        answers = {}
+        for model in (whole, spread):
+            v = model.velocity(x_t, t, cond)
+            v.square().mean().backward()
+            with torch.no_grad():
+                answers[model] = (v, model.velocity(x_t, t, cond, 2.0, "ref"), model.velocity(x_t, t, cond))
+        for one, other in zip(*answers.values()):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        distributed.all_reduce_gradients([p for p in whole.weights.parameters() if p.grad is not None])
+        expected = dict(whole.weights.named_parameters())
+        gradients = {key: p.grad for key, p in spread.weights.named_parameters()}
+        own = {key: p.grad[rows_here(len(p))] for key, p in expected.items() if p.grad is not None}
+        assert {key for key, gradient in gradients.items() if gradient is not None} == own.keys(), name
+        assert distance({key: gradients[key] for key in own}, own) < 1e-4, name

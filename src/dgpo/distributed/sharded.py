@@ -10,7 +10,7 @@ one attribute of it that is set here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, final
 
@@ -74,14 +74,19 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Shards:
     """The rows of a network's parameters on this rank."""
 
-    def __init__(self, network: Any, device: torch.device) -> None:
-        """Shard a network block by block, so that the device holds one whole block at most."""
+    def __init__(self, network: Any, device: torch.device, read: Callable[[nn.Module], None]) -> None:
+        """Shard a network block by block, so that the device holds one whole block at most.
+
+        read: gives a module the weights that it has not yet
+        """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         mesh = init_device_mesh(device.type, (world_size(),))
         for block in _blocks(network):
+            read(block)
             fully_shard(block.to(device), mesh=mesh, reshard_after_forward=True)
+        read(network)
         for tensor in [p for p in network.parameters() if not hasattr(p, "to_local")] + list(network.buffers()):
             tensor.data = tensor.data.to(device)
         # the root too lets go: what it has gathered would be that of another weight set

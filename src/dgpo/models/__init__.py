@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from dgpo import distributed
 from dgpo.distributed.sharded import require_blocks, require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
@@ -17,6 +18,7 @@ from dgpo.models.folder import class_of, is_out_of_memory, quiet, read_index, re
 from dgpo.models.pipeline import Family, PipelineModel
 from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
+from dgpo.models.unread import Unread
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
 from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
 from dgpo.utils.imports import import_named, is_path
@@ -103,10 +105,14 @@ def load_model(
         kind = family_of(source, index, family)
         chosen = precision_of(dtype, place)
     if shard == "full":
+        if distributed.world_size() == 1:
+            place = distributed.init(place)
         require_several(shard)
         require_blocks(class_of(index, kind.network))
     with quiet(), _enough_memory(source, place, chosen):
-        pipeline = read_pipeline(source, index, part_dtypes(kind.network, finetune, chosen))
+        # a LoRA to continue is loaded into the network itself
+        unread = Unread(kind.network) if shard == "full" and lora.start is None else None
+        pipeline = read_pipeline(source, index, part_dtypes(kind.network, finetune, chosen), unread)
         adapter = _adapter(kind, pipeline, source, resolution, max_sequence_length)
         _tell_guidance(adapter, distilled_guidance, source)
         starts = finetune == "lora" and lora.start is not None
@@ -126,7 +132,7 @@ def load_model(
             compile=compile,
             vae_slicing=vae_slicing,
             vae_tiling=vae_tiling,
-            shard=shard == "full",
+            shard=None if shard == "none" else (unread.read if unread else lambda module: None),
         )
         if start is not None:
             copy_start(start, model.weights, model.lora, lora_scales(model.network))

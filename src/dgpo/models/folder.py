@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from dgpo.errors import UserError
+from dgpo.models.unread import Unread, is_finite
 
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",))
 """Files of which a tokenizer needs one set."""
@@ -43,8 +44,10 @@ def read_index(source: str) -> dict[str, Any]:
     return index
 
 
-def read_pipeline(source: str, index: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]) -> Any:
-    """The whole pipeline on the CPU. dtypes: by the part's name, and "default"."""
+def read_pipeline(
+    source: str, index: Mapping[str, Any], dtypes: Mapping[str, torch.dtype], unread: Unread | None = None
+) -> Any:
+    """The whole pipeline on the CPU. dtypes: by the part's name, and "default"; unread: the part that is read later."""
     from diffusers import DiffusionPipeline
 
     # diffusers saves a part left out (SD3 without T5) as [null, null], and loads it only if told again
@@ -53,7 +56,7 @@ def read_pipeline(source: str, index: Mapping[str, Any], dtypes: Mapping[str, to
         folder = Path(source)
         if not folder.is_dir():
             folder = Path(DiffusionPipeline.download(source, use_safetensors=True, **absent))
-        parts = dict(_networks(folder, {k: v for k, v in index.items() if k not in absent}, dtypes))
+        parts = dict(_networks(folder, {k: v for k, v in index.items() if k not in absent}, dtypes, unread))
         pipeline = DiffusionPipeline.from_pretrained(folder, **parts, **absent)
     for name, part in pipeline.components.items():
         if "tokenizer" in name and part is not None:
@@ -128,7 +131,7 @@ def quiet() -> Iterator[None]:
 
 
 def _networks(
-    folder: Path, index: Mapping[str, Any], dtypes: Mapping[str, torch.dtype]
+    folder: Path, index: Mapping[str, Any], dtypes: Mapping[str, torch.dtype], unread: Unread | None
 ) -> Iterator[tuple[str, nn.Module]]:
     """(name, network) of each, whole; and a look at the settings of what is none."""
     for name, value in index.items():
@@ -144,7 +147,10 @@ def _networks(
         made = getattr(import_module(library), kind)
         if nn.Module in made.__mro__:
             _require_named(folder / name / "config.json", "_class_name" if library == "diffusers" else "model_type")
-            yield name, _network(made, library, folder / name, dtypes.get(name, dtypes["default"]))
+            dtype, network = dtypes.get(name, dtypes["default"]), None
+            if unread is not None and unread.name == name:
+                network = unread.build(made, folder / name, dtype)
+            yield name, network or _network(made, library, folder / name, dtype)
         elif library == "diffusers":
             _require_named(folder / name / "scheduler_config.json", "_class_name")
         elif "Tokenizer" in kind:
@@ -168,7 +174,7 @@ def _network(made: Any, library: str, folder: Path, dtype: torch.dtype) -> nn.Mo
                 f"its files hold {_some(excess)}, for which the network that config.json describes has no place. "
                 "Download or save the pipeline again"
             )
-        broken = [key for key, parameter in network.named_parameters() if not _finite(parameter)]
+        broken = [key for key, parameter in network.named_parameters() if not is_finite(parameter)]
         if broken:
             raise UserError(f"its files hold NaN or infinity in {_some(broken)}. Download or save the pipeline again")
     return network
@@ -190,11 +196,6 @@ def _harmless(network: nn.Module, key: str, library: str) -> bool:
     if ".".join(names) in buffers or key in buffers:
         return True
     return library == "transformers" and names[0] not in own
-
-
-def _finite(parameter: torch.Tensor) -> bool:
-    """Without a copy as large as the tensor."""
-    return not parameter.numel() or all(bool(value.isfinite()) for value in parameter.detach().aminmax())
 
 
 def _some(keys: Iterable[str]) -> str:

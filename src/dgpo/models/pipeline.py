@@ -7,7 +7,7 @@ in the precision they were loaded in, the VAE in fp32.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -139,7 +139,7 @@ class PipelineModel:
         compile: bool = False,
         vae_slicing: bool = False,
         vae_tiling: bool = False,
-        shard: bool = False,
+        shard: Callable[[nn.Module], None] | None = None,
     ) -> None:
         """Take over a loaded pipeline: freeze it, put it on a device, make the weight sets.
 
@@ -147,7 +147,8 @@ class PipelineModel:
         shift: of the flow grid; None: the pipeline's own
         encoders_first: only the text encoders and what trains go to the device now; the rest follows when the encoders
             are let go, or when it is first asked, so that a device need not hold all at once
-        shard: spread the network over the processes; it is then on the device from the start
+        shard: spread the network over the processes; it is then on the device from the start. The function gives a
+            module the weights that are not read yet
         """
         self.pipeline = pipeline
         self.family = family
@@ -163,22 +164,22 @@ class PipelineModel:
         self._waiting = [
             part
             for name, part in self._modules()
-            if encoders_first and not self._encodes(name) and not (shard and part is self.network)
+            if encoders_first and not self._encodes(name) and not (shard is not None and part is self.network)
         ]
         for _, part in self._modules():
             part.requires_grad_(False).eval()
-            if part not in self._waiting and not (shard and part is self.network):
+            if part not in self._waiting and not (shard is not None and part is self.network):
                 part.to(device)
-        spread = partial(Shards, device=self._place) if shard else None
+        spread = None if shard is None else partial(Shards, device=self._place, read=shard)
         self.weights = (
             full_weights(self.network, sets, family.network, spread)
             if finetune == "full"
             else lora_weights(self.network, self.lora, family.lora_targets, sets, seed, self._save_lora, spread)
         )
-        self._steps = Lockstep(("ref", "policy", "old", "ema"), self._take_part) if shard else None
+        self._steps = Lockstep(("ref", "policy", "old", "ema"), self._take_part) if spread else None
         if self._waiting:
             family.encodes_on = self._place
-            if not shard:
+            if not self.weights.sharded:
                 for name in self.weights.names:
                     self.weights.to(name, self._place)
         if gradient_checkpointing:

@@ -312,7 +312,16 @@ def _add_adapters(network: Any, config: LoraConfig, default_targets: Sequence[st
                 peft.inject_adapter_in_model(settings, network, name)
     for key, parameter in network.named_parameters():
         if "lora_" in key:
-            parameter.data = parameter.data.float()
+            owner, _, leaf = key.rpartition(".")
+            network.get_submodule(owner)._parameters[leaf] = _with_data(parameter)
+
+
+def _with_data(adapter: nn.Parameter) -> nn.Parameter:
+    """In fp32, and 0 where PEFT left it without data, because its layer is not read yet."""
+    if adapter.is_meta:
+        return nn.Parameter(torch.zeros(adapter.shape, dtype=torch.float32), adapter.requires_grad)
+    adapter.data = adapter.data.float()
+    return adapter
 
 
 def _by_adapter(

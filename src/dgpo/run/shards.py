@@ -18,8 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgpo.errors import UserError
-
 Rows = Callable[[int], slice]
 """Of so many rows those that are wanted."""
 
@@ -41,12 +39,6 @@ def read(folder: Path, name: str, shards: int, rows: Rows | None = None) -> dict
     with ExitStack() as held:
         opened = [held.enter_context(safe_open(path, "pt")) for path in files(folder, name, shards)]
         keys = [*opened[0].keys()]
-        quantized = [key for key in keys if ":" in key.partition(".")[0]]
-        if quantized:
-            raise UserError(
-                f"the moments in {folder} are quantized in blocks, which cannot be cut otherwise ({quantized[0]}); "
-                "resume with as many processes as wrote them"
-            )
         return {key: _join([file.get_slice(key) for file in opened], opened[0], key, rows) for key in keys}
 
 
