@@ -20,9 +20,12 @@ from tiny_families import TINY
 from dgpo import DGPO, Config, Optimizer, Sampling, load_model
 from dgpo.algorithms import AWM, CRD, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.algorithms.registry import BUILT_IN
+from dgpo.config import load_yaml
 from dgpo.distributed import sharded
 from dgpo.errors import UserError
 from dgpo.models import FAMILIES
+from dgpo.plan.checks import run_checks
+from dgpo.plan.estimates import estimate
 from dgpo.run import checkpoint, shards
 from dgpo.training.setup import require_feasible
 
@@ -39,6 +42,7 @@ ALGORITHMS = {
 }
 
 
+FROZEN = "transformer, frozen"
 UNEVEN = ("uneven, lora", "uneven, full", "offline")
 
 
@@ -132,6 +136,28 @@ def test_each_rank_holds_its_share(folders: tuple[Path, Path], name: str) -> Non
         for part in whole:
             assert own[part] <= 1.15 * whole[part] / 2, part
             assert own[part] > 0 or not whole[part]
+
+
+@pytest.mark.parametrize("name", ["dgpo", "uneven, lora"])
+def test_the_plan_foresees_what_a_rank_holds(folders: tuple[Path, Path], name: str) -> None:
+    config = load_yaml(folders[1] / name / "config.yaml")
+    spread, whole = (estimate(replace(config, shard=shard), 2, True, "a red cat") for shard in ("full", "none"))
+    assert not spread.unknown
+    assert spread.held is not None
+    assert whole.held is not None
+    measured = ranks.held(folders[1] / name, 0)
+    planned = spread.held
+    assert measured["gradients"] == pytest.approx(planned.gradients, rel=0.05)
+    assert measured["moments"] == pytest.approx(planned.moments, rel=0.05)
+    frozen = 2 * (whole.held.parts.get(FROZEN, 0) - planned.parts.get(FROZEN, 0))  # what of it is shared
+    assert measured["network"] + measured["sets"] == pytest.approx(planned.trained + frozen / 2, rel=0.05)
+    assert spread.phases["updating"] > planned.total + planned.gathered
+
+
+def test_the_plan_refuses_to_share_with_nobody(folders: tuple[Path, Path]) -> None:
+    config = load_yaml(folders[1] / "dgpo" / "config.yaml")
+    found = run_checks(estimate(config, 1, True, "a red cat"), None, False)
+    assert any("this is one" in check.text for check in found if not check.ok)
 
 
 def test_checkpoints_hold_no_pickle_and_each_rank_writes_its_rows(folders: tuple[Path, Path]) -> None:

@@ -22,11 +22,11 @@ from dgpo.distributed.process_group import is_main, rank, world_size
 from dgpo.errors import UserError
 
 
-def require_several(shard: str) -> None:
+def require_several(shard: str, processes: int) -> None:
     """Refuse to shard with one process, or with a PyTorch that cannot."""
     if shard == "none":
         return
-    if world_size() == 1:
+    if processes == 1:
         raise UserError(
             f"shard={shard!r} spreads the weights over several processes, and this is one; start it with "
             "`torchrun --standalone --nproc_per_node GPUS -m dgpo train ...`, or take shard='none'"
@@ -83,7 +83,7 @@ class Shards:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         mesh = init_device_mesh(device.type, (world_size(),))
-        for block in _blocks(network):
+        for block in blocks_of(network):
             read(block)
             fully_shard(block.to(device), mesh=mesh, reshard_after_forward=True)
         read(network)
@@ -153,8 +153,8 @@ def _block_names(kind: Any) -> set[str]:
     return {name for name in named if "Block" in name}
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
+def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The blocks of a network that hold no other block."""
-    names = _block_names(type(network))
+    names = _block_names(network)
     blocks = [module for module in network.modules() if type(module).__name__ in names]
     return [block for block in blocks if not any(type(m).__name__ in names for m in [*block.modules()][1:])]

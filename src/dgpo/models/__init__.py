@@ -107,7 +107,7 @@ def load_model(
     if shard == "full":
         if distributed.world_size() == 1:
             place = distributed.init(place)
-        require_several(shard)
+        require_several(shard, distributed.world_size())
         require_blocks(class_of(index, kind.network))
     with quiet(), _enough_memory(source, place, chosen):
         # a LoRA to continue is loaded into the network itself

@@ -14,6 +14,7 @@ from dgpo.config import Config
 from dgpo.data.groups import GroupDataset
 from dgpo.data.own_prompts import Parted, part
 from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError
 from dgpo.models import locate
 from dgpo.models.compiling import require_compiler
@@ -142,6 +143,7 @@ def _sizes(estimated: Estimate) -> str:
 
 def _processes(estimated: Estimate) -> str:
     config, g = estimated.config, estimated.geometry
+    require_several(config.shard, g.processes)
     schedule.require_processes(config, g.processes, _smallest_group(config))
     return f"{g.drawn} of {config.num_groups * config.group_size} images each"
 

@@ -97,7 +97,7 @@ def _count(model: PipelineModel, config: Config, estimated: Estimate) -> None:
             estimated.parts.append(Part(name, type(part).__name__, sum(own)))
     estimated.trained = sum(p.numel() for p in model.weights.parameters())
     estimated.sets = sum(name != "ref" for name in model.weights.names)
-    estimated.held = held(model, config)
+    estimated.held = held(model, config, estimated.geometry.processes)
 
 
 def _run(model: PipelineModel, config: Config, estimated: Estimate) -> Runs | None:

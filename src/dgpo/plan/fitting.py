@@ -42,7 +42,14 @@ def advice(estimated: Estimate, available: int) -> str:
     """Settings that make it fit, those that change the run least first, each only where it saves a hundredth."""
     best, taken, tried = estimated, {}, set()
     while needs(best) > available:
-        saving = next((s for s in _savings(best.config) if s.flag not in tried and best.largest in s.phases), None)
+        saving = next(
+            (
+                s
+                for s in _savings(best.config, best.geometry.processes)
+                if s.flag not in tried and best.largest in s.phases
+            ),
+            None,
+        )
         if saving is None:
             settings = " ".join(taken.values()) or "every saving"
             return f"Even with {settings} it takes {needs(best) / GIB:.1f} GiB: take a larger GPU"
@@ -63,7 +70,7 @@ class _Saving(NamedTuple):
 _ALL = ("encoding", "sampling", "decoding", "updating")
 
 
-def _savings(config: Config) -> Iterator[_Saving]:
+def _savings(config: Config, processes: int) -> Iterator[_Saving]:
     """What is not set yet; of flags for one field the later saves more."""
     if config.dtype != "bf16":
         yield _Saving("--dtype bf16", _ALL, lambda c: replace(c, dtype="bf16"))
@@ -82,5 +89,7 @@ def _savings(config: Config) -> Iterator[_Saving]:
             yield _Saving(
                 f"--sampling.batch-size {n}", ("sampling", "decoding"), lambda c, s=fewer: replace(c, sampling=s)
             )
+    if processes > 1 and config.shard == "none" and not config.compile and config.optimizer.name == "adamw":
+        yield _Saving("--shard full", _ALL, lambda c: replace(c, shard="full"))
     if config.finetune != "lora":
         yield _Saving("--finetune lora", _ALL, lambda c: replace(c, finetune="lora"))

@@ -2,6 +2,7 @@
 
 Held are weights, averages, gradients and the optimizer's moments, by counting parameters. A phase adds what is kept of
 rollouts then, by arithmetic, and what its network calls make on the meta device. The peak is that of the largest phase.
+Where processes share the weights, held is the largest share, and a phase adds what is gathered at once.
 Not known: what rewards take, what kernels take for themselves, what an allocator loses to gaps.
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dgpo.config import Config
+from dgpo.distributed.sharded import blocks_of, rows_of
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.runs import Runs
 from dgpo.training.geometry import Geometry
@@ -31,22 +33,25 @@ class Held:
     moments: int
     trained: int  # weights, with the averages and copies of them
     encoders: int  # among the parts, unless they are let go
+    gathered: int = 0  # weights of others in a forward, where processes share them
+    reduced: int = 0  # gradients for others in a backward
 
     @property
     def total(self) -> int:
         return sum(self.parts.values())
 
 
-def held(model: PipelineModel, config: Config) -> Held:
+def held(model: PipelineModel, config: Config, processes: int = 1) -> Held:
     """By part; what is empty is left out."""
+    cut = processes if config.shard == "full" else 1
     parts = {name: part for name, part in model.pipeline.components.items() if isinstance(part, nn.Module)}
-    sets = {name: _bytes(model.weights.tensors(name).values()) for name in model.weights.names}
+    sets = {name: _bytes(model.weights.tensors(name).values(), cut) for name in model.weights.names}
     network, policy = model.family.network, sets.pop("policy")
     encoders = {name.replace("_", " "): _bytes_of(p) for name, p in parts.items() if name not in ("vae", network)}
     in_network = policy + (0 if config.finetune == "full" else sum(sets.values()))
     moments = policy // 4 * MOMENTS[config.optimizer.name]
     sizes = {
-        f"{network}, frozen": _bytes_of(parts[network]) - in_network,
+        f"{network}, frozen": _bytes_of(parts[network], cut) - in_network,
         "vae": _bytes_of(parts["vae"]),
         **({} if config.free_text_encoders else encoders),
         "trained weights, fp32": policy,
@@ -55,7 +60,18 @@ def held(model: PipelineModel, config: Config) -> Held:
         "optimizer moments": moments,
     }
     trained = policy + sum(sets.values())
-    return Held({name: size for name, size in sizes.items() if size}, policy, moments, trained, sum(encoders.values()))
+    own = {name: size for name, size in sizes.items() if size}
+    at_once = (0, 0) if cut == 1 else (_at_once(model.network), _at_once(model.network, trained=True))
+    return Held(own, policy, moments, trained, sum(encoders.values()), *at_once)
+
+
+def _at_once(network: nn.Module, trained: bool = False) -> int:
+    """Bytes that are whole at one time: of two blocks, one of which is on its way, and of what is in no block."""
+    blocks = blocks_of(network)
+    inside = {id(p) for block in blocks for p in block.parameters()}
+    rest = [p for p in network.parameters() if id(p) not in inside]
+    wanted = [[p for p in some if p.requires_grad or not trained] for some in (rest, *(b.parameters() for b in blocks))]
+    return _bytes(wanted[0]) + 2 * max(map(_bytes, wanted[1:]), default=0)
 
 
 _SETS = {"ref": "frozen copy ref", "old": "average old", "ema": "average ema"}
@@ -77,10 +93,12 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
         drawn = before + g.images * row
         solver = 4 * g.sampling_batch * latent  # the solver's own states
         pictures = max((g.images - g.sampling_batch) * image + runs.decoding.peak, 2 * g.images * image)
-        peaks |= {"sampling": drawn + solver + runs.sampling.peak, "decoding": drawn + pictures}
+        peaks |= {"sampling": drawn + solver + own.gathered + runs.sampling.peak, "decoding": drawn + pictures}
     if config.free_text_encoders:  # before anything else
         # a GPU gets the frozen network and the VAE after the encoders have gone
         others = own.total - own.gradients - own.moments if on_cpu else own.trained
+        if config.shard == "full" and not on_cpu:  # all but the VAE is there already
+            others = own.total - own.gradients - own.moments - own.parts["vae"]
         peaks["encoding"] = others + own.encoders + runs.encoding.peak
     else:
         peaks["encoding"] = before + runs.encoding.peak
@@ -89,18 +107,28 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
 
 def _update(config: Config, g: Geometry, runs: Runs, own: Held) -> int:
     """Bytes of a forward and backward. Measuring the noise scale goes group by group and keeps a second gradient."""
-    usual = runs.update.peak - (own.gradients if g.backwards == 1 else 0)  # which a first backward makes
+    makes = g.backwards == 1 and config.shard == "none"  # the gradients, in a first backward
+    shared = own.gathered + own.reduced
+    usual = shared + runs.update.peak - (own.gradients if makes else 0)
     if runs.by_group is None:
         return usual
-    by_group = runs.by_group.peak + own.gradients
+    by_group = shared + runs.by_group.peak + own.gradients
     return by_group if config.noise_scale_every == 1 else max(usual, by_group)
 
 
-def _bytes_of(module: nn.Module) -> int:
+def _bytes_of(module: nn.Module, cut: int = 1) -> int:
+    if cut > 1:  # buffers are not shared
+        return _bytes(module.parameters(), cut) + _bytes(module.buffers())
     return _bytes([*module.parameters(), *module.buffers()])
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of all tensors, shared ones once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+def _bytes(tensors: Iterable[Tensor], cut: int = 1) -> int:
+    """Of all tensors, shared ones once; of so many processes that cut them, the first, which has most rows."""
+    storages = {t.untyped_storage()._cdata: _bytes_of_rows(t, cut) for t in tensors}
     return sum(storages.values())
+
+
+def _bytes_of_rows(tensor: Tensor, cut: int) -> int:
+    if cut == 1:
+        return tensor.untyped_storage().nbytes()
+    return rows_of(len(tensor), 0, cut).stop * tensor[0].nbytes

@@ -33,7 +33,7 @@ def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str) -> Runs:
     with model.counted() as encoding:
         cond = model.encode([prompt] * (BATCH if config.free_text_encoders else 1))[:1]
         empty = model.encode([""])
-    if g.backwards > 1:  # only the first backward makes the gradients
+    if g.backwards > 1 or config.shard == "full":  # only the first backward makes the gradients; FSDP its own
         model.make_gradients()
     measured = g.group_batch if config.finetune == "full" or config.noise_scale_every == 1 else None
     return Runs(

@@ -75,7 +75,7 @@ def prepare(
         raise UserError("resume continues the run in the folder, and overwrite moves it aside; give one of them")
     require_complete(config, model is not None)
     device = distributed.init(device_of(config.device), config.rank_timeout_minutes)
-    require_several(config.shard)
+    require_several(config.shard, distributed.world_size())
     if resume:
         config = runfolder.with_stored(config)
     else:
