@@ -85,6 +85,7 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         gradient_checkpointing=True,
         iterations=2,
         group_size=4,
+        checkpoint_every=2,
     )
     alone = ranks.start(1, ranks.all_of, configs)
     pair = ranks.start(2, ranks.all_of, [half, *(spread(config, two) for config in [*configs, half])])

@@ -206,10 +206,11 @@ def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
 def of_one_size(rollout: Rollout, config: Config) -> bool:
     """Whether all trained groups have the same size, as the noise-scale estimate assumes.
 
-    With sharding no group may be missing: a rank without it would leave the others' groups alone in their sum.
+    With sharding every rank must have as many groups: each share of the gradient is a sum of one group from each.
     """
     trained = rollout.group_sizes[rollout.group_sizes > 0]
-    return len(trained.unique()) == 1 and (config.shard == "none" or len(trained) == rollout.num_groups)
+    as_many = len(trained) == rollout.num_groups == config.num_groups
+    return len(trained.unique()) == 1 and (config.shard == "none" or as_many)
 
 
 def require_finite(metrics: Mapping[str, float], state: State) -> None:
