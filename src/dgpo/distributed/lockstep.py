@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dgpo.distributed.process_group import world_size
+from dgpo.distributed.watch import meets
 
 _FAILED = -1
 
@@ -63,6 +64,7 @@ class Lockstep:
         while (agreed := self._agree(own)) is not None:
             self._take_part(agreed)
 
+    @meets
     def _agree(self, own: int) -> Call | None:
         """The next call of all ranks; None where one has failed or all are done."""
         number = torch.tensor(own)

@@ -63,7 +63,7 @@ class Running:
         self._inputs, self._interrupt = setup.inputs, interrupt
         self._saved = state.iteration if self.config.checkpoint_every or setup.resume else -1
         self._stop, self._started, self._asked = False, 0.0, 0
-        alone = not getattr(self.model.weights, "sharded", False)
+        alone = not self.model.weights.sharded
         close = partial(_close, callbacks, held)
         self.grace = Grace(interrupt, self.config.grace_seconds, self._save_alone, close, alone)
         self.optimizer.register_step_pre_hook(lambda *_: self.grace.change())
