@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ class Model:
     device = torch.device("cpu")
 
     class weights:
-        shapes = {"weight": torch.Size((1000, 3)), "bias": torch.Size((7,))}
+        shapes: ClassVar = {"weight": torch.Size((1000, 3)), "bias": torch.Size((7,))}
 
 
 def make(config: Config = CONFIG) -> Console:
