@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dgpo import __version__
-from dgpo.config import MAY_CHANGE, Config, Optimizer, Sampling, load_yaml
+from dgpo.config import MAY_CHANGE, Config, Human, Optimizer, Sampling, load_yaml
 from dgpo.errors import UserError
 from dgpo.run import checkpoint
 from dgpo.run import folder as runfolder
@@ -101,8 +101,10 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "vae_slicing": True,
     }
     nested = {"sampling.batch_size": Sampling(batch_size=7)}
+    human = {"ahead": 3, "reuse": 4, "blind_every": 5, "repeat_every": 6, "share_every": 7}
+    nested |= {f"human.{name}": Human(**human) for name in human}
     assert {*changes, *nested, "out"} == {*MAY_CHANGE}
-    changes["sampling"] = nested["sampling.batch_size"]
+    changes |= {"sampling": nested["sampling.batch_size"], "human": nested["human.ahead"]}
     folder, config = reopen(run, replace(load_yaml(run / "config.yaml"), **changes))
     assert folder == run
     assert config == load_yaml(run / "config.yaml") == Config(out=str(run), **WATCHED, **changes)
