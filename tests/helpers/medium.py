@@ -62,7 +62,8 @@ def short(model: Path, out: Path, **changes: Any) -> Config:
 def measured_peak(config: Config) -> int:
     """Bytes of all tensors at the worst moment of a run, the model's among them."""
     torch.set_num_threads(1)
-    model: Any = load(config, torch.device("cpu"))
-    with peak_memory(list(_tensors_of(model)), torch.device("cpu")) as peak:
+    device = torch.device(config.device)
+    model: Any = load(config, device)
+    with peak_memory(list(_tensors_of(model)), device) as peak:
         dgpo.train(config, model=model, reward_functions={"random": lambda i, prompts, m: torch.rand(len(prompts))})
     return peak.bytes
