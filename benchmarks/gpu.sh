@@ -2,6 +2,8 @@
 # Measurements on one GPU, each one command that needs no network: this checkout, and Python with its dependencies.
 #
 #   benchmarks/gpu.sh table    what every algorithm of dgpo bench takes to reach a score, in at most nine minutes
+#   benchmarks/gpu.sh real     tests/gpu, then SD3.5-M and FLUX.1-dev at real size with random weights, then the demo,
+#                              in at most nine minutes
 #
 # table runs `dgpo bench` with several runs at once. Its sizes are a fraction of the full benchmark's so that it fits:
 # a grid of three learning rates, short searches, two seeds. When the time is up the runs are asked to stop, and the
@@ -10,9 +12,13 @@
 # Results, at most eight files, go to $OUT: the page, all runs and all searches without their training logs, an archive
 # of the raw results, and what was printed. Run folders stay in $WORK.
 #
+# real measures time and memory by phase, both against `dgpo plan`, images a second, the loop's overhead, and what
+# deterministic kernels cost (gpu_real.py). Results are a JSON file for each part, page.md, the demo's page and what was
+# printed. It takes DEVICE, OUT, WORK, LIMIT, PYTHON, and PARTS, a list of tests, sd35m, flux_dev and demo.
+#
 # Everything can be set from outside:
 #   DEVICE=cuda|cpu   cpu: a tiny size, which shows that the script works
-#   OUT, WORK         folders; by default runs/gpu-table-DEVICE/table and runs/gpu-table-DEVICE of this checkout
+#   OUT, WORK         folders; by default runs/gpu-WORD-DEVICE of this checkout, and in it the folder WORD
 #   LIMIT             seconds until the runs are stopped
 #   JOBS, ONLY, SEEDS, FORWARDS, SEARCH_FORWARDS, RATES   as the options of dgpo bench
 #   SEARCH=stored     take the rates from benchmarks/results/time_to_score/search; contenders that are not there search
@@ -64,9 +70,22 @@ table() {
   case "$code" in 0 | 124 | 130 | 137) ;; *) return "$code" ;; esac
 }
 
+real() {
+  local device="${DEVICE:-cuda}"
+  case "$device" in cuda | cpu) ;; *) fail "DEVICE=$device is neither cuda nor cpu" ;; esac
+  : "${WORK:=$repo/runs/gpu-real-$device}"
+  : "${OUT:=$WORK/real}"
+  mkdir -p "$WORK" "$OUT"
+  # words of a list are split on purpose
+  # shellcheck disable=SC2086
+  "$python" "$repo/benchmarks/gpu_real.py" --device "$device" --out "$OUT" --work "$WORK" --limit "${LIMIT:-530}" \
+    ${PARTS:+--parts $PARTS} 2>&1 | tee "$OUT/real.log"
+}
+
 python="${PYTHON:-$(python_of_checkout)}"
 export PYTHONPATH="$repo/src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 case "${1:-}" in
   table) table ;;
-  *) fail "there is no measurement '${1:-}'. Known: table" ;;
+  real) real ;;
+  *) fail "there is no measurement '${1:-}'. Known: table, real" ;;
 esac

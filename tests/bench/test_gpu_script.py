@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trained import Trained
 
 from dgpo.bench.plan import Plan
 from dgpo.bench.run import bench
+from dgpo.plan.estimates import estimate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a script for bash")
@@ -83,13 +86,11 @@ def test_when_the_time_is_up_results_are_condensed_and_a_failure_is_told(tmp_pat
     assert "condense.py" in failed.stdout
 
 
-def condense(work: Path, out: Path) -> int:
-    spec = importlib.util.spec_from_file_location("condense", BENCHMARKS / "condense.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(work, out)
+def imported(name: str) -> Any:
+    """A script of benchmarks/ as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module(name)
 
 
 def test_results_become_a_few_files(trained: Trained, tmp_path: Path) -> None:
@@ -97,7 +98,7 @@ def test_results_become_a_few_files(trained: Trained, tmp_path: Path) -> None:
     bench(Plan(only=("awm",), seeds=(0,), out=str(work)))
     (work / "runs" / "awm-plain-seed0.log").write_text("it went well\n")
     (work / "runs" / "crd-plain-seed0.log").write_text("it\nexploded\n")
-    assert condense(work, out) == 0
+    assert imported("condense").main(work, out) == 0
     assert {path.name for path in out.iterdir()} == {
         "bench.html", "runs.json", "searches.json", "results.tar.gz", "logs.txt"
     }  # fmt: skip
@@ -108,4 +109,55 @@ def test_results_become_a_few_files(trained: Trained, tmp_path: Path) -> None:
     assert (out / "logs.txt").read_text() == "== crd-plain-seed0\nit\nexploded\n"
     with tarfile.open(out / "results.tar.gz") as archive:
         assert "time_to_score/awm-plain-seed0.json" in archive.getnames()
-    assert condense(tmp_path / "nothing", tmp_path / "none") == 1, "no page"
+    assert imported("condense").main(tmp_path / "nothing", tmp_path / "none") == 1, "no page"
+
+
+@pytest.mark.slow
+def test_the_measurement_at_real_size_runs_tiny_on_a_cpu(tmp_path: Path) -> None:
+    places = {"OUT": str(tmp_path / "out"), "WORK": str(tmp_path / "work"), "PYTHON": sys.executable}
+    ended = subprocess.run(
+        ["bash", str(BENCHMARKS / "gpu.sh"), "real"],
+        env={**os.environ, **places, "DEVICE": "cpu", "PARTS": "sd35m flux_dev", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-2000:]
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"sd35m.json", "flux_dev.json", "page.md", "real.log"}
+    for part in ("sd35m", "flux_dev"):
+        found = json.loads((out / f"{part}.json").read_text())
+        assert found["memory"]["iteration"] == pytest.approx(max(found["memory_by_phase"]["planned"].values()), rel=0.2)
+        assert min(found["images_per_second"]) > 0
+        assert found["rounds"][0]["phases"].keys() >= {"time/rollout", "time/update"}
+    assert "| update |" in (out / "page.md").read_text()
+
+
+def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    module = imported("gpu_real")
+    for name, found in {
+        "tests": {"summary": "1 failed in 2 s", "failed": ["FAILED x"]},
+        "demo": {"problem": "late"},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    page = "\n".join(module.page(tmp_path))
+    assert "1 failed in 2 s" in page
+    assert "- FAILED x" in page
+    assert "Not measured: late." in page
+
+
+@pytest.mark.parametrize(("name", "billions"), [("sd35m", 2.24), ("flux_dev", 11.90)])
+def test_the_shapes_are_the_published_ones(name: str, billions: float, tmp_path: Path) -> None:
+    """On the meta device, where nothing is made; what `dgpo plan` reads of it counts the same."""
+    module: Any = imported("real_shapes")
+    pipeline = getattr(module, name)(torch.device("meta"))
+    assert sum(p.numel() for p in pipeline.transformer.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
+    assert {p.dtype for p in pipeline.transformer.parameters()} == {torch.bfloat16}
+    module.save_configs(pipeline, tmp_path / name)
+    config = imported("gpu_real").settings(name, "cuda", tmp_path / name)
+    found = estimate(config, 1, False, "a red cat")
+    assert not found.unknown
+    assert next(part.parameters for part in found.parts if part.name == "transformer") / 1e9 == pytest.approx(
+        billions, abs=0.01
+    )
+    assert found.peak is not None
+    assert found.peak < 70 * 2**30, "it fits on 80 GB"

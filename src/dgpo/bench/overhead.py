@@ -40,8 +40,20 @@ def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
     prompts = load_prompts(config.prompts)
     device = torch.device(device_of(config.device))
     config = replace(config, dtype=precision_of(config.dtype, device))
-    model = load(config, device)
-    loop = _Loop(config, model, prompts)
+    result = measured(config, load(config, device), prompts, rounds, Stopwatch(device))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    memory = result["memory"]
+    print(
+        f"median ratio {result['median']['wall']:.3f} by the clock, {result['median']['cpu']:.3f} in CPU time; "
+        f"peak memory {memory['iteration'] / 2**20:.0f} MiB, {memory['ratio']:.3f} of what it needs"
+    )
+    return result
+
+
+def measured(config: Config, model: Any, prompts: PromptSet, rounds: int, clock: Stopwatch) -> dict[str, Any]:
+    """The same of a model that is there. clock: hears the phases of each iteration."""
+    loop = _Loop(config, model, prompts, clock)
     loop.iteration()  # warm up
     _bare(config, model, prompts)
     rows = []
@@ -53,7 +65,7 @@ def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
         seconds = f"{ours['wall']:.2f} s / {bare['wall']:.2f} s"
         print(f"round {number}: {seconds} = {ratios['wall']:.3f}, CPU time {ratios['cpu']:.3f}", flush=True)
     memory = _memory(config, model, prompts, loop)
-    result = {
+    return {
         "config": to_dict(replace(config, out=None)),
         "threads": torch.get_num_threads(),
         "median": {key: statistics.median(row["ratios"][key] for row in rows) for key in ("wall", "cpu")},
@@ -61,21 +73,14 @@ def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
         "rounds": rows,
         "environment": runfolder.conditions(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(
-        f"median ratio {result['median']['wall']:.3f} by the clock, {result['median']['cpu']:.3f} in CPU time; "
-        f"peak memory {memory['iteration'] / 2**20:.0f} MiB, {memory['ratio']:.3f} of what it needs"
-    )
-    return result
 
 
 class _Loop:
     """The training loop's own pieces, one iteration at a time; an iteration without a noise-scale measurement."""
 
-    def __init__(self, config: Config, model: Any, prompts: PromptSet) -> None:
+    def __init__(self, config: Config, model: Any, prompts: PromptSet, clock: Stopwatch) -> None:
         self.config, self.model, self.encode = replace(config, noise_scale_every=0), model, CondCache(model)
-        self.optimizer, self.clock = make_optimizer(model, config), Stopwatch(model.device)
+        self.optimizer, self.clock = make_optimizer(model, config), clock
         self.source = Sampled(model, trained_rewards(config), prompts, self.encode, self.config, self.clock)
         self.state, self.number = State(), 0
         model.weights.stepped()  # so that `old` costs its forwards from the first iteration on
