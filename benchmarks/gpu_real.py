@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -93,11 +94,14 @@ def _apart(name: str, given: argparse.Namespace, ends: float) -> bool:
         name,
         "--here",
     ]
+    print(f"== {name}, at most {limit:.0f} s", flush=True)
+    process = subprocess.Popen([str(word) for word in command], start_new_session=True)
     try:
-        print(f"== {name}, at most {limit:.0f} s", flush=True)
-        code = subprocess.run([str(word) for word in command], timeout=max(1, limit)).returncode
+        code = process.wait(max(1, limit))
         problem = f"it ended with exit code {code}: see what was printed" if code else ""
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+        process.wait()
         problem = f"it was stopped after {limit:.0f} s"
     if problem:
         (given.out / f"{name}.json").write_text(json.dumps({"problem": problem}) + "\n", encoding="utf-8")
@@ -125,7 +129,7 @@ def run_demo(given: argparse.Namespace) -> dict[str, Any]:
     """The recipe tiny with its evaluations; on a CPU one iteration."""
     run = given.work / "demo"
     words = ["--iterations", "1", "--num-groups", "2", "--eval-every", "0"] if given.device == "cpu" else []
-    command = [sys.executable, "-m", "dgpo", "train", "tiny", "--out", str(run), "--overwrite", "True"]
+    command = [sys.executable, "-m", "dgpo", "train", "tiny", "--out", str(run), "--overwrite"]
     started = time.monotonic()
     subprocess.run([*command, "--device", given.device, *words], check=True)
     elapsed = time.monotonic() - started
@@ -306,8 +310,8 @@ def _real(found: dict[str, Any]) -> Iterator[str]:
         ],
     )
     yield (
-        f"\nPeak of an iteration {found['memory']['iteration'] / MIB:,.1f} MiB. A trained forward and backward with "
-        f"deterministic kernels, over one with the usual ones: {found['deterministic_over_default']}."
+        f"\nPeak of an iteration {found['memory']['iteration'] / MIB:,.1f} MiB, with prompts encoded before. "
+        f"A trained forward and backward with deterministic kernels, over one with the usual ones: {found['deterministic_over_default']}."
     )
 
 

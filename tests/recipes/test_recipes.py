@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,10 @@ def test_in_every_recipe_an_alarm_can_fire_without_further_weights(name: str) ->
             "dgpo.rewards.builtin.diversity",
         )
     assert not {"clip_diversity"} & set(config.eval_rewards)
+
+
+def test_the_docs_say_of_each_recipe_what_it_was_run_on() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    table = page.partition("## What each recipe was run on")[2].partition("\n\n## ")[0]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert sorted(re.findall(r"`(\w+)`", "".join(rows))) == sorted(RECIPES)
