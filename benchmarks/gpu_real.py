@@ -309,10 +309,9 @@ def _real(found: dict[str, Any]) -> Iterator[str]:
             )
         ],
     )
-    yield (
-        f"\nPeak of an iteration {found['memory']['iteration'] / MIB:,.1f} MiB, with prompts encoded before. "
-        f"A trained forward and backward with deterministic kernels, over one with the usual ones: {found['deterministic_over_default']}."
-    )
+    yield f"\nPeak of an iteration {found['memory']['iteration'] / MIB:,.1f} MiB, with prompts encoded before."
+    cost = found["deterministic_over_default"]
+    yield f"A trained forward and backward with deterministic kernels, over one with the usual ones: {cost}."
 
 
 def _machine(found: dict[str, Any]) -> str:
