@@ -161,6 +161,9 @@ class Config:
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the frozen parts and of the network's arithmetic; trained weights and latents are fp32. auto: bf16
     on a CUDA GPU that has it, else fp32; a run keeps what it began with."""
+    base_precision: Literal["auto", "int8", "nf4"] = "auto"
+    """How the frozen base of LoRA is stored: int8 or nf4 keep the weights of its blocks in 8 or 4 bits, which changes
+    the pictures a little and takes more time; auto: as dtype says."""
     device: str = "auto"
     """auto: CUDA where there is one, else Apple's mps, else the CPU."""
     shard: Literal["none", "full"] = "none"

@@ -36,10 +36,28 @@ def check(config: Config) -> None:
         "optimizer.name='adamw8bit' keeps moments in blocks, which the rows of processes would cut; with shard='full' "
         "take adamw, whose moments are shared too",
     )
+    require_base(config.base_precision, config.finetune, config.shard)
     require(
         config.lora.start is None or config.finetune == "lora",
         f"lora.start={config.lora.start!r} continues a LoRA, and finetune={config.finetune!r} trains none; take "
         "finetune='lora', or fuse the LoRA into the model first",
+    )
+
+
+def require_base(base_precision: str, finetune: str, shard: str) -> None:
+    """Refuse a quantised base where nothing is frozen, or where processes would cut its packed weights."""
+    known = ("auto", "int8", "nf4")
+    require(
+        base_precision in known, f"base_precision={base_precision!r} is unknown. {did_you_mean(base_precision, known)}"
+    )
+    require(
+        base_precision == "auto" or finetune == "lora",
+        f"base_precision={base_precision!r} stores frozen weights in few bits, and finetune={finetune!r} trains all of "
+        "them; take finetune='lora', or base_precision='auto'",
+    )
+    require(
+        base_precision == "auto" or shard == "none",
+        f"base_precision={base_precision!r} packs weights, which shard={shard!r} would cut into rows; take one of them",
     )
 
 

@@ -167,6 +167,20 @@ def test_rows_do_not_depend_on_their_batch(load):
             torch.testing.assert_close(v, together, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_quantised_base_answers_nearly_as_the_whole_one_and_trains(load, fresh, bits):
+    whole, model = load(), fresh(base_precision=bits)
+    x, cond = whole.init_noise(generators()), whole.encode(PROMPTS)
+    with torch.no_grad():
+        expected = whole.velocity(x, T, cond)
+    v = model.velocity(x, T, cond)
+    assert (v.detach() - expected).norm() < {"int8": 0.05, "nf4": 0.5}[bits] * expected.norm()
+    v.pow(2).mean().backward()
+    gradients = [p.grad for p in model.weights.parameters()]
+    assert all(g is None or g.isfinite().all() for g in gradients)
+    assert any(g is not None and g.any() for g in gradients)
+
+
 def test_a_row_of_noise_depends_on_its_generator_only(load, tiny):
     noise = load().init_noise(generators())
     assert torch.equal(noise[1:2], load().init_noise(generators()[1:2]))

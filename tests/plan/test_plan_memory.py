@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from medium import measured_peak, save_medium, short  # pyright: ignore[reportMissingImports] (beside this file)
 
 from dgpo import Config, FlowGRPO, Optimizer, Sampling
@@ -17,6 +18,7 @@ from dgpo.plan.meta import Count
 from dgpo.plan.runs import Runs
 from dgpo.plan.skeleton import skeleton
 from dgpo.training.geometry import geometry
+from dgpo.training.setup import load
 
 
 def planned(config: Config) -> Estimate:
@@ -89,6 +91,27 @@ def test_parts_are_counted_by_the_bytes_of_a_parameter(tiny_folder: Path, tmp_pa
     assert small["transformer, frozen"] == usual["transformer, frozen"] // 2
     assert small["vae"] == usual["vae"]
     assert usual.keys() - small.keys() == {"text encoder", "text encoder 2"}
+
+
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_quantised_base_is_counted_as_it_is_loaded(bits: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    config = short(tiny_folder, tmp_path, base_precision=bits)
+    real: Any = load(config, torch.device("cpu"))
+    usual, found = planned(replace(config, base_precision="auto")), planned(config)
+    assert found.parts == usual.parts
+    assert usual.held is not None
+    assert found.held is not None
+    assert found.held.parts == held(real, config).parts
+    assert found.held.parts["transformer, frozen"] < usual.held.parts["transformer, frozen"]
+    assert found.held.trained == usual.held.trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_quantised_runs_peak_is_foreseen(checkpointing: bool, tmp_path: Path) -> None:
+    config = short(save_medium(tmp_path / "model"), tmp_path / "run", base_precision="nf4")
+    config = replace(config, gradient_checkpointing=checkpointing)
+    assert planned(config).peak == pytest.approx(measured_peak(config), rel=0.05)
 
 
 def test_processes_share_images(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 from runs import MODES, assert_same_run, colour, newest, run, small
+from safetensors.torch import load_file
+
+from dgpo.errors import UserError
 
 ITERATIONS = 4
 
@@ -161,3 +164,18 @@ def test_a_run_without_a_name_is_called_after_what_it_trains_and_goes_on(tiny_fo
     assert result.run == Path("runs/tiny-colour")
     assert "name: tiny-colour\n" in (result.run / "config.yaml").read_text()
     assert run(replace(config, out=str(result.run), iterations=2), resume=True).iterations == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["int8", "nf4"])
+def test_a_run_on_a_quantised_base_goes_on(tiny_folder, tmp_path, bits):
+    """Bit for bit, but not on another base; its export is the LoRA alone."""
+    whole = small(tiny_folder, tmp_path / "whole", iterations=2, base_precision=bits)
+    run(whole)
+    parts = replace(whole, out=str(tmp_path / "parts"))
+    run(replace(parts, iterations=1))
+    with pytest.raises(UserError, match="base_precision"):
+        run(replace(parts, base_precision="auto"), resume=True)
+    assert_same_run(run(parts, resume=True).run, Path(whole.out), 2)
+    exported = tmp_path / "whole" / "final" / "pytorch_lora_weights.safetensors"
+    assert all(".lora_A." in key or ".lora_B." in key for key in load_file(exported))

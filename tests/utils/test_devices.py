@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dgpo.utils.devices import allow_tf32, described, device_of, on_this_device, precision_of
+from dgpo.errors import UserError
+from dgpo.utils.devices import allow_tf32, described, device_of, on_this_device, precision_of, require_precision
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 
@@ -77,3 +78,13 @@ def test_a_thread_gets_the_gpu_of_the_one_that_made_it(monkeypatch: pytest.Monke
     thread.start()
     thread.join()
     assert seen == [3]
+
+
+def test_bf16_that_a_gpu_only_emulates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match=r"Tesla T4 has no bf16 in hardware.*take dtype='fp32'"):
+        require_precision("bf16", gpu)
+    require_precision("auto", gpu)
+    require_precision("bf16", torch.device("cpu"))

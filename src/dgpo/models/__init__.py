@@ -11,16 +11,18 @@ from typing import Any, Literal
 import torch
 
 from dgpo import distributed
+from dgpo.config_checks import require_base
 from dgpo.distributed.sharded import require_blocks, require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
 from dgpo.models.folder import class_of, is_out_of_memory, quiet, read_index, read_pipeline
 from dgpo.models.pipeline import Family, PipelineModel
+from dgpo.models.quantised import BasePrecision
 from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.unread import Unread
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
-from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of
+from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of, require_precision
 from dgpo.utils.imports import import_named, is_path
 from dgpo.utils.places import EMBEDDED, locate, model_path
 
@@ -58,6 +60,7 @@ def load_model(
     seed: int = 0,
     device: str = "auto",
     dtype: Literal["auto", "fp32", "bf16"] = "auto",
+    base_precision: BasePrecision = "auto",
     resolution: int | None = None,
     max_sequence_length: int | None = None,
     shift: float | None = None,
@@ -79,6 +82,7 @@ def load_model(
     device: "auto" is CUDA where there is one, else Apple's mps, else the CPU
     dtype: precision of the frozen parts and of the network's arithmetic; trained weights and the VAE are fp32, which a
         CUDA GPU multiplies as TF32. "auto" is bf16 on a CUDA GPU that has it, else fp32
+    base_precision: "int8" or "nf4" keeps the frozen base of LoRA in 8 or 4 bits; "auto" is dtype
     resolution, max_sequence_length, shift: None is the pipeline's own
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
     family: a class that derives from `Family`, or its name as package.module:Class, for a pipeline of no known family;
@@ -97,7 +101,9 @@ def load_model(
     for name, value in (("shift", shift), ("distilled_guidance", distilled_guidance)):
         if value is not None and not math.isfinite(value):
             raise UserError(f"{name}={value} cannot work: it must be finite, or None for the pipeline's own")
+    require_base(base_precision, finetune, shard)
     place = _device(device)
+    require_precision(dtype, place)
     allow_tf32(place)
     source = locate(path_or_id)
     with quiet():
@@ -126,6 +132,7 @@ def load_model(
             seed=seed,
             device=place,
             dtype=DTYPES[chosen],
+            base_precision=base_precision,
             shift=shift,
             encoders_first=encoders_first,
             gradient_checkpointing=gradient_checkpointing,

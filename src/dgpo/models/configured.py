@@ -30,6 +30,7 @@ def load_configured(
         seed=config.seed,
         device=device or config.device,
         dtype=config.dtype,
+        base_precision=config.base_precision,
         resolution=config.resolution,
         max_sequence_length=config.max_sequence_length,
         shift=config.sampling.shift,

@@ -28,6 +28,7 @@ from dgpo.models.compiling import compile_blocks
 from dgpo.models.grids import scheduler_grid, to_terminal
 from dgpo.models.guidance import linear_guidance
 from dgpo.models.lora import write_lora
+from dgpo.models.quantised import BasePrecision, quantise
 from dgpo.models.rows import Rows
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
 
@@ -133,6 +134,7 @@ class PipelineModel:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        base_precision: BasePrecision = "auto",
         shift: float | None = None,
         encoders_first: bool = False,
         gradient_checkpointing: bool = False,
@@ -144,6 +146,7 @@ class PipelineModel:
         """Take over a loaded pipeline: freeze it, put it on a device, make the weight sets.
 
         dtype: what the network computes in, by autocast unless fp32; a pipeline loaded in bf16 needs bf16 here
+        base_precision: int8 or nf4 quantises the network, which adapters are then trained on; auto leaves it
         shift: of the flow grid; None: the pipeline's own
         encoders_first: only the text encoders and what trains go to the device now; the rest follows when the encoders
             are let go, or when it is first asked, so that a device need not hold all at once
@@ -161,6 +164,8 @@ class PipelineModel:
             if part is None and name not in pipeline._optional_components
         )
         self._place = torch.device(device)
+        if base_precision != "auto":
+            quantise(self.network, base_precision, dtype)
         self._waiting = [
             part
             for name, part in self._modules()

@@ -12,6 +12,7 @@ from dgpo.config import Config
 from dgpo.errors import UserError
 from dgpo.models import locate, quiet
 from dgpo.models.pipeline import PipelineModel
+from dgpo.models.quantised import count_parameters
 from dgpo.plan.memory import Held, held, phases
 from dgpo.plan.meta import MetaModel
 from dgpo.plan.runs import Runs, runs_of
@@ -93,8 +94,7 @@ def _built(config: Config, estimated: Estimate) -> PipelineModel | None:
 def _count(model: PipelineModel, config: Config, estimated: Estimate) -> None:
     for name, part in model.pipeline.components.items():
         if isinstance(part, nn.Module):
-            own = (p.numel() for key, p in part.named_parameters() if "lora_" not in key)
-            estimated.parts.append(Part(name, type(part).__name__, sum(own)))
+            estimated.parts.append(Part(name, type(part).__name__, count_parameters(part)))
     estimated.trained = sum(p.numel() for p in model.weights.parameters())
     estimated.sets = sum(name != "ref" for name in model.weights.names)
     estimated.held = held(model, config, estimated.geometry.processes)

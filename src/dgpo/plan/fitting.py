@@ -91,5 +91,9 @@ def _savings(config: Config, processes: int) -> Iterator[_Saving]:
             )
     if processes > 1 and config.shard == "none" and not config.compile and config.optimizer.name == "adamw":
         yield _Saving("--shard full", _ALL, lambda c: replace(c, shard="full"))
+    if config.finetune == "lora" and config.shard == "none":
+        for bits in ("int8", "nf4"):
+            if config.base_precision not in (bits, "nf4"):
+                yield _Saving(f"--base-precision {bits}", _ALL, lambda c, b=bits: replace(c, base_precision=b))
     if config.finetune != "lora":
         yield _Saving("--finetune lora", _ALL, lambda c: replace(c, finetune="lora"))

@@ -66,6 +66,7 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
             sets=sorted(loaded_sets(config)),
             device="meta",
             dtype=DTYPES[precision_of(config.dtype, "cpu")],
+            base_precision=config.base_precision,
             gradient_checkpointing=config.gradient_checkpointing,
             vae_slicing=config.vae_slicing,
             vae_tiling=config.vae_tiling,

@@ -13,6 +13,8 @@ from typing import Literal
 
 import torch
 
+from dgpo.errors import UserError
+
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -45,6 +47,15 @@ def precision_of(dtype: str, device: str | torch.device) -> Precision:
         return dtype
     on_cuda = torch.device(device).type == "cuda"
     return "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def require_precision(dtype: str, device: torch.device) -> None:
+    """Refuse bf16 on a CUDA GPU that only emulates it, several times slower than fp32."""
+    if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"dtype='bf16': {torch.cuda.get_device_name(device)} has no bf16 in hardware, and emulating it is slower "
+            "than fp32; take dtype='fp32' or 'auto', and for less memory base_precision='int8' or 'nf4'"
+        )
 
 
 def allow_tf32(device: torch.device) -> None:
