@@ -17,10 +17,11 @@ from runs import assert_same_run, distance, newest, rows, run, small, write_pict
 from safetensors.torch import load_file, save_file
 from tiny_families import TINY
 
-from dgpo import DGPO, Config, Optimizer, Sampling, load_model
+from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling, load_model
 from dgpo.algorithms import AWM, CRD, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.algorithms.registry import BUILT_IN
 from dgpo.config import load_yaml
+from dgpo.core import seeds
 from dgpo.distributed import sharded
 from dgpo.errors import UserError
 from dgpo.models import FAMILIES
@@ -43,6 +44,7 @@ ALGORITHMS = {
 
 
 FROZEN = "transformer, frozen"
+EXPORTED = ("continued", "best")
 UNEVEN = ("uneven, lora", "uneven, full", "offline")
 
 
@@ -55,12 +57,15 @@ def cases(model: Path, out: Path) -> dict[str, Config]:
     changes: dict[str, dict[str, Any]] = {
         "uneven, lora": uneven,
         "uneven, full": {**uneven, **full, "gradient_checkpointing": True},
-        "noise": {"num_groups": 4, "noise_scale_every": 1},
+        "noise": {"num_groups": 4, "noise_scale_every": 1, "free_text_encoders": True},
+        "continued": {"lora": LoraConfig(start=str(out.parent / "lora")), "gradient_checkpointing": True},
+        "best": {**full, "checkpoint_every": 1},
         "offline": {"offline": str(out.parent / "pictures")},
     }
     for name, algorithm in ALGORITHMS.items():
         changes[name] = {**full, "algorithm": algorithm, "updates_per_rollout": 2, "optimizer": Optimizer(lr=5e-4)}
-    return {name: small(model, out / name, iterations=2, checkpoint_every=2, **some) for name, some in changes.items()}
+    usual = {"iterations": 2, "checkpoint_every": 2}
+    return {name: small(model, out / name, **{**usual, **some}) for name, some in changes.items()}
 
 
 def spread(config: Config, out: Path) -> Config:
@@ -76,6 +81,10 @@ def folders(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     for made in (one, two):
         made.mkdir()
     write_pictures(folder / "pictures")
+    begun = load_model(tiny_folder, device="cpu", lora=LoraConfig(rank=3, alpha=6), seed=7)
+    for key, tensor in begun.weights.tensors("policy").items():
+        tensor.add_(0.02 * torch.randn(tensor.shape, generator=seeds.generator(0, key)))
+    begun.weights.export(folder / "lora", "policy")
     configs = [*cases(tiny_folder, one).values()]
     half = small(
         tiny_folder,
@@ -98,7 +107,7 @@ def weights(out: Path, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
     return checkpoint.load(checkpoint.folder_of(out, iteration))[0]
 
 
-@pytest.mark.parametrize("name", [*BUILT_IN, "uneven, lora", "uneven, full", "noise", "offline", "bf16"])
+@pytest.mark.parametrize("name", [*BUILT_IN, "uneven, lora", "uneven, full", "noise", "offline", *EXPORTED, "bf16"])
 def test_sharded_equals_whole(folders: tuple[Path, Path], name: str) -> None:
     """To rounding: in bf16 a block sums the gradients of its inputs on its own, before they are added."""
     one, two = (folder / name for folder in folders)
@@ -107,7 +116,7 @@ def test_sharded_equals_whole(folders: tuple[Path, Path], name: str) -> None:
     off = 3e-3 if name == "bf16" else 1e-6
     for part in whole.keys() - ({"optimizer"} if name == "bf16" else set()):
         assert distance(spread[part], whole[part]) < off, part
-    assert distance(whole["policy"], weights(one, 0)["policy"]) > 1e-4
+    assert distance(whole["policy"], weights(one, 1 if name == "best" else 0)["policy"]) > 1e-4
     for left, right in zip(rows(two), rows(one), strict=True):
         if name in UNEVEN:  # groups that are cut take a pass for their totals
             assert left.pop("train/forwards", 0) >= right.pop("train/forwards", 0)
@@ -116,8 +125,9 @@ def test_sharded_equals_whole(folders: tuple[Path, Path], name: str) -> None:
             right = {key: right[key] for key in left}
         if name != "bf16" or left["iteration"] == 1:
             assert left == pytest.approx(right, rel=1e-2 if name == "bf16" else 1e-3, abs=1e-5)
-    exports = [sorted((out / "final").rglob("*.safetensors")) for out in (two, one)]
+    exports = [[*sorted(out.glob("final/**/*.safetensors")), *out.glob("best/**/*.safetensors")] for out in (two, one)]
     assert [file.name for file in exports[0]] == [file.name for file in exports[1]] != []
+    assert len(exports[0]) == (2 if name == "best" else 1)
     for exported, expected in zip(*exports):
         assert distance(load_file(exported), load_file(expected)) < off
     configs = [[*(out / "final").glob("transformer/config.json")] for out in (two, one)]

