@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -15,6 +16,7 @@ import ranks
 import torch
 from runs import assert_same_run, distance, newest, rows, run, small, write_pictures
 from safetensors.torch import load_file, save_file
+from tiny import tiny_sd3
 from tiny_families import TINY
 
 from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling, load_model
@@ -27,6 +29,7 @@ from dgpo.errors import UserError
 from dgpo.models import FAMILIES
 from dgpo.plan.checks import run_checks
 from dgpo.plan.estimates import estimate
+from dgpo.plan.fitting import advice
 from dgpo.run import checkpoint, shards
 from dgpo.training.setup import require_feasible
 
@@ -167,6 +170,12 @@ def test_the_plan_refuses_to_share_with_nobody(folders: tuple[Path, Path]) -> No
     assert any("this is one" in check.text for check in found if not check.ok)
 
 
+def test_the_plan_advises_several_processes_to_share(folders: tuple[Path, Path]) -> None:
+    config = load_yaml(folders[0] / "dgpo" / "config.yaml")
+    assert "--shard full" in advice(estimate(config, 2, True, "a red cat"), 1)
+    assert "--shard" not in advice(estimate(config, 1, True, "a red cat"), 1)
+
+
 def test_checkpoints_hold_no_pickle_and_each_rank_writes_its_rows(folders: tuple[Path, Path]) -> None:
     path = checkpoint.folder_of(folders[1] / "dgpo", 2)
     names = {file.name for file in path.iterdir()}
@@ -183,6 +192,19 @@ def test_every_family_answers_alike(tmp_path: Path) -> None:
     for name, folder in folders.items():
         TINY[name].make(0).save_pretrained(folder)
     ranks.together(2, ranks.families, folders, {name: TINY[name].settings for name in FAMILIES})
+
+
+def test_no_rank_ever_holds_all_weights(tmp_path: Path) -> None:
+    """Of ten blocks one is whole at a time, and at the end what is in no block."""
+    pipeline = tiny_sd3()
+    deep = {**pipeline.transformer.config, "num_layers": 10}
+    pipeline.transformer = type(pipeline.transformer).from_config(deep)
+    pipeline.save_pretrained(tmp_path / "deep")
+    ranks.together(2, ranks.reading, tmp_path / "deep", tmp_path)
+    for rank in (0, 1):
+        most, all_of_them = json.loads((tmp_path / f"read-{rank}.json").read_text())
+        assert all_of_them >= sum(p.nbytes for p in pipeline.transformer.parameters())
+        assert most < 0.25 * all_of_them
 
 
 # --- checkpoints

@@ -16,11 +16,13 @@ import pytest
 import torch
 from runs import distance, run
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dgpo import Config, distributed, load_model
 from dgpo.distributed.sharded import rows_here
 from dgpo.errors import UserError
 from dgpo.models.pipeline import PipelineModel
+from dgpo.models.unread import Unread
 from dgpo.run.callbacks import Callback
 
 
@@ -178,3 +180,18 @@ def families(folders: dict[str, Path], settings: dict[str, dict[str, Any]]) -> N
         own = {key: p.grad[rows_here(len(p))] for key, p in expected.items() if p.grad is not None}
         assert {key for key, gradient in gradients.items() if gradient is not None} == own.keys(), name
         assert distance({key: gradients[key] for key in own}, own) < 1e-4, name
+
+
+def reading(folder: Path, out: Path) -> None:
+    """Writes the most bytes of a network's files that were in memory at one time, and all that were read."""
+    read, live, most = Unread._read, [], [0]
+
+    def counted(self: Unread, key: str) -> Tensor:
+        tensor = read(self, key)
+        live.append((StorageWeakRef(tensor.untyped_storage()), tensor.nbytes))
+        most[0] = max(most[0], sum(size for storage, size in live if not storage.expired()))
+        return tensor
+
+    Unread._read = counted
+    load_model(folder, device="cpu", shard="full")
+    (out / f"read-{distributed.rank()}.json").write_text(json.dumps([most[0], sum(size for _, size in live)]))
