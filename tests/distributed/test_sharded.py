@@ -27,9 +27,9 @@ from dgpo.core import seeds
 from dgpo.distributed import sharded
 from dgpo.errors import UserError
 from dgpo.models import FAMILIES
+from dgpo.plan import fitting
 from dgpo.plan.checks import run_checks
 from dgpo.plan.estimates import estimate
-from dgpo.plan.fitting import advice
 from dgpo.run import checkpoint, shards
 from dgpo.training.setup import require_feasible
 
@@ -170,10 +170,12 @@ def test_the_plan_refuses_to_share_with_nobody(folders: tuple[Path, Path]) -> No
     assert any("this is one" in check.text for check in found if not check.ok)
 
 
-def test_the_plan_advises_several_processes_to_share(folders: tuple[Path, Path]) -> None:
-    config = load_yaml(folders[0] / "dgpo" / "config.yaml")
-    assert "--shard full" in advice(estimate(config, 2, True, "a red cat"), 1)
-    assert "--shard" not in advice(estimate(config, 1, True, "a red cat"), 1)
+def test_the_plan_advises_several_processes_to_share(tmp_path: Path) -> None:
+    config = small(tmp_path, tmp_path)
+    advised = {processes: [saving.flag for saving in fitting._savings(config, processes)] for processes in (1, 2)}
+    assert "--shard full" in advised[2]
+    assert "--shard full" not in advised[1]
+    assert "--shard full" not in [saving.flag for saving in fitting._savings(replace(config, shard="full"), 2)]
 
 
 def test_checkpoints_hold_no_pickle_and_each_rank_writes_its_rows(folders: tuple[Path, Path]) -> None:
