@@ -175,7 +175,8 @@ def test_the_plan_advises_several_processes_to_share(tmp_path: Path) -> None:
     advised = {processes: [saving.flag for saving in fitting._savings(config, processes)] for processes in (1, 2)}
     assert "--shard full" in advised[2]
     assert "--shard full" not in advised[1]
-    assert "--shard full" not in [saving.flag for saving in fitting._savings(replace(config, shard="full"), 2)]
+    for other in ({"shard": "full"}, {"compile": True}, {"base_precision": "int8"}):
+        assert "--shard full" not in [saving.flag for saving in fitting._savings(replace(config, **other), 2)]
 
 
 def test_checkpoints_hold_no_pickle_and_each_rank_writes_its_rows(folders: tuple[Path, Path]) -> None:

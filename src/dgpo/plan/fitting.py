@@ -89,7 +89,8 @@ def _savings(config: Config, processes: int) -> Iterator[_Saving]:
             yield _Saving(
                 f"--sampling.batch-size {n}", ("sampling", "decoding"), lambda c, s=fewer: replace(c, sampling=s)
             )
-    if processes > 1 and config.shard == "none" and not config.compile and config.optimizer.name == "adamw":
+    may_share = not config.compile and config.optimizer.name == "adamw" and config.base_precision == "auto"
+    if processes > 1 and config.shard == "none" and may_share:
         yield _Saving("--shard full", _ALL, lambda c: replace(c, shard="full"))
     if config.finetune == "lora" and config.shard == "none":
         for bits in ("int8", "nf4"):
