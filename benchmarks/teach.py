@@ -3,27 +3,36 @@
     python benchmarks/teach.py                           three tastes, seeds 0 to 2
     python benchmarks/teach.py --tastes small --seeds 0 --note "without reuse" --set human.reuse=0
 
-No reward knows the taste. The person sees the pictures only, as the page shows them, and marks those that are more to
-their taste than the others; what they mark is all that the run learns from. After every update the averaged weights
-draw prompts that never train, from the same noise. Appends a line to benchmarks/results/teach.jsonl: shares of pictures
-to the taste, crispness and drift by the number of answers, and how many answers a rise by .25 took.
+It needs what `make test-browser` installs. No reward knows the taste. The person sees the pictures only, as the page
+shows them in a real browser, and marks those that are more to their taste than the others; what they mark is all that
+the run learns from. After every update the averaged weights draw prompts that never train, from the same noise. Appends
+a line to benchmarks/results/teach.jsonl: shares of pictures to the taste, crispness and drift by the number of answers,
+and how many answers a rise by .25 took.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shutil import which
 from typing import Any
+from urllib.parse import urljoin
 
 import torch
 import yaml
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
 from torch import Tensor
 
 from dgpo.config import Config, from_dict, to_dict
@@ -31,12 +40,11 @@ from dgpo.recipes import recipe
 from dgpo.recipes.teaching import for_teaching
 from dgpo.run import folder as runfolder
 from dgpo.run.callbacks import Callback, Evaluated, Progress
-from dgpo.teach.desk import Asked, Desk
-from dgpo.teach.groups import BLIND, TRAIN
-from dgpo.teach.learned import Lessons, Updates
-from dgpo.teach.picks import Choice
+from dgpo.teach.groups import TRAIN
+from dgpo.teach.learned import Updates
+from dgpo.teach.picks import Picks
 from dgpo.training.loop import train
-from dgpo.utils.pictures import read_image
+from dgpo.utils.pictures import from_pil
 from dgpo.worlds.shapes.detector import Found, detect
 
 RESULTS = Path(__file__).parent / "results" / "teach.jsonl"
@@ -146,48 +154,84 @@ def teach(config: Config, taste: str, answers: int, wrong: float) -> dict[str, A
 
 
 class Person:
-    """Judges pictures by a taste that nobody else knows."""
+    """Judges pictures by a taste that nobody else knows, on the real page in a real browser."""
 
     def __init__(self, config: Config, taste: str, answers: int, wrong: float) -> None:
-        self._run, self._taste, self._answers, self._wrong = Path(config.out or ""), *(taste, answers, wrong)
-        self._config, self._chance = config, random.Random(f"{taste} {config.seed}")
-        self.given: list[int] = []  # groups to learn from, in order
+        self._run, self._taste, self._answers, self._wrong = Path(config.out or ""), taste, answers, wrong
+        self._chance = random.Random(f"{taste} {config.seed}")
         self.same, self.done = 0, False
+
+    @property
+    def given(self) -> list[int]:
+        """Groups to learn from that were answered, in order. Comparisons and repeated groups are not counted."""
+        return [question.group for question in Picks(self._run).all() if question.asked == TRAIN]
 
     def answered_until(self, groups: Sequence[int]) -> int:
         """How many answers had been given with the last of these groups."""
-        return max((self.given.index(number) + 1 for number in groups), default=0)
+        given = self.given
+        return max((given.index(number) + 1 for number in groups), default=0)
 
     def answer_all(self) -> None:
-        """Comparisons and repeated groups are answered as well, and not counted."""
-        desk = Desk(Lessons(self._run, self._config.rewards), self._config.human)
-        while len(self.given) < self._answers:
-            asked = desk.next("simulated")
-            if asked is None:
-                time.sleep(0.02)
-                continue
-            choice = self._choice(desk, asked)
-            if asked.question.asked == TRAIN:
-                self.given.append(asked.group.number)
-                self.same += choice.same
-            desk.answer(asked.question, choice)
+        """Open the page, say a name, and answer what is shown."""
+        with studio(self._run) as link, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=which("chromium"))
+            page = browser.new_page()
+            page.goto(f"{link}teach/{self._run.name}")
+            page.get_by_label("Your name").fill("simulated")
+            page.keyboard.press("Enter")
+            before: list[str] = []
+            while len(self.given) < self._answers:
+                shown = [image.get_attribute("src") or "" for image in page.locator(".choice img").all()]
+                if page.locator("#asking").is_visible() and shown != before:
+                    self._answer(page, before := shown)
+                else:
+                    page.wait_for_timeout(20)
+            browser.close()
         self.done = True
 
-    def _choice(self, desk: Desk, asked: Asked) -> Choice:
-        """Good are those clearly better than the middle, bad those clearly worse; all the same where none is."""
-        files = [desk.lessons.groups.picture(asked.group.number, i) for i in range(asked.group.size)]
-        images = torch.stack([read_image(path, ("PNG",), "cannot read") for path in files if path])
-        judged = judge(images, self._taste)
+    def _answer(self, page: Page, shown: Sequence[str]) -> None:
+        """Mark and send what is shown, and wait until it is saved. shown: the addresses of the pictures"""
+        judged = judge(torch.stack([seen(page, address) for address in shown]), self._taste)
         if self._chance.random() < self._wrong:
             self._chance.shuffle(judged)
-        if asked.group.kind == BLIND:
-            return Choice(good=(judged.index(max(judged)),)) if judged[0] != judged[1] else Choice(same=True)
-        best, worst = max(judged), min(judged)
-        if best == worst:
-            return Choice(same=True)
-        near = (best - worst) / 3
-        good = tuple(i for i, value in enumerate(judged) if value >= best - near)
-        return Choice(good, tuple(i for i, value in enumerate(judged) if value <= worst + near))
+        before = len(Picks(self._run).all())
+        good, bad = marks(judged)
+        for place in good:
+            page.keyboard.press(str(place + 1))
+        for place in bad if len(judged) > 2 else ():
+            page.keyboard.press(f"Shift+Digit{place + 1}")
+        page.keyboard.press("Enter" if good else "s")
+        self.same += not good and len(judged) > 2
+        while len(Picks(self._run).all()) == before:
+            page.wait_for_timeout(10)
+
+
+@contextmanager
+def studio(run: Path) -> Iterator[str]:
+    """A studio of the run, and where it is."""
+    command = [sys.executable, "-m", "dgpo", "studio", str(run), "--no-browser", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield next(word for line in process.stdout for word in line.split() if word.startswith("http"))
+        finally:
+            process.terminate()
+
+
+def seen(page: Page, address: str) -> Tensor:
+    """(3, H, W): the picture at an address of the page."""
+    content = page.request.get(urljoin(page.url, address)).body()
+    return from_pil(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def marks(judged: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Good are those in the best third of what is shown, bad those in the worst; none where all are as good."""
+    best, worst = max(judged), min(judged)
+    near = (best - worst) / 3
+    if best == worst:
+        return [], []
+    good = [i for i, value in enumerate(judged) if value >= best - near]
+    return good, [i for i, value in enumerate(judged) if value <= worst + near]
 
 
 def judge(images: Tensor, taste: str) -> list[float]:
