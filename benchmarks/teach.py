@@ -182,7 +182,8 @@ class Person:
             before: list[str] = []
             while len(self.given) < self._answers:
                 shown = [image.get_attribute("src") or "" for image in page.locator(".choice img").all()]
-                if page.locator("#asking").is_visible() and shown != before:
+                busy = page.locator("#teach").get_attribute("aria-busy") == "true"  # still at the answer before
+                if page.locator("#asking").is_visible() and shown != before and not busy:
                     self._answer(page, before := shown)
                 else:
                     page.wait_for_timeout(20)
