@@ -19,9 +19,9 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +52,10 @@ HELD_OUT = "shapes:unseen:two_object"
 IMAGES = 8
 """Of each held-out prompt, after every update."""
 RISE = 0.25
+
+SHOWN = """() => document.getElementById("asking").hidden || document.getElementById("teach").ariaBusy === "true" ? []
+  : [...document.querySelectorAll(".choice img")].map((image) => image.getAttribute("src"))"""
+"""The addresses of the pictures that can be answered now."""
 
 Taste = Callable[[Sequence[Found]], float]
 
@@ -119,14 +123,15 @@ def run_config(out: Path, seed: int, changes: Sequence[str]) -> Config:
 def teach(config: Config, taste: str, answers: int, wrong: float) -> dict[str, Any]:
     """Train until the person has given their answers and what they said is learned; returns what came of it."""
     person = Person(config, taste, answers, wrong)
-    thread = threading.Thread(target=person.answer_all, daemon=True)
+    executor = ThreadPoolExecutor(1)
+    answering: list[Future[None]] = []
     curve: list[dict[str, float]] = []
 
     class Watch(Callback):
         """Lets the person begin once there is a run, ends it when all is learned, and keeps the curve."""
 
         def on_start(self, run: Progress) -> None:
-            thread.start()
+            answering.append(executor.submit(person.answer_all))
 
         def on_evaluation(self, run: Progress, evaluated: Evaluated) -> None:
             found = {name: evaluated.metrics[f"eval/held_out/{name}"] for name in ("taste", "crispness", "drift")}
@@ -134,14 +139,14 @@ def teach(config: Config, taste: str, answers: int, wrong: float) -> dict[str, A
             curve.append({"answers": person.answered_until(learned), **found})
 
         def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
-            if phase == "waiting for answers" and person.done:
+            if phase == "waiting for answers" and answering[0].done():
                 run.stop()
 
     def to_taste(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         return [float(value >= TASTES[taste][1]) for value in judge(images, taste)]
 
     train(config, reward_functions={"taste": to_taste}, callbacks=[Watch()])
-    thread.join()
+    answering[0].result()
     needed = next((row["answers"] for row in curve if row["taste"] >= curve[0]["taste"] + RISE), None)
     return {
         "answers": len(person.given),
@@ -159,7 +164,7 @@ class Person:
     def __init__(self, config: Config, taste: str, answers: int, wrong: float) -> None:
         self._run, self._taste, self._answers, self._wrong = Path(config.out or ""), taste, answers, wrong
         self._chance = random.Random(f"{taste} {config.seed}")
-        self.same, self.done = 0, False
+        self.same = 0
 
     @property
     def given(self) -> list[int]:
@@ -181,14 +186,12 @@ class Person:
             page.keyboard.press("Enter")
             before: list[str] = []
             while len(self.given) < self._answers:
-                shown = [image.get_attribute("src") or "" for image in page.locator(".choice img").all()]
-                busy = page.locator("#teach").get_attribute("aria-busy") == "true"  # still at the answer before
-                if page.locator("#asking").is_visible() and shown != before and not busy:
+                shown = page.evaluate(SHOWN)
+                if shown and shown != before:
                     self._answer(page, before := shown)
                 else:
                     page.wait_for_timeout(20)
             browser.close()
-        self.done = True
 
     def _answer(self, page: Page, shown: Sequence[str]) -> None:
         """Mark and send what is shown, and wait until it is saved. shown: the addresses of the pictures"""
