@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dgpo.algorithms import DGPO
 from dgpo.config import AUTOMATIC, Config
 from dgpo.utils.people import HUMAN
 
@@ -11,14 +12,18 @@ from dgpo.utils.people import HUMAN
 def for_teaching(config: Config) -> Config:
     """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
 
-    The rate does not fall, since nobody knows how many answers will come. It is half the recipe's, since each answer is
-    learned from many times (benchmarks/README.md). Every update is evaluated, on a few pictures only, and saved.
+    The rate does not fall, since nobody knows how many answers will come. It is a third of the recipe's, and
+    DGPO's KL holds the model closer to the base, since each answer is learned from many times (benchmarks/README.md). Every update is evaluated, on a few pictures only, and saved.
     Prompts of the embedded world are those that leave something to a taste: colours, sizes, places.
     """
     if config.prompts and str(config.prompts).startswith("shapes:"):
         config = replace(config, prompts="shapes:train:single_object,two_object")
+    algorithm = config.algorithm
+    if isinstance(algorithm, DGPO):
+        algorithm = replace(algorithm, kl_coef=max(algorithm.kl_coef, 0.1))
     return replace(
         config,
+        algorithm=algorithm,
         name=None,
         rewards={HUMAN: 1.0},
         reward_tags={},
@@ -38,5 +43,5 @@ def for_teaching(config: Config) -> Config:
         redraw_groups=0,
         checkpoint_every=1,
         noise_scale_every=0,
-        optimizer=replace(config.optimizer, lr=config.optimizer.lr / 2, warmup_steps=0, decay_steps=0),
+        optimizer=replace(config.optimizer, lr=config.optimizer.lr / 3, warmup_steps=0, decay_steps=0),
     )
