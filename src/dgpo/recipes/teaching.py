@@ -12,9 +12,10 @@ from dgpo.utils.people import HUMAN
 def for_teaching(config: Config) -> Config:
     """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
 
-    The rate does not fall, since nobody knows how many answers will come. It is a third of the recipe's, and
-    DGPO's KL holds the model closer to the base, since each answer is learned from many times (benchmarks/README.md). Every update is evaluated, on a few pictures only, and saved.
-    Prompts of the embedded world are those that leave something to a taste: colours, sizes, places.
+    The rate does not fall, since nobody knows how many answers will come. It is a third of the recipe's, and DGPO's KL
+    holds the model closer to its base, since each answer is learned from many times (benchmarks/README.md). Every
+    update is evaluated, on a few pictures only, and saved. Prompts of the embedded world are those that leave something
+    to a taste: colours, sizes, places.
     """
     if config.prompts and str(config.prompts).startswith("shapes:"):
         config = replace(config, prompts="shapes:train:single_object,two_object")
