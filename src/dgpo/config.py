@@ -186,6 +186,9 @@ class Config:
     free_text_encoders: bool = False
     """Encode every prompt of the run before its first iteration, then let the encoders go: less memory. The network
     goes to the GPU after them."""
+    offload: Literal["none", "parts"] = "none"
+    """parts: what is frozen lives in host memory, and the text encoders, the network and the autoencoder visit the GPU
+    one after another: the same results, less memory, more time."""
     prompt_cache: str | None = None
     """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 
@@ -314,6 +317,7 @@ MAY_CHANGE = (
     "sampling.batch_size",
     "gradient_checkpointing",
     "shard",
+    "offload",
     "vae_slicing",
     "license",
     "push_to_hub",

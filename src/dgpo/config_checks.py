@@ -37,6 +37,7 @@ def check(config: Config) -> None:
         "take adamw, whose moments are shared too",
     )
     require_base(config.base_precision, config.finetune, config.shard)
+    require_offload(config.offload, config.shard)
     require(
         config.lora.start is None or config.finetune == "lora",
         f"lora.start={config.lora.start!r} continues a LoRA, and finetune={config.finetune!r} trains none; take "
@@ -58,6 +59,17 @@ def require_base(base_precision: str, finetune: str, shard: str) -> None:
     require(
         base_precision == "auto" or shard == "none",
         f"base_precision={base_precision!r} packs weights, which shard={shard!r} would cut into rows; take one of them",
+    )
+
+
+def require_offload(offload: str, shard: str) -> None:
+    """Refuse parts that would have to leave a network which processes share."""
+    known = ("none", "parts")
+    require(offload in known, f"offload={offload!r} is unknown. {did_you_mean(offload, known)}")
+    require(
+        offload == "none" or shard == "none",
+        f"offload={offload!r} moves the network to the host and back, and shard={shard!r} keeps each process's share "
+        "on its GPU; take one of them",
     )
 
 

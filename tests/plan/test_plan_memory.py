@@ -148,6 +148,28 @@ def test_phases_by_hand(tiny_folder: Path, tmp_path: Path) -> None:
     assert on_gpu["encoding"] == (40 + 20 + 7) * kib
 
 
+def test_parts_that_visit_are_there_in_their_phase_only(tiny_folder: Path, tmp_path: Path) -> None:
+    config = short(tiny_folder, tmp_path)
+    runs = Runs(0, *(Count() for _ in range(4)), by_group=None)
+    model: Any = SimpleNamespace(latent_shape=(0, 8, 8), pipeline=SimpleNamespace(vae_scale_factor=8))
+    usual, visited = (held(skeleton(c, tiny_folder), c) for c in (config, replace(config, offload="parts")))
+    assert visited.parts == usual.parts
+    assert not usual.visitors
+    network, vae, encoders = (visited.visitors[name] for name in ("network", "vae", "encoders"))
+    assert (network, vae) == (visited.parts["transformer, frozen"], visited.parts["vae"])
+    assert encoders == visited.encoders > 0
+
+    def found(own: Held, on_cpu: bool, **changes: Any) -> dict[str, int]:
+        changed = replace(config, **changes)
+        return phases(model, changed, geometry(changed, 1), runs, own, on_cpu)
+
+    trained = visited.total - network - vae - encoders
+    makes = {"encoding": 0, "sampling": 0, "decoding": 0, "updating": -visited.gradients}  # a first backward's own
+    here = {"encoding": encoders, "sampling": network, "decoding": vae, "updating": network}
+    assert found(visited, on_cpu=False) == {name: trained + here[name] + makes[name] for name in here}
+    assert found(visited, on_cpu=True) == found(usual, on_cpu=True)
+
+
 def test_measuring_the_noise_scale_keeps_a_second_gradient(tiny_folder: Path, tmp_path: Path) -> None:
     def updating(every: int, by_group: int | None) -> int:
         config = short(tiny_folder, tmp_path, noise_scale_every=every)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dgpo import distributed
-from dgpo.config_checks import require_base
+from dgpo.config_checks import require_base, require_offload
 from dgpo.distributed.sharded import require_blocks, require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.base import Cond, VelocityModel
@@ -67,6 +67,7 @@ def load_model(
     distilled_guidance: float | None = None,
     family: str | type[Family] | None = None,
     encoders_first: bool = False,
+    offload: Literal["none", "parts"] = "none",
     gradient_checkpointing: bool = False,
     compile: bool = False,
     vae_slicing: bool = False,
@@ -88,6 +89,8 @@ def load_model(
     family: a class that derives from `Family`, or its name as package.module:Class, for a pipeline of no known family;
         None is the family that the pipeline tells
     encoders_first: put the text encoders on the device alone; the rest follows when `free_encoders` lets them go
+    offload: "parts" keeps what is frozen in host memory, from where text encoders, network and autoencoder visit the
+        device one after another: the same results, less memory, more time
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
     compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
     vae_slicing: decode images one by one: the same images, less memory
@@ -102,6 +105,7 @@ def load_model(
         if value is not None and not math.isfinite(value):
             raise UserError(f"{name}={value} cannot work: it must be finite, or None for the pipeline's own")
     require_base(base_precision, finetune, shard)
+    require_offload(offload, shard)
     place = _device(device)
     require_precision(dtype, place)
     allow_tf32(place)
@@ -135,6 +139,7 @@ def load_model(
             base_precision=base_precision,
             shift=shift,
             encoders_first=encoders_first,
+            offload=offload,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             vae_slicing=vae_slicing,

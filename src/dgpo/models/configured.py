@@ -36,6 +36,7 @@ def load_configured(
         shift=config.sampling.shift,
         family=config.family,
         distilled_guidance=config.distilled_guidance,
+        offload=config.offload,
         encoders_first=config.free_text_encoders,
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,

@@ -30,6 +30,7 @@ from dgpo.models.guidance import linear_guidance
 from dgpo.models.lora import write_lora
 from dgpo.models.quantised import BasePrecision, quantise
 from dgpo.models.rows import Rows
+from dgpo.models.visits import Visits
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
 
 
@@ -137,6 +138,7 @@ class PipelineModel:
         base_precision: BasePrecision = "auto",
         shift: float | None = None,
         encoders_first: bool = False,
+        offload: Literal["none", "parts"] = "none",
         gradient_checkpointing: bool = False,
         compile: bool = False,
         vae_slicing: bool = False,
@@ -150,6 +152,8 @@ class PipelineModel:
         shift: of the flow grid; None: the pipeline's own
         encoders_first: only the text encoders and what trains go to the device now; the rest follows when the encoders
             are let go, or when it is first asked, so that a device need not hold all at once
+        offload: parts keeps frozen parts in host memory, from where the text encoders, the network and the autoencoder
+            visit the device one after another; what trains is on the device
         shard: spread the network over the processes; it is then on the device from the start. The function gives a
             module the weights that are not read yet
         """
@@ -169,7 +173,8 @@ class PipelineModel:
         self._waiting = [
             part
             for name, part in self._modules()
-            if encoders_first and not self._encodes(name) and not (shard is not None and part is self.network)
+            if (offload == "parts" or (encoders_first and not self._encodes(name)))
+            and not (shard is not None and part is self.network)
         ]
         for _, part in self._modules():
             part.requires_grad_(False).eval()
@@ -187,6 +192,11 @@ class PipelineModel:
             if not self.weights.sharded:
                 for name in self.weights.names:
                     self.weights.to(name, self._place)
+        self._visits = None
+        if offload == "parts":
+            self._waiting.clear()
+            trained = (t for name in self.weights.names for t in self.weights.own(name).values())
+            self._visits = Visits(self._place, trained)
         if gradient_checkpointing:
             self.network.enable_gradient_checkpointing()
         if compile:
@@ -204,7 +214,7 @@ class PipelineModel:
     @property
     def device(self) -> torch.device:
         # diffusers' own property walks over all modules, which takes as long as a small network's forward on a GPU
-        return self._place if self._waiting else next(self.network.parameters()).device
+        return self._place if self._waiting or self._visits else next(self.network.parameters()).device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -237,6 +247,8 @@ class PipelineModel:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Rows:
+        if self._visits:
+            self._visits.only(*(part for name, part in self._modules() if self._encodes(name)))
         return self.family.encode(prompts)
 
     @cached_property
@@ -246,17 +258,28 @@ class PipelineModel:
     def free_encoders(self) -> None:
         """After this `encode` fails; the empty prompt of guidance is kept."""
         assert len(self._empty) == 1
+        if self._visits:
+            self._visits.only()
         for name in [name for name, _ in self._modules() if self._encodes(name)]:  # and no reference is left behind
             self.pipeline.register_modules(**{name: None})
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._place_rest()
+        if not self._visits:  # which come when they are asked
+            self._place_rest()
 
     def _place_rest(self) -> None:
-        """What waited for the text encoders to go: network and autoencoder."""
+        """What waited for the text encoders to go: network and autoencoder. Of visitors only the network."""
+        if self._visits:
+            self._visits.only(self.network)
         while self._waiting:
             self._waiting[-1].to(self._place)
             self._waiting.pop()
+
+    def _place_autoencoder(self) -> None:
+        if self._visits:
+            self._visits.only(self.pipeline.vae)
+        else:
+            self._place_rest()
 
     def _encodes(self, name: str) -> bool:
         """Whether the pipeline's part of this name is for text."""
@@ -274,6 +297,8 @@ class PipelineModel:
         self, x_t: Tensor, t: Tensor, cond: Any, guidance_scale: float = 1.0, weights: str = "policy"
     ) -> Tensor:
         require_guidance("guidance_scale", guidance_scale)
+        if guidance_scale != 1.0:
+            _ = self._empty  # whose encoders may have to visit before the network
         self._place_rest()
         x_t, t, cond = x_t.to(self.device), t.to(self.device), cond.to(self.device)
         with self._steps.call(weights) if self._steps else nullcontext(), self.weights.use(weights):
@@ -305,7 +330,7 @@ class PipelineModel:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        self._place_rest()
+        self._place_autoencoder()
         return (self.family.decode(x0).float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
@@ -316,7 +341,7 @@ class PipelineModel:
                 f"an image has {images.shape[-1]} x {images.shape[-2]} pixels, and the model draws {width} x {height}; "
                 "resize the images, or set resolution"
             )
-        self._place_rest()
+        self._place_autoencoder()
         return self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)).float()
 
     def sigmas(self, num_steps: int) -> Tensor:

@@ -87,6 +87,10 @@ class WeightSets:
         """The same with the keys that `tensors` and `load` use."""
         return list(self._set("policy").items())
 
+    def own(self, name: str) -> Mapping[str, nn.Parameter]:
+        """A set's own parameters by key; none of `ref` where adapters train."""
+        return self._set(name)
+
     @contextmanager
     def use(self, name: str) -> Iterator[None]:
         """Inside the block the network computes with this set; nests, and an exception restores what was before.

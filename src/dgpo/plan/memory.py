@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -35,6 +35,9 @@ class Held:
     encoders: int  # among the parts, unless they are let go
     gathered: int = 0  # weights of others in a forward, where processes share them
     reduced: int = 0  # gradients for others in a backward
+    visitors: dict[str, int] = field(
+        default_factory=dict
+    )  # network, vae, encoders: among the parts, and not always there
 
     @property
     def total(self) -> int:
@@ -62,7 +65,10 @@ def held(model: PipelineModel, config: Config, processes: int = 1) -> Held:
     trained = policy + sum(sets.values())
     own = {name: size for name, size in sizes.items() if size}
     at_once = (0, 0) if cut == 1 else (_at_once(model.network), _at_once(model.network, trained=True))
-    return Held(own, policy, moments, trained, sum(encoders.values()), *at_once)
+    visitors = {"network": sizes[f"{network}, frozen"], "vae": sizes["vae"]}
+    visitors["encoders"] = 0 if config.free_text_encoders else sum(encoders.values())
+    visitors = visitors if config.offload == "parts" else {}
+    return Held(own, policy, moments, trained, sum(encoders.values()), *at_once, visitors=visitors)
 
 
 def _at_once(network: nn.Module, trained: bool = False) -> int:
@@ -102,7 +108,15 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
         peaks["encoding"] = others + own.encoders + runs.encoding.peak
     else:
         peaks["encoding"] = before + runs.encoding.peak
+    if own.visitors and not on_cpu:
+        for name, visitor in _VISITORS.items():
+            if name in peaks and not (name == "encoding" and config.free_text_encoders):  # where only trained ones are
+                peaks[name] -= sum(own.visitors.values()) - own.visitors[visitor]
     return {name: peaks[name] for name in ("encoding", "sampling", "decoding", "updating") if name in peaks}
+
+
+_VISITORS = {"encoding": "encoders", "sampling": "network", "decoding": "vae", "updating": "network"}
+"""Phase -> the frozen part that is on the GPU then, with offload."""
 
 
 def _update(config: Config, g: Geometry, runs: Runs, own: Held) -> int:

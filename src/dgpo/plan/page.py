@@ -89,7 +89,8 @@ def _memory(estimated: Estimate) -> Iterator[str]:
     assert estimated.held is not None
     for name, size in estimated.held.parts.items():
         yield f"  {name:<28}{size / GIB:>18.3f}"
-    yield f"  {'held throughout':<28}{estimated.held.total / GIB:>18.3f}"
+    visited = bool(estimated.held.visitors) and not estimated.on_cpu
+    yield f"  {'held, on host or GPU' if visited else 'held throughout':<28}{estimated.held.total / GIB:>18.3f}"
     if estimated.config.free_text_encoders:
         yield f"  {'text encoders, at first':<28}{estimated.held.encoders / GIB:>18.3f}"
     for name, size in estimated.phases.items():
