@@ -98,6 +98,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "reward_failures": {"shapes": "retry(2, 1)"},
         "micro_batch_size": 4,
         "gradient_checkpointing": True,
+        "offload": "parts",
         "shard": "none",  # full and compile exclude each other
         "vae_slicing": True,
     }
