@@ -182,3 +182,28 @@ def test_measuring_the_noise_scale_keeps_a_second_gradient(tiny_folder: Path, tm
     assert updating(5, 200) == 300
     assert updating(5, 290) == 340
     assert updating(1, 100) == 150  # always one group at a time
+
+
+@pytest.mark.slow
+def test_a_peak_of_drawing_in_plain_bf16_is_foreseen(tmp_path: Path) -> None:
+    """One image is trained and decoded at a time, so that the rollout's forwards are the peak."""
+    sampling = Sampling(num_inference_steps=2, guidance_scale=2.0, batch_size=6)
+    changes = {"dtype": "bf16", "micro_batch_size": 1, "vae_slicing": True, "sampling": sampling}
+    config = short(save_medium(tmp_path / "model"), tmp_path / "run", **changes)
+    found = planned(config)
+    assert found.largest == "sampling"
+    assert found.peak == pytest.approx(measured_peak(config), rel=0.05)
+
+
+def test_drawing_in_plain_bf16_moves_less_than_a_training_forward(tiny_folder: Path, tmp_path: Path) -> None:
+    def moved(**changes: Any) -> tuple[float, float]:
+        """Bytes of the plan on CUDA: a solver step of a picture, and a frozen forward of an update."""
+        config = short(tiny_folder, tmp_path, sampling=Sampling(num_inference_steps=2, guidance_scale=1.0), **changes)
+        found = estimate(config, 1, False, "a red cat")
+        drawn, frozen = found.geometry.drawn * 2, found.geometry.trained * found.geometry.points * 2  # ref and old
+        return found.work["sampling"].moved / drawn, found.work["frozen forwards"].moved / frozen
+
+    drawing, frozen = moved(dtype="bf16")
+    assert drawing < 0.8 * frozen
+    drawing, frozen = moved(dtype="fp32")
+    assert drawing == pytest.approx(frozen)

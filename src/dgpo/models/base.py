@@ -42,7 +42,11 @@ class Cond(Protocol):
 
 
 class VelocityModel(Protocol):
-    """A text-to-image model as a velocity field. All tensors it returns are on `device`, latents and v in fp32."""
+    """A text-to-image model as a velocity field. All tensors it returns are on `device`, latents and v in fp32.
+
+    It may have one more method, `drawing(weights)`: a context around the velocities of one batch of pictures, without
+    gradient, in which they may be computed faster and round otherwise.
+    """
 
     @property
     def device(self) -> torch.device:

@@ -1,14 +1,14 @@
 """A stock diffusers pipeline as a VelocityModel. What all families share is here; a family says only what differs.
 
-The trained network computes under autocast unless in fp32; t, latents, guidance and solvers are fp32. Frozen parts are
-in the precision they were loaded in, the VAE in fp32.
+The trained network computes under autocast unless in fp32, and in plain bf16 where it only draws (plain.py); t, latents,
+guidance and solvers are fp32. Frozen parts are in the precision they were loaded in, the VAE in fp32.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -29,6 +29,7 @@ from dgpo.models.grids import scheduler_grid, to_terminal
 from dgpo.models.guidance import linear_guidance
 from dgpo.models.lora import write_lora
 from dgpo.models.quantised import BasePrecision, quantise
+from dgpo.models.plain import may_be_plain, plain
 from dgpo.models.rows import Rows
 from dgpo.models.visits import Visits
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
@@ -77,7 +78,8 @@ class Family(Protocol):
         ...
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
-        """The network's `noise - x0`; t: (n,) fp32 in [0, 1]. Called under autocast; its result is made fp32."""
+        """The network's `noise - x0`; t: (n,) fp32 in [0, 1]. Called under autocast, or with the network in plain bf16,
+        which then rounds what it is given; the result is made fp32."""
         ...
 
     def guide(self, v_uncond: Tensor, v_cond: Tensor, scale: float) -> Tensor:
@@ -167,6 +169,8 @@ class PipelineModel:
             for name, part in pipeline.components.items()
             if part is None and name not in pipeline._optional_components
         )
+        self.draws_plain = False
+        """Whether the network computes in plain bf16 now."""
         self._place = torch.device(device)
         if base_precision != "auto":
             quantise(self.network, base_precision, dtype)
@@ -317,13 +321,32 @@ class PipelineModel:
             if call.trains:
                 v[:0].sum().backward()
 
+    @contextmanager
+    def drawing(self, weights: str) -> Iterator[None]:
+        """Inside the block velocities of this set, without gradient, are those of a stock pipeline in this precision.
+
+        They round otherwise than a training forward. Nothing is different in fp32, where all weights train, and where
+        the network is sharded.
+        """
+        self._place_rest()
+        if torch.is_grad_enabled() or self.weights.sharded or not may_be_plain(self.network, self.dtype):
+            yield
+            return
+        with self.weights.use(weights), plain(self.network, self.weights.own(weights), self.dtype):
+            self.draws_plain = True
+            try:
+                yield
+            finally:
+                self.draws_plain = False
+
     def _forward(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         half = self.dtype != torch.float32
         # a checkpointed block is computed again in backward, outside of any mode but autocast
         exact = half and self.device.type == "cpu" and not self.network.is_gradient_checkpointing
+        mixed = half and not self.draws_plain
         with (
             # the cache would keep every sharded block's weights, once more in bf16, until the forward ends
-            torch.autocast(self.device.type, dtype=self.dtype, enabled=half, cache_enabled=not self.weights.sharded),
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed, cache_enabled=not self.weights.sharded),
             Fp32Attention() if exact else nullcontext(),
         ):
             return self.family.predict(x_t, t.float(), cond).float()

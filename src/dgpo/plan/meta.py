@@ -100,7 +100,7 @@ class MetaModel:
             return self.family.guide(v_uncond, v_cond, scale)
 
     def _forward(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
-        with self._rules():
+        with Rules() if self.model.draws_plain else self._rules():
             return self.family.predict(x_t, t, cond).float()
 
     def decode(self, x0: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from dgpo.config import Config
 from dgpo.core.losses import dsm_loss
 from dgpo.models import Rows
+from dgpo.models.plain import may_be_plain
 from dgpo.models.text_cache import BATCH
 from dgpo.plan.meta import Count, MetaModel
 from dgpo.training.geometry import Geometry
@@ -24,6 +26,7 @@ class Runs:
     decoding: Count  # a sampling batch
     update: Count  # a forward and backward of a micro-batch
     by_group: Count | None  # the same for a group, where measuring the noise scale may need more memory than that
+    frozen: Count | None = None  # as `sampling`, computed as an update does it; None where that is the same
 
 
 def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str) -> Runs:
@@ -36,20 +39,28 @@ def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str) -> Runs:
     if g.backwards > 1 or config.shard == "full":  # only the first backward makes the gradients; FSDP its own
         model.make_gradients()
     measured = g.group_batch if config.finetune == "full" or config.noise_scale_every == 1 else None
+    weights = algorithm.rollout_weights(0)
+    frozen = _forward(model, g.sampling_batch, cond, empty, scale, weights)
+    plain = (
+        config.shard == "none" and config.is_deterministic() and may_be_plain(model.model.network, model.model.dtype)
+    )
     return Runs(
         row=sum(t.numel() * t.element_size() for t in cond.tensors.values()),
         encoding=encoding,
-        sampling=_forward(model, g.sampling_batch, cond, empty, scale, algorithm.rollout_weights(0)),
+        sampling=_forward(model, g.sampling_batch, cond, empty, scale, weights, drawing=True) if plain else frozen,
         decoding=_decoding(model, g.sampling_batch),
         update=_update(model, g.micro_batch, cond, empty, policy_scale),
         by_group=_update(model, measured, cond, empty, policy_scale) if measured else None,
+        frozen=frozen if plain else None,
     )
 
 
 @torch.no_grad()
-def _forward(model: MetaModel, n: int, cond: Rows, empty: Rows, scale: float, weights: str) -> Count:
+def _forward(
+    model: MetaModel, n: int, cond: Rows, empty: Rows, scale: float, weights: str, drawing: bool = False
+) -> Count:
     x, rows = model.latents(n), cond.repeat(n)
-    with model.counted() as count:
+    with model.counted() as count, model.model.drawing(weights) if drawing else nullcontext():
         model.velocity(x, rows, empty, scale, weights)
     return count
 

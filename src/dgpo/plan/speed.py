@@ -44,7 +44,9 @@ def work(config: Config, g: Geometry, runs: Runs) -> dict[str, Work]:
     return {
         "sampling": _times(runs.sampling, drawn * g.solver_calls),
         "decoding": _times(runs.decoding, drawn),
-        "frozen forwards": _times(runs.sampling, trained * fixed / (g.sampling_batch * guided_rows(scale))),
+        "frozen forwards": _times(
+            runs.frozen or runs.sampling, trained * fixed / (g.sampling_batch * guided_rows(scale))
+        ),
         "forwards and backwards": _times(runs.update, trained / g.micro_batch),
     }
 

@@ -7,6 +7,7 @@ conditioning and on its own noise generator only; another batch size merely roun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -58,7 +59,8 @@ def draw(
 
         trajectory = None
         if sde is None:
-            x0 = solve(velocity, noise, sigmas, sampling.solver)
+            with _drawing(model, weights):
+                x0 = solve(velocity, noise, sigmas, sampling.solver)
         else:
             _, path, log_probs = sde_solve(
                 velocity, noise, sigmas, [*streams[rows]], sde.noise_level, sde.window, sde.constant
@@ -75,6 +77,13 @@ def counted(batches: Iterable[Drawn], tell: Callable[[int], None]) -> Iterator[D
         images += len(batch.x0)
         tell(images)
         yield batch
+
+
+def _drawing(model: VelocityModel, weights: str) -> AbstractContextManager[None]:
+    """The model's own way to draw, if it has one. A stochastic sampler's path is compared with the update's velocities,
+    and must round as they do."""
+    own = getattr(model, "drawing", None)
+    return nullcontext() if own is None else own(weights)
 
 
 def _decode(model: VelocityModel, x0: Tensor, weights: str) -> Tensor:
