@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from dgpo import FlowGRPO, load_model
 from dgpo.models import FAMILIES, LoraConfig
 from dgpo.models.pipeline import PipelineModel
+from dgpo.plan.rules import WIDE_ON_CUDA, Rules
 
 
 def moved(model: Any, far: float) -> Any:
@@ -34,6 +36,22 @@ def answer(model: Any, t: Tensor, weights: str = "policy", drawing: bool = False
         return model.velocity(x, t, cond, 2.0, weights)
 
 
+class AutocastOfCUDA(Rules):
+    """In the place of torch.autocast: what it does on CUDA, by its lists, on the CPU."""
+
+    def __init__(self, *_: Any, enabled: bool, **__: Any) -> None:
+        super().__init__(torch.bfloat16 if enabled else None, WIDE_ON_CUDA)
+
+
+@pytest.fixture(params=["cpu", "cuda, imitated"])
+def autocast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "cpu":
+        monkeypatch.setattr(torch, "autocast", AutocastOfCUDA)
+        monkeypatch.setattr("dgpo.models.pipeline.Fp32Attention", nullcontext)
+        monkeypatch.setattr("dgpo.plan.rules._fused_attention", torch.nn.functional.scaled_dot_product_attention)
+
+
+@pytest.mark.usefixtures("autocast")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_velocities_err_no_more_than_those_under_autocast(name: str, tmp_path: Path) -> None:
     """Measured from fp32. Half as much again is allowed, for single tiny networks scatter."""

@@ -1,7 +1,7 @@
 """A stock diffusers pipeline as a VelocityModel. What all families share is here; a family says only what differs.
 
-The trained network computes under autocast unless in fp32, and in plain bf16 where it only draws (plain.py); t, latents,
-guidance and solvers are fp32. Frozen parts are in the precision they were loaded in, the VAE in fp32.
+The trained network computes under autocast unless in fp32, and in plain bf16 where it only draws (plain.py); t,
+latents, guidance and solvers are fp32. Frozen parts are in the precision they were loaded in, the VAE in fp32.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Drawing in plain bf16, as a stock pipeline computes, in the place of autocast.
 
-Under autocast a LoRA run computes norms and modulations in fp32, and every adapted layer rounds its input, A and B at
-every call. Where nothing but the pictures is kept, none of it is needed: the network is in bf16 anyway, and its adapters
-are rounded to bf16 once for a batch of pictures. They are not merged into the network's weights: added to a weight in
-bf16, whatever is below a 500th of it would vanish, which is all of a young adapter.
+Under autocast a LoRA run computes norms and modulations in fp32 on a GPU, and every adapted layer rounds its input, A
+and B at every call. Where nothing but the pictures is kept, none of it is needed: the network is in bf16 anyway, and
+its adapters are rounded to bf16 once for a batch of pictures. They are not merged into the network's weights: added to
+a weight in bf16, whatever is below a 500th of it would vanish, which is all of a young adapter.
 
 Velocities of an update stay under autocast: the policy's is compared there with those of `ref` and `old`, down to
 differences of 1e-5, which equal rounding keeps out and unequal rounding would not.
