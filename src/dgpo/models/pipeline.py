@@ -28,8 +28,8 @@ from dgpo.models.compiling import compile_blocks
 from dgpo.models.grids import scheduler_grid, to_terminal
 from dgpo.models.guidance import linear_guidance
 from dgpo.models.lora import write_lora
-from dgpo.models.quantised import BasePrecision, quantise
 from dgpo.models.plain import may_be_plain, plain
+from dgpo.models.quantised import BasePrecision, quantise
 from dgpo.models.rows import Rows
 from dgpo.models.visits import Visits
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, full_weights, lora_weights
@@ -326,7 +326,7 @@ class PipelineModel:
         """Inside the block velocities of this set, without gradient, are those of a stock pipeline in this precision.
 
         They round otherwise than a training forward. Nothing is different in fp32, where all weights train, and where
-        the network is sharded.
+        the network is sharded or quantised.
         """
         self._place_rest()
         if torch.is_grad_enabled() or self.weights.sharded or not may_be_plain(self.network, self.dtype):

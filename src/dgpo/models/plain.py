@@ -38,7 +38,7 @@ def plain(network: nn.Module, adapter: Mapping[str, nn.Parameter], dtype: torch.
         (module._parameters, leaf, parameter)
         for module in network.modules()
         for leaf, parameter in module._parameters.items()
-        if id(parameter) in own
+        if parameter is not None and id(parameter) in own
     ]
     hook = network.register_forward_pre_hook(lambda _, args, kwargs: _narrow(args, kwargs, dtype), with_kwargs=True)
     try:
