@@ -236,3 +236,16 @@ def test_without_a_gpu_the_page_says_what_time_takes(tmp_path: Path) -> None:
         (said,) = (line for line in page if line.startswith("time"))
         assert said.startswith(f"time: not foretold for {where}; --gpu NAME estimates it for one of RTX 3090, ")
     assert not any("not foretold" in line for line in lines(known(config, work=work), [], find_gpu("H100")))
+
+
+def test_what_a_micro_batch_smaller_than_a_group_costs_is_told(tmp_path: Path) -> None:
+    """Of 3 at two points: rollouts take 4 forwards an image, an update 5 a point, and 6 with the totals' pass."""
+
+    def told(micro_batch_size: int | None) -> list[str]:
+        estimated = known(short(tmp_path, tmp_path, micro_batch_size=micro_batch_size))
+        return [line for line in lines(estimated, [], None) if "spread over micro-batches" in line]
+
+    (line,) = told(2)
+    assert "a group of 3 is spread" in line
+    assert "micro_batch_size=3, or a multiple of it, would save 12% of all forwards" in line  # 2 of 4 + 2 * 6
+    assert told(3) == told(6) == told(None) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from dgpo.plan.estimates import Estimate
 from dgpo.plan.fitting import GIB
 from dgpo.plan.gpus import GPU, GPUS
 from dgpo.plan.speed import BANDWIDTH_SHARE, EFFICIENCY, seconds
-from dgpo.training.geometry import network_forwards
+from dgpo.training.geometry import geometry, network_forwards
 from dgpo.training.schedule import evaluates, saves
 from dgpo.utils.devices import described
 
@@ -57,6 +58,7 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
         f"micro-batch(es) of up to {g.micro_batch} images; sampled {g.sampling_batch} at a time"
     )
     drawn = f"{c.iterations * images:,}" + (f" to {c.iterations * images * (1 + c.redraw_groups):,}" if again else "")
+    yield from _split(estimated)
     yield (
         f"  {c.iterations:,} iterations{limit}: {fewer}{c.iterations * c.updates_per_rollout:,} optimizer steps, "
         f"images drawn {drawn if g.solver_calls else 'none, learned from a dataset'}"
@@ -70,6 +72,20 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
     yield (
         f"  {evaluations:,} evaluations of {_images(c)} images a prompt, {checkpoints:,} checkpoints"
         f"{best}; the gradient noise scale is measured {measured}"
+    )
+
+
+def _split(estimated: Estimate) -> Iterator[str]:
+    """What it costs that a micro-batch holds less than a group."""
+    c, g = estimated.config, estimated.geometry
+    whole = replace(c, micro_batch_size=g.group)
+    if not g.splits or g.micro_batch % g.group == 0 or geometry(whole, g.processes).splits:
+        return
+    share = 1 - network_forwards(whole, g.processes) / network_forwards(c, g.processes)
+    yield (
+        f"  a group of {g.group} is spread over micro-batches, so that its totals take one more forward of each image "
+        f"at each point; micro_batch_size={g.group}, or a multiple of it, would save {share:.0%} of all forwards, if "
+        "it fits into memory"
     )
 
 
