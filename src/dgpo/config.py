@@ -132,6 +132,8 @@ class Human:
     never."""
 
 
+HELD_OUT, TRAINED = "prompts:held_out", "prompts:trained"
+"""Sources of `eval_prompts`: parts of a run's own prompts."""
 AUTOMATIC = {"auto": "prompts"}
 """`eval_prompts` where none are given. A run puts the set there that its prompts allow: data/own_prompts.py."""
 

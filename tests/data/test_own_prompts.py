@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dgpo import Config, UserError
-from dgpo.config import AUTOMATIC
-from dgpo.data.own_prompts import HELD_OUT, TRAINED, evaluation_sets, part
+from dgpo.config import AUTOMATIC, HELD_OUT, TRAINED
+from dgpo.data.own_prompts import evaluation_sets, part
 from dgpo.data.prompts import load_prompts
 
 

@@ -42,6 +42,11 @@ def colour(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -
     return 100 * (images[:, 0] - images[:, 1]).mean((1, 2))
 
 
+def fails(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+    """Score nothing."""
+    raise ValueError("this reward never succeeds")
+
+
 REWARDS = {"colour": colour}
 
 

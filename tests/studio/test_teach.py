@@ -427,7 +427,7 @@ def test_a_run_without_people_and_one_of_another_version_say_so(tmp_path: Path):
     config = (old / "config.yaml").read_text().replace("an_old_field: 3\n", "")
     (old / "config.yaml").write_text(config)
     damaged = web.get("/api/teach/next?who=ana&run=old")
-    assert (damaged.status_code, "is no group of this version of dgpo" in damaged.json()["error"]) == (400, True)
+    assert (damaged.status_code, "is no group of this version of dgpo" in damaged.json()["waiting"]) == (202, True)
 
 
 def test_a_run_that_is_being_written_is_taught_as_soon_as_it_has_groups(tmp_path: Path):

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from runs import assert_same_run, run, small
 
-from dgpo.config import AUTOMATIC, load_yaml
-from dgpo.data.own_prompts import HELD_OUT, TRAINED
+from dgpo.config import AUTOMATIC, HELD_OUT, TRAINED, load_yaml
 from dgpo.run.callbacks import Callback
 from dgpo.types import Rollout
 

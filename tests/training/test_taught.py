@@ -19,7 +19,8 @@ from dgpo.algorithms import FlowGRPO
 from dgpo.commands.main import main
 from dgpo.config import Config, Human
 from dgpo.data.groups import GroupDataset
-from dgpo.errors import UserError
+from dgpo.errors import RunFailed, UserError
+from dgpo.rewards.base import RewardError
 from dgpo.run import requests
 from dgpo.run.callbacks import Callback, Progress
 from dgpo.teach.desk import Asked, Desk
@@ -28,6 +29,7 @@ from dgpo.teach.learned import Lessons, Updates
 from dgpo.teach.picks import Choice, Picks
 from dgpo.training.dry_run import dry_run
 from dgpo.training.geometry import geometry, network_forwards
+from dgpo.training.schedule import require_processes
 from dgpo.types import Rollout
 
 THINGS = ("cat", "dog", "cup", "bird", "car", "hat", "box", "pen", "key", "cow")
@@ -330,3 +332,97 @@ def test_the_plan_counts_the_earlier_groups(config):
     assert (with_earlier.drawn, with_earlier.update_images) == (6, 15)
     more = network_forwards(replace(config, human=replace(HUMAN, reuse=2))) - network_forwards(config)
     assert more == network_forwards(config) - 2 * 3 * 3 * 2  # two groups more train, of two; none more is drawn
+
+
+def test_a_reward_for_some_prompts_only_adds_nothing_elsewhere(config, tmp_path):
+    lines = [{"prompt": text, "tag": "cat" if "cat" in text else "other"} for text in TEXTS]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seen, person = Rollouts(), Answers()
+    config = replace(
+        config,
+        prompts=str(tmp_path / "texts.jsonl"),
+        rewards={"human": 1.0, "runs:colour": 0.5},
+        reward_tags={"runs:colour": ("cat",)},
+        num_groups=12,
+        iterations=1,
+        human=replace(HUMAN, ahead=len(TEXTS)),
+    )
+    taught(config, person, seen)
+    (rollout,) = seen.seen
+    of_cats = torch.tensor(["cat" in prompt for prompt in rollout.prompts])
+    human, colour = rollout.scores["human"], rollout.scores["runs:colour"]
+    assert of_cats.any()
+    assert not of_cats.all()
+    assert torch.equal(colour.isnan(), ~of_cats)
+    assert torch.allclose(rollout.rewards, human + 0.5 * colour.nan_to_num())
+
+
+def test_a_reward_that_drops_every_group_ends_the_run_and_says_why(config):
+    config = replace(config, rewards={"human": 1.0, "runs:fails": 1.0}, reward_failures={"runs:fails": "drop"})
+    with pytest.raises(RewardError, match=r"10 groups in a row had a picture that got no reward"):
+        taught(config, Answers())
+    assert newest(Path(config.out)) == 0
+
+
+def test_one_damaged_group_does_not_stop_a_run(config, capsys):
+    folder = Path(config.out)
+    taught(config, Answers(), Rollouts(stop_after=1))
+    about = folder / "teach" / "000000" / "group.json"
+    about.write_text("{")
+    assert taught(config, Answers(), resume=True).iterations == 3
+    assert f"warning: the run goes on without a group: {about} is not JSON" in capsys.readouterr().out
+    assert about.read_text() == "{"
+
+
+def test_a_run_whose_waiting_groups_lose_their_pictures_draws_others(config):
+    class Loses(Callback):
+        def on_start(self, run: Progress) -> None:
+            self.lost = 0
+
+        def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
+            for path in run.folder.glob("teach/00000[01]/0.png"):
+                path.unlink()
+                self.lost += 1
+
+    loses, person = Loses(), Answers()
+    assert taught(replace(config, iterations=1), loses, person).iterations == 1
+    assert loses.lost
+
+
+def test_no_time_is_foretold_where_people_decide_it(config, capsys):
+    taught(config, Answers())
+    printed = capsys.readouterr().out
+    assert "iteration 3/3" in printed
+    assert " left" not in printed
+
+
+def test_waiting_for_people_is_no_time_of_training(config):
+    class Slow(Answers):
+        def on_start(self, run: Progress) -> None:
+            self._begin = threading.Timer(2.0, super().on_start, [run])
+            self._begin.start()
+
+        def on_end(self, run: Progress) -> None:
+            self._begin.join()
+            super().on_end(run)
+
+    began = time.perf_counter()
+    taught(replace(config, iterations=1), Slow())
+    assert time.perf_counter() - began > 2
+    row = json.loads((Path(config.out) / "metrics.jsonl").read_text())
+    assert row["time/elapsed"] == row["time/iteration"] < 2
+
+
+def test_the_way_on_is_the_one_with_the_page(config):
+    class Fails(Callback):
+        def on_rollout(self, run: Progress, rollout: Rollout) -> None:
+            raise ValueError("no")
+
+    with pytest.raises(RunFailed, match=f"Go on from there with: dgpo teach --resume {config.out}"):
+        taught(config, Answers(), Fails())
+
+
+def test_more_processes_than_pictures_of_a_group_are_refused(config):
+    require_processes(config, 3)
+    with pytest.raises(UserError, match=r"the 3 images of one cannot occupy 4 processes"):
+        require_processes(config, 4)

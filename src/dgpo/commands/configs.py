@@ -18,6 +18,8 @@ from dgpo.utils.files import json_object, read_text
 from dgpo.utils.imports import is_path
 from dgpo.utils.places import locate
 
+AUTO = "auto"
+
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
     """Read the recipe or config file that is named first, with the fields given after it. usage, about: of the help."""
@@ -70,13 +72,22 @@ def for_own_prompts(base: Config, given: list[str]) -> Config:
     return replace(base, eval_prompts=AUTOMATIC.copy(), eval_rewards=watched)
 
 
-def resumed_config(run: str, given: list[str]) -> Config:
+def require_no_run_called_auto() -> None:
+    """Refuse `--resume auto` where it may mean a run folder."""
+    if Path(AUTO, "config.yaml").is_file():
+        raise UserError(
+            f"--resume {AUTO} creates a run or continues the one in --out, and here is also a run folder of that name: "
+            f"continue it with --resume ./{AUTO}, or start --resume {AUTO} in another folder"
+        )
+
+
+def resumed_config(run: str, given: list[str], usage: str) -> Config:
     """Read a run's own config with the fields given now; `run.folder.reopened` refuses those that may not change."""
     from dgpo.run.folder import stored_config
 
     stored = replace(stored_config(run), out=run)
     about = f"Fields that may change: {', '.join(flags_that_may_change())}."
-    config = parse(stored, given, "dgpo train --resume RUN", about)
+    config = parse(stored, given, usage, about)
     if config.out != run:
         raise UserError(f"--resume continues a run in its own folder, so --out {config.out} cannot be given with it")
     return config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dgpo.commands.words import HELP, HELP_ALL, announce, take_flag, take_name, take_option
 from dgpo.errors import Extra, UserError
-from dgpo.run.interrupt import Interrupt
+from dgpo.run.interrupt import REQUEUE, STOPPED, Interrupt
 
 if TYPE_CHECKING:
     from dgpo.config import Config
@@ -26,7 +26,7 @@ ABOUT = (
     "- --human.reuse N and its like: how people are asked; all fields of dgpo train may be given\n"
     "- --port N, --host ADDRESS, --no-browser: as in dgpo studio\n"
     "- --overwrite: where an old run has the folder, it is moved aside\n"
-    "- --resume RUN: go on with a run"
+    "- --resume RUN: go on with a run; MODEL --out RUN --resume auto: create it, or go on with it where it is there"
 )
 
 
@@ -38,12 +38,15 @@ def run(given: list[str]) -> int:
 
 
 def _teach(given: list[str]) -> int:
-    from dgpo.commands.configs import resumed_config
+    from dgpo.commands.configs import AUTO, require_no_run_called_auto, resumed_config
 
     resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny-sd3-human")
     overwrite, rest = take_flag(rest, "--overwrite")
     options, rest = _page_options(rest)
-    config = _new_config(rest) if resume is None else resumed_config(resume, rest)
+    if resume == AUTO:
+        require_no_run_called_auto()
+    new = resume in (None, AUTO)
+    config = _new_config(rest) if new else resumed_config(resume, rest, "dgpo teach --resume RUN")
     _require_people(config)
     with Extra("studio", "dgpo teach"):
         import starlette  # noqa: F401 (before the model is loaded)
@@ -62,13 +65,15 @@ def _teach(given: list[str]) -> int:
                 if distributed.is_main():
                     held.enter_context(beside(run.folder, options))
 
-        result = train(config, callbacks=[Page()], resume=resume is not None, overwrite=overwrite)
+        result = train(
+            config, callbacks=[Page()], resume=AUTO if resume == AUTO else resume is not None, overwrite=overwrite
+        )
     if result.interrupted:
         print(
             f"Stopped after update {result.iterations}. Go on with: dgpo teach --resume {result.run}\n"
             f"Draw with what it learned: dgpo sample {result.run} --compare"
         )
-        return 130
+        return REQUEUE if result.requeue else STOPPED
     return 0
 
 

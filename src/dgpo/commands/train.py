@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dgpo.commands.words import announce, take_flag, take_option
-from dgpo.errors import UserError
 from dgpo.run.interrupt import REQUEUE, STOPPED, Interrupt
 
-AUTO = "auto"
 USAGE = {
     "dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]": "train a model; no argument: recipe tiny; "
     "--dry-run: try it first",
@@ -28,17 +24,17 @@ def run(given: list[str]) -> int:
 
 
 def _train(given: list[str]) -> int:
-    from dgpo.commands.configs import recipe_config, resumed_config
+    from dgpo.commands.configs import AUTO, recipe_config, require_no_run_called_auto, resumed_config
 
     resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny, or auto")
     dry, rest = take_flag(rest, "--dry-run")
     overwrite, rest = take_flag(rest, "--overwrite")
     if resume == AUTO:
-        _require_no_run_of_that_name()
+        require_no_run_called_auto()
     if resume in (None, AUTO):
         config = recipe_config(rest, "dgpo train [RECIPE|FILE.yaml]", _help())
     else:
-        config = resumed_config(resume, rest)
+        config = resumed_config(resume, rest, "dgpo train --resume RUN")
     if dry:
         from dgpo.training.dry_run import dry_run
 
@@ -52,14 +48,6 @@ def _train(given: list[str]) -> int:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return REQUEUE if result.requeue else STOPPED
     return 0
-
-
-def _require_no_run_of_that_name() -> None:
-    if Path(AUTO, "config.yaml").is_file():
-        raise UserError(
-            f"--resume {AUTO} creates a run or continues the one in --out, and here is also a run folder of that name: "
-            f"continue it with --resume ./{AUTO}, or start --resume {AUTO} in another folder"
-        )
 
 
 def _help() -> str:

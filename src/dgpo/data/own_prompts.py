@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from dgpo.config import AUTOMATIC, Config
+from dgpo.config import AUTOMATIC, HELD_OUT, TRAINED, Config
 from dgpo.data.groups import GroupDataset
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
 
-HELD_OUT, TRAINED = "prompts:held_out", "prompts:trained"
 ENOUGH, FEWEST, MOST = 20, 4, 32
 
 

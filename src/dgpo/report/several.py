@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dgpo.data.own_prompts import HELD_OUT, TRAINED
+from dgpo.config import HELD_OUT, TRAINED
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES
 from dgpo.report.grids import Samples, read_samples

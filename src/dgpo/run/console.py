@@ -18,6 +18,7 @@ from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.run.metric_names import eval_names, without_repeats
 from dgpo.run.pace import PhaseProgress, TimeLeft, span
 from dgpo.utils.devices import described
+from dgpo.utils.people import resuming
 from dgpo.utils.progress import Tell
 
 
@@ -28,6 +29,7 @@ class RunCounts(NamedTuple):
     network_forwards: int  # in an iteration
     evaluations_ahead: Callable[[int, int], int]  # once an iteration is done, in a run that ends with another
     evaluated_images: int = 0  # of an evaluation
+    people: bool = False  # whether the run waits for their answers
 
 
 class Console(Callback):
@@ -91,13 +93,14 @@ class Console(Callback):
                 if run.iteration >= c.iterations
                 else f"its {c.max_minutes:g} minutes are over; a larger --max-minutes, or None, continues it"
             )
-            yield f"  finished: {over}, with dgpo train --resume {run.folder} (in Python, with resume=True)"
+            yield f"  finished: {over}, with {resuming(c.rewards, run.folder)} (in Python, with resume=True)"
         elif run.iteration:
             yield f"  goes on after iteration {run.iteration}"
         elif c.eval_every and c.eval_prompts and self._counts.evaluated_images:
+            later = "" if self._counts.people else ". How long the whole takes is told after the first iterations"
             yield (
                 f"  begins with an evaluation of the model before any training: {self._counts.evaluated_images:,} "
-                "images. How long the whole takes is told after the first iterations"
+                f"images{later}"
             )
 
     def on_end(self, run: Progress) -> None:
@@ -167,7 +170,9 @@ class Console(Callback):
         first = not self._left.known
         self._left.iterated(run.iteration, metrics)
         line = "  ".join(self._numbers(run.iteration, metrics))
-        if self._left.exact and not self._foretold:
+        if self._counts.people:  # nobody knows when they will answer
+            pass
+        elif self._left.exact and not self._foretold:
             self._foretold, took = True, self._left.evaluation
             evaluation = "" if took is None else f", an evaluation {span(took)}"
             self._print(f"  an iteration takes about {span(self._left.iteration)}{evaluation}; {self._left}")
@@ -196,7 +201,8 @@ class Console(Callback):
         if "train/grad_norm" in metrics:
             yield f"grad {metrics['train/grad_norm']:.3f}"
         yield f"{self._config.num_groups * self._config.group_size / metrics['time/iteration']:.1f} images/s"
-        yield str(self._left)
+        if not self._counts.people:
+            yield str(self._left)
 
     def _show_iteration(self, iteration: int, text: str) -> None:
         name = f"iteration {iteration}/{self._config.iterations}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from dgpo import distributed
 from dgpo.config import Config
+from dgpo.utils.people import WAITING
 from dgpo.utils.progress import UNITS
 
 
@@ -105,6 +106,8 @@ class PhaseProgress:
         if not total:
             return ""
         text = f"{done}/{total} {UNITS.get(phase, '')}".rstrip()
+        if phase == WAITING:  # for as long as people like, and all processes alike
+            return text
         if distributed.world_size() > 1:
             text += f" of process 1 of {distributed.world_size()}"
         left = (self._now() - self._began) / done * (total - done) if done else 0.0
@@ -116,6 +119,8 @@ class PhaseProgress:
             self._announced.add(phase)
             return True
         since, quarter = self._now() - self._last, 4 * done // total if total else 0
+        if phase == WAITING:
+            since = min(since, 59)  # while nobody answers there is nothing to say
         if since < 10 or (total and done == total) or (quarter == self._quarter and since < 60):
             return False
         self._quarter = quarter

@@ -40,9 +40,9 @@ def main() -> int:
     """Serve until the pipe closes."""
     run, options = Path(sys.argv[1]), Options(**json.loads(sys.argv[2]))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from dgpo.studio.serve import serve
-
     try:
+        from dgpo.studio.serve import serve
+
         serve(
             run,
             options,
@@ -55,6 +55,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:  # the training ended before there was a page
+        pass
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dgpo.config import Config, load_yaml
+from dgpo.config import TRAINED, Config, load_yaml
 from dgpo.errors import UserError
 from dgpo.report.pictures import is_tiny
 from dgpo.studio.run import Run, stamp_of
@@ -109,7 +109,7 @@ class Classroom:
             "iterations": self.config.iterations,
             "updates": len(updates) - self._is_learning(),
             "last": told or None,
-            "compares": self.config.human.blind_every > 0,
+            "compares": self._compares(),
             "step": STEP,
             "samples": str(stamp_of(self._run.folder / "samples")[0]),
         }
@@ -182,6 +182,11 @@ class Classroom:
         resume = "" if running else f"dgpo teach --resume {shlex.quote(str(self._run.folder))}"
         return {"running": running, "learning": running and self._is_learning(), "resume": resume}
 
+    def _compares(self) -> bool:
+        """Whether comparisons are drawn: of prompts that never train."""
+        held_out = any(source != TRAINED for source in self.config.eval_prompts.values())
+        return self.config.human.blind_every > 0 and held_out
+
     def _is_learning(self) -> bool:
         """Whether an update has begun whose row is not logged yet."""
         updates = self._lessons.updates.all()
@@ -189,10 +194,12 @@ class Classroom:
 
     def _why(self) -> str:
         groups, state = self._lessons.groups, self._run.state()
-        gone = [group.number for group in self._lessons.waiting() if not groups.is_whole(group.number)]
-        if gone:
+        gone = [group.number for group in self._lessons.unanswered() if not groups.is_whole(group.number)]
+        if gone and state.name != RUNNING:  # who trains draws others in their place
             names = ", ".join(f"{number:06d}" for number in gone[:5])
             return f"pictures are gone from {groups.folder}: {names}. Put them back; nobody is asked about these groups"
+        if groups.damaged and state.name != RUNNING:
+            return f"{next(iter(groups.damaged.values()))}. Nobody is asked about this group"
         if state.name == FINISHED:
             return f"the run is finished {state.why}, and all its groups are answered; no more are drawn"
         if state.name != RUNNING:

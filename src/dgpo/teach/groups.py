@@ -61,6 +61,7 @@ class Groups:
 
     def __init__(self, run: Path) -> None:
         self.folder = run / FOLDER
+        self.damaged: dict[int, str] = {}  # number -> why the group cannot be read; the run goes on without it
         self._known: dict[int, Group] = {}
         self._seen = -1
 
@@ -70,13 +71,25 @@ class Groups:
         if modified != self._seen or time.time_ns() - modified < 1e9:  # clocks of file systems tick slowly
             for number in _numbers(self.folder):
                 if number not in self._known:
-                    self._known[number] = _read(self._place(number), number)
+                    self._read(number)
             self._seen = modified
         return self._known
 
-    def next_number(self) -> int:
-        """The number of the next group."""
-        return max(self.all(), default=-1) + 1
+    def _read(self, number: int) -> None:
+        try:
+            self._known[number] = _read(self._place(number), number)
+            self.damaged.pop(number, None)
+        except UserError as error:
+            self.damaged[number] = str(error)
+
+    def last_number(self) -> int:
+        """The largest number of a folder, whether its group can be read or not; -1 where there is none."""
+        return max(_numbers(self.folder), default=-1)
+
+    def tidy(self) -> None:
+        """Remove what a killed trainer has left unfinished. Only the one that draws may call this."""
+        for partial in self.folder.glob(".*.part"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def add(self, group: Group, pictures: Sequence[bytes], x0: Tensor | None) -> None:
         """Write a group, whole or not at all. pictures: PNG files."""

@@ -43,7 +43,7 @@ class Updates:
         """In their order. A line that a crash cut short is passed over: its iteration is done again."""
         found = []
         with suppress(OSError):
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, TypeError, KeyError):
                     told: dict[str, Any] = json.loads(line)
                     found.append(Update(**{**told, "new": tuple(told["new"]), "earlier": tuple(told["earlier"])}))
@@ -51,10 +51,11 @@ class Updates:
 
     def before(self, iteration: int) -> list[Update]:
         """Keep those before this iteration, which is the next one, and return them."""
-        found, kept = self.all(), [update for update in self.all() if update.iteration < iteration]
-        if kept != found:
+        kept = [update for update in self.all() if update.iteration < iteration]
+        text = "".join(map(_line, kept))
+        if self.path.exists() and self.path.read_bytes() != text.encode():  # or the next line follows a cut one
             with whole(self.path) as unfinished:
-                unfinished.write_text("".join(map(_line, kept)), encoding="utf-8")
+                unfinished.write_text(text, encoding="utf-8")
         return kept
 
     def add(self, update: Update) -> None:
@@ -87,10 +88,19 @@ class Lessons:
                 found.setdefault(question.group, []).append(pick)
         return found
 
-    def waiting(self) -> list[Group]:
+    def next_number(self) -> int:
+        """The number of the next group: one that no answer and no update knows, even where a folder was deleted."""
+        learned = [number for update in self.updates.all() for number in update.new]
+        return max(self.groups.last_number(), *(pick.group for pick in self.picks.all()), *learned, -1) + 1
+
+    def unanswered(self) -> list[Group]:
         """Groups to learn from that nobody has answered."""
         answered = self.answered()
         return [group for number, group in self.groups.all().items() if group.kind == TRAIN and number not in answered]
+
+    def waiting(self) -> list[Group]:
+        """Those of them that can be asked about."""
+        return [group for group in self.unanswered() if self.groups.is_whole(group.number)]
 
     def scores(self, number: int, picks: Sequence[Pick]) -> dict[str, list[float]] | None:
         """name -> one for each picture, with what people say; None where they had nothing to say."""

@@ -53,11 +53,12 @@ def rescue(
     broken: Callable[[], list[str]],
     write: Callable[[Path], object],
     sharded: bool = False,
+    resume: str = "",
 ) -> Iterator[None]:
     """Save when the block fails, and raise a RunFailed that says how to go on.
 
     broken: names the weight sets that are not finite; write: writes a checkpoint of the present state below a folder;
-    sharded: whether all ranks must call them
+    sharded: whether all ranks must call them; resume: the command that goes on
     """
     try:
         yield
@@ -65,7 +66,10 @@ def rescue(
         told = [_told(run, state.iteration, error)]
         kept = _kept(run, state, broken, write, distributed.is_shared(error), sharded)
         if kept is not None:
-            told += [*kept.remarks, *_way_on(run, state.iteration, kept.newest, error)]
+            told += [
+                *kept.remarks,
+                *_way_on(resume or f"dgpo train --resume {run}", state.iteration, kept.newest, error),
+            ]
         failure.note(run, " ".join(told))
         if not isinstance(error, RunFailed):
             raise RunFailed(" ".join(told)) from error
@@ -129,7 +133,7 @@ def _told(run: Path, iteration: int, error: BaseException) -> str:
     return f"{message} The traceback is in {path}."
 
 
-def _way_on(run: Path, iteration: int, newest: Path | None, error: BaseException) -> Iterator[str]:
+def _way_on(resume: str, iteration: int, newest: Path | None, error: BaseException) -> Iterator[str]:
     """What the run can be continued from, and what should be changed first."""
     if newest is None:
         yield "There is no checkpoint to go on from: start the run again."
@@ -139,7 +143,7 @@ def _way_on(run: Path, iteration: int, newest: Path | None, error: BaseException
         yield f"Nothing is lost: iteration {saved} is saved in {newest}."
     else:
         yield f"The last good checkpoint is {newest}; what came after iteration {saved} is lost."
-    yield f"Go on from there with: dgpo train --resume {run}"
+    yield f"Go on from there with: {resume}"
     if any(isinstance(cause, torch.OutOfMemoryError) for cause in (error, error.__cause__)):
         yield f"({LESS_MEMORY[:-1]})."
     if isinstance(error, NonFiniteError):

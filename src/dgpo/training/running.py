@@ -35,6 +35,7 @@ from dgpo.training.state import State, checkpoint_due, done
 from dgpo.training.taught import Taught
 from dgpo.training.update import improve, to_train
 from dgpo.types import Rollout
+from dgpo.utils.people import resuming
 
 
 class Result(NamedTuple):
@@ -204,7 +205,7 @@ class Running:
         newest = checkpoint.latest(self.folder)
         where = "There is no checkpoint, so it begins anew" if newest is None else f"The last checkpoint is {newest}"
         why = f"Weights are not finite ({', '.join(bad)}) and were not saved. " if bad else ""
-        return f"{why}{where}. Go on with: dgpo train --resume {self.folder}"
+        return f"{why}{where}. Go on with: {resuming(self.config.rewards, self.folder)}"
 
 
 def _close(callbacks: Callbacks, held: ExitStack) -> None:
@@ -239,7 +240,8 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         failure.clear(folder)
         interrupt.defer()
         rescuers = saving.rescuers(model, optimizer, state, config)
-        with rescue(folder, state, *rescuers, sharded=model.weights.sharded), told.closed():
+        resume = resuming(config.rewards, folder)
+        with rescue(folder, state, *rescuers, model.weights.sharded, resume), told.closed():
             with run.grace:
                 told.on_start(run)
                 if config.free_text_encoders:
@@ -261,6 +263,7 @@ def built_in(setup: Setup) -> list[Callback]:
         network_forwards(config, distributed.world_size()),
         partial(schedule.evaluations_ahead, config),
         sum(len(some) * config.images_of(name) for name, some in evaluated(inputs, config).items()),
+        inputs.people,
     )
     console = Console(config, setup.model, counts, inputs.doubts)
     told: list[Callback] = [console, ConstantRewards(console.constant)]

@@ -93,6 +93,11 @@ def require_processes(config: Config, processes: int, smallest_group: int | None
             f"redraw_groups={config.redraw_groups} may draw one group again, whose {config.group_size} images cannot "
             f"occupy {processes} processes; use at most {config.group_size} of them, or redraw_groups=0"
         )
+    if HUMAN in config.rewards and config.group_size < processes:
+        raise UserError(
+            f"groups that people are shown are drawn one at a time, and the {config.group_size} images of one cannot "
+            f"occupy {processes} processes; use at most {config.group_size} of them, or a larger group_size"
+        )
     images = config.num_groups * (smallest_group or config.group_size)
     if images < processes:
         raise UserError(

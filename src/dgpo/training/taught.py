@@ -11,6 +11,7 @@ Everything that a resumed run needs is in the run folder (teach/): drawn groups 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor
 
 from dgpo import distributed
-from dgpo.config import Config
+from dgpo.config import TRAINED, Config
 from dgpo.core import seeds
-from dgpo.data.own_prompts import TRAINED
 from dgpo.data.prompts import PromptSet
 from dgpo.data.sampler import PromptSampler
 from dgpo.models import VelocityModel
 from dgpo.models.text_cache import CondCache
+from dgpo.rewards.base import RewardError
+from dgpo.run.console import say
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.teach.groups import BLIND, LATENT_SPACE, TRAIN, Group, sha256
 from dgpo.teach.learned import Lessons, Update
@@ -35,10 +37,13 @@ from dgpo.training.draw import draw, for_evaluation, grid
 from dgpo.training.setup import Inputs
 from dgpo.training.sources import Sampled
 from dgpo.types import Rollout
+from dgpo.utils.people import WAITING
 from dgpo.utils.pictures import to_png
 
 PAUSE = 0.1
 """Seconds between two looks for answers."""
+TRIES = 10
+"""Groups in a row of which another reward drops pictures, after which the run gives up."""
 
 
 class Lesson(NamedTuple):
@@ -72,9 +77,14 @@ class Taught:
         self._used: set[int] | None = None  # groups that were learned from
         self._lesson: Lesson | None = None  # the next one
         self._drawn = 0  # images since the last update
+        self._dropped = 0  # groups, since the last that was shown
         if distributed.is_main():
             (run / LATENT_SPACE).parent.mkdir(exist_ok=True)
             (run / LATENT_SPACE).write_text(json.dumps(model.latent_space) + "\n", encoding="utf-8")
+            self._lessons.groups.tidy()
+            self._lessons.groups.all()
+            for why in self._lessons.groups.damaged.values():
+                say(f"warning: the run goes on without a group: {why}")
 
     def ready(self, iteration: int) -> bool:
         """Do the next piece of work, and return whether the answers for this iteration are there."""
@@ -107,13 +117,13 @@ class Taught:
             self._used = {number for update in lessons.updates.before(iteration) for number in update.new}
         teaching = lessons.teaching()
         new = [number for number in teaching if number not in self._used]
-        self._clock.tell("waiting for answers", min(len(new), config.num_groups), config.num_groups)
+        self._clock.tell(WAITING, min(len(new), config.num_groups), config.num_groups)
         if len(new) >= config.num_groups:
             return Task(lesson=self._lesson_of(new[: config.num_groups], teaching, iteration))
         if self._compares(iteration):
-            return Task(compare=lessons.groups.next_number())
+            return Task(compare=lessons.next_number())
         if len(lessons.waiting()) < config.human.ahead:
-            return Task(show=lessons.groups.next_number())
+            return Task(show=lessons.next_number())
         return Task()
 
     def _lesson_of(self, new: list[int], teaching: Sequence[int], iteration: int) -> Lesson:
@@ -149,8 +159,17 @@ class Taught:
         prompt, metadata = distributed.gather_objects(rows)[0]
         x0, images = distributed.all_gather_rows(drawn.x0), distributed.all_gather_rows(drawn.images)
         scores = {name: distributed.all_gather_rows(score).tolist() for name, score in drawn.scores.items()}
-        dropped = distributed.all_gather_rows(drawn.rewards).isnan().any()
-        if distributed.is_main() and not dropped:  # a picture that a reward dropped has no place in a group
+        dropped = bool(distributed.all_gather_rows(drawn.rewards).isnan().any())
+        self._dropped = self._dropped + 1 if dropped else 0
+        if self._dropped == TRIES:
+            raise distributed.shared(
+                RewardError(
+                    f"{TRIES} groups in a row had a picture that got no reward, and such a group is not shown to "
+                    "people: the rewards beside human failed, and their policy drops what fails. Prompts and images "
+                    "are kept in failures/ of the run; mend and resume"
+                )
+            )
+        if distributed.is_main() and not dropped:
             pictures = [to_png(image) for image in images]
             group = Group(
                 number=number,
@@ -159,7 +178,7 @@ class Taught:
                 metadata=metadata,
                 iteration=iteration,
                 images=tuple(map(sha256, pictures)),
-                scores={name: score for name, score in scores.items() if score == score},
+                scores={name: score for name, score in scores.items() if not any(map(math.isnan, score))},
             )
             known.add(group, pictures, x0)
 

@@ -35,7 +35,7 @@ export function updates({ updates: done, last, each }) {
 
 export function winRate({ win_rate: { share, low, high, of }, comparisons, step, compares }) {
   const every = `Told after every ${step} comparisons, so that none gives its answer away.`;
-  if (!of && !comparisons && !compares) return "This run makes no comparisons (human.blind_every is 0).";
+  if (!of && !comparisons && !compares) return "This run makes no comparisons: human.blind_every is 0, or all its prompts train.";
   if (!of) return comparisons ? `${many(comparisons, "comparison")} answered. ${every}` : "Now and then you are asked which of two pictures is better. Then it says here how often the trained model won.";
   const verdict = low > 0.5 ? "It is preferred to the base model." : high < 0.5 ? "The base model is preferred." : "That is too few, or too even, to tell which is better.";
   return `Of ${many(of, "comparison")} the trained model won ${Number((share * of).toFixed(1))}: ${signed(share)}, between ${percent(low)} and ${signed(high)}. ${verdict}`;
