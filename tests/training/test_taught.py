@@ -393,6 +393,7 @@ def test_no_time_is_foretold_where_people_decide_it(config, capsys):
     taught(config, Answers())
     printed = capsys.readouterr().out
     assert "iteration 3/3" in printed
+    assert f"or at: dgpo studio {config.out}" in printed
     assert " left" not in printed
 
 

@@ -102,6 +102,8 @@ class Console(Callback):
                 f"  begins with an evaluation of the model before any training: {self._counts.evaluated_images:,} "
                 f"images{later}"
             )
+        if self._counts.people and not run.done:
+            yield f"  people pick its pictures on the page that dgpo teach opens, or at: dgpo studio {run.folder}"
 
     def on_end(self, run: Progress) -> None:
         """Say where the page and the weights are, and which weights were evaluated as better."""
