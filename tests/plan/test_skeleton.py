@@ -199,3 +199,8 @@ def test_what_encodes_no_text_without_a_vocabulary_names_the_files_and_how_to_ge
         '--include "*.jinja"'
     )
     assert found.trained > 0
+
+
+def test_a_side_that_the_network_cannot_tile_is_told_without_weights(bare: Path, tmp_path: Path) -> None:
+    found = estimate(short(bare, tmp_path, resolution=72), 1, True, "a cat")
+    assert found.unknown == "resolution=72 does not fit this model: it draws multiples of 16 pixels up to 128"
