@@ -20,7 +20,7 @@ from dgpo.recipes import recipe
     [
         ("sd35l@24gb", "RTX 4090", 8.06, 20.8),
         ("flux_dev@24gb", "RTX 4090", 11.90, 17.1),
-        ("qwen_image", "A100-80", 20.43, 50.4),
+        ("qwen_image@80gb", "A100-80", 20.43, 50.4),
     ],
 )
 def test_a_recipe_fits_its_gpu(name: str, gpu: str, billions: float, gib: float, tmp_path: Path) -> None:

@@ -159,7 +159,10 @@ def test_every_family_but_pixart_has_a_recipe() -> None:
 def test_variants_change_memory_or_groups_and_not_the_method() -> None:
     for name in ("sd35m_ocr", "flux_dev"):
         base, small, spread = recipe(name), recipe(f"{name}@24gb"), recipe(f"{name}@8gpus")
-        assert base.algorithm == small.algorithm == spread.algorithm
+        large = recipe(f"{name}@80gb")
+        assert base.algorithm == small.algorithm == large.algorithm == spread.algorithm
+        assert (large.num_groups, large.group_size) == (base.num_groups, base.group_size)
+        assert 1 <= (large.micro_batch_size or 0) <= min(4, base.micro_batch_size or 4)
         assert (small.micro_batch_size, small.optimizer.name, small.num_groups) == (1, "adamw8bit", base.num_groups)
         assert spread.num_groups == 24
 

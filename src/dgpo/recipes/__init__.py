@@ -1,7 +1,7 @@
 """Recipes: functions that return a whole Config. The name on the command line is the function's.
 
-`NAME@24gb` and `NAME@8gpus` are a recipe of a published model, fitted to one 24 GB GPU or spread over eight. Listing
-the names imports nothing heavy.
+`NAME@24gb`, `NAME@80gb` and `NAME@8gpus` are a recipe of a published model, fitted to one GPU of that memory or spread
+over eight. Listing the names imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ RECIPES = {
     "words": "dgpo.recipes.words:words",
     **{name: f"dgpo.recipes.real:{name}" for name in _REAL},
 }
-VARIANTS = {"24gb": "dgpo.recipes.real:on_24_gb", "8gpus": "dgpo.recipes.real:on_8_gpus"}
+VARIANTS = {
+    "24gb": "dgpo.recipes.real:on_24_gb",
+    "80gb": "dgpo.recipes.real:on_80_gb",
+    "8gpus": "dgpo.recipes.real:on_8_gpus",
+}
 DEMOS = {"tiny-sd3": "tiny", "tiny-sd3-words": "words"}
 """The embedded models' own recipes."""
 

@@ -151,6 +151,17 @@ def on_24_gb(config: Config) -> Config:
     )
 
 
+def on_80_gb(config: Config) -> Config:
+    """The same run on one 80 GB GPU: at most four images at a time, activations computed again, no encoders."""
+    return replace(
+        config,
+        micro_batch_size=min(4, config.micro_batch_size or 4),
+        gradient_checkpointing=True,
+        free_text_encoders=True,
+        sampling=replace(config.sampling, batch_size=min(16, config.sampling.batch_size)),
+    )
+
+
 def on_8_gpus(config: Config) -> Config:
     """The same run for `torchrun --nproc_per_node 8`, with 24 groups in the place of 8: better, the authors say."""
     return replace(config, num_groups=3 * config.num_groups)
