@@ -427,3 +427,9 @@ def test_more_processes_than_pictures_of_a_group_are_refused(config):
     require_processes(config, 3)
     with pytest.raises(UserError, match=r"the 3 images of one cannot occupy 4 processes"):
         require_processes(config, 4)
+
+
+def test_an_evaluation_says_that_nobody_is_asked(config, capsys):
+    taught(replace(config, iterations=1), Answers())
+    assert main(["eval", config.out, "--eval-prompts", "some=prompts:trained", "--no-compare"]) == 0
+    assert "human: nobody is asked here; the win rate on the page" in capsys.readouterr().out

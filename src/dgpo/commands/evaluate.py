@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dgpo.commands.words import announce, take_flag
+from dgpo.utils.people import HUMAN
 
 if TYPE_CHECKING:
     from dgpo.training.apply import Scores
@@ -44,7 +45,10 @@ def run(given: list[str]) -> int:
         scores = apply.evaluate(source, config, compare=not alone, tell=tell)
     shown = _by_set(scores.metrics, config.rewards)
     tables = _changes(scores, shown) if scores.before else [_table(scores.metrics, shown)]
-    _print(scores.weights, tables, [f"before: what the run began with, {config.model}"] if scores.before else [])
+    notes = [f"before: what the run began with, {config.model}"] if scores.before else []
+    if HUMAN in config.rewards:
+        notes.append("human: nobody is asked here; the win rate on the page for teaching says what people prefer")
+    _print(scores.weights, tables, notes)
     return 0
 
 
