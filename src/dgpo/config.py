@@ -289,7 +289,7 @@ class Config:
 
     def is_deterministic(self) -> bool:
         """Whether the algorithm's rollouts are those of an ODE solver."""
-        if type(self.algorithm).sampler is base.Algorithm.sampler:  # which samples without noise
+        if getattr(type(self.algorithm), "sampler", None) is base.Algorithm.sampler:  # which samples without noise
             return True
         return self.algorithm.sampler(0, self.sampling.num_inference_steps, torch.Generator()) is None
 

@@ -31,7 +31,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, bool]]:
     def record(config: Config, resume: bool, overwrite: bool) -> SimpleNamespace:
         assert not overwrite
         seen.append((config, resume))
-        return SimpleNamespace(run=Path("runs/x"), iterations=3, interrupted=config.iterations == 7)
+        interrupted = config.iterations == 7
+        return SimpleNamespace(run=Path("runs/x"), iterations=3, interrupted=interrupted, requeue=False)
 
     monkeypatch.setattr("dgpo.training.loop.train", record)
     return seen

@@ -70,8 +70,10 @@ def test_with_the_extremes_of_each_group_or_without_equal_groups():
     equal = [NAN, 1, 1, 1, *DROPPED[4:]]
     found = with_advantages(rollout(equal), replace(AWM_CONFIG, drop_equal_groups=True))
     assert found.group_sizes.tolist() == [0, 4, 0]
-    assert of_one_size(found)
-    assert not of_one_size(with_advantages(rollout(DROPPED), AWM_CONFIG)), "the noise scale is not measured then"
+    assert of_one_size(found, AWM_CONFIG)
+    assert not of_one_size(with_advantages(rollout(DROPPED), AWM_CONFIG), AWM_CONFIG), (
+        "the noise scale is not measured then"
+    )
 
 
 def test_without_any_two_images_of_a_prompt_the_run_stops():

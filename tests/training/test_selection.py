@@ -210,7 +210,7 @@ def test_a_loss_that_compares_images_gives_a_whole_group_the_empty_prompt(fresh,
     model = fresh(config)
     rollout = rollout_of(model, replace(config, num_groups=2))
     rollout = rollout.rows(torch.arange(6).repeat(20))._replace(
-        image_index=torch.arange(120), group_index=torch.arange(120) // 3
+        num_groups=40, image_index=torch.arange(120), group_index=torch.arange(120) // 3
     )
     pooled = to_train(rollout, CondCache(model), config).cond.tensors["pooled"]
     dropped = (pooled == model.encode([""]).tensors["pooled"]).all(1).view(40, -1)

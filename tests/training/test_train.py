@@ -299,7 +299,7 @@ def test_ten_lines_of_python(tiny_folder, tmp_path, monkeypatch):
         reward_functions={"greenness": reward},
     )
     assert reward.seen == {"a cat", "a dog", "a cup"}
-    assert result == (tmp_path / "run", 2, {}, False)
+    assert result == (tmp_path / "run", 2, {}, False, False)
     assert [row["iteration"] for row in rows(result.run)] == [1, 2]
     assert (result.run / "final" / "pytorch_lora_weights.safetensors").is_file()
 
