@@ -17,7 +17,7 @@ studio: .venv/ready-studio  ## watch the runs in $(RUNS) in a browser
 	$(BIN)/dgpo studio $(RUNS)
 
 teach: .venv/ready-studio  ## teach the embedded model by picking pictures in a browser
-	$(BIN)/dgpo teach tiny-sd3
+	$(BIN)/dgpo teach tiny-sd3 || test $$? -eq 130  # Ctrl-C is how it ends
 
 test: .venv/ready-dev  ## the whole test suite, in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
