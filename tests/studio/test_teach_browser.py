@@ -384,6 +384,7 @@ def test_without_the_token_an_answer_is_not_sent_and_says_why(serve, visit, run:
     )
     assert mark(page, 0) == "good"
     assert lines(run) == []
+    page.close()  # which asks for the status every two seconds, and is refused each time
     visit.wrong.clear()
 
 
