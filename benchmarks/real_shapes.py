@@ -15,33 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))  # tokenizers and the tiny pipelines
-
-SD35M: dict[str, Any] = {  # transformer/config.json of stabilityai/stable-diffusion-3.5-medium
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
-VAE: dict[str, Any] = {  # of both: vae/config.json
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "sample_size": 1024,
-}
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))  # shapes, tokenizers and the tiny pipelines
 
 
 def made(name: str, device: torch.device) -> Any:
@@ -107,6 +81,7 @@ def text_parts(device: torch.device) -> dict[str, Any]:
 
 def autoencoder(device: torch.device, scaling_factor: float, shift_factor: float) -> Any:
     from diffusers import AutoencoderKL
+    from published import VAE
 
     with device:
         return AutoencoderKL(**VAE, scaling_factor=scaling_factor, shift_factor=shift_factor)
@@ -115,6 +90,7 @@ def autoencoder(device: torch.device, scaling_factor: float, shift_factor: float
 def sd35m(device: torch.device) -> Any:
     """2.2 billion parameters."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from published import SD35M
 
     text = text_parts(device)
     with in_bf16(device):

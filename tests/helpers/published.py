@@ -20,7 +20,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, Qwen2_5_VLConfig, T5Config
 
-_VAE: dict[str, Any] = {
+VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -29,8 +29,21 @@ _VAE: dict[str, Any] = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
     "sample_size": 1024,
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
+}
+SD35M: dict[str, Any] = {  # transformer/config.json of stabilityai/stable-diffusion-3.5-medium
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
 }
 _SD35L: dict[str, Any] = {
     "sample_size": 128,
@@ -51,7 +64,7 @@ _SD35L: dict[str, Any] = {
 def sd35l(folder: Path) -> Path:
     """Stable Diffusion 3.5 large: 8.1 billion parameters beside two CLIPs and T5-XXL."""
     with torch.device("meta"):
-        parts = {"transformer": SD3Transformer2DModel(**_SD35L), "vae": AutoencoderKL(**_VAE)}
+        parts = {"transformer": SD3Transformer2DModel(**_SD35L), "vae": AutoencoderKL(**VAE)}
     clip = "CLIPTextModelWithProjection"
     texts = {"text_encoder": (clip, _clip_l()), "text_encoder_2": (clip, _clip_g()), "text_encoder_3": _t5()}
     tokenizers = {"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": 512}
@@ -61,7 +74,7 @@ def sd35l(folder: Path) -> Path:
 def flux_dev(folder: Path) -> Path:
     """FLUX.1 [dev]: 11.9 billion parameters beside CLIP and T5-XXL."""
     with torch.device("meta"):
-        parts = {"transformer": FluxTransformer2DModel(guidance_embeds=True), "vae": AutoencoderKL(**_VAE)}
+        parts = {"transformer": FluxTransformer2DModel(guidance_embeds=True), "vae": AutoencoderKL(**VAE)}
     texts = {"text_encoder": ("CLIPTextModel", _clip_l()), "text_encoder_2": _t5()}
     tokenizers = {"tokenizer": 77, "tokenizer_2": 512}
     return _save(folder, "FluxPipeline", parts, texts, tokenizers, shift=3.0, use_dynamic_shifting=True)

@@ -8,25 +8,10 @@ import peft
 import pytest
 import torch
 from diffusers import SD3Transformer2DModel
+from published import SD35M
 
 from dgpo.models.sd3 import SD3
 from dgpo.recipes import recipe
-
-SHAPE: dict[str, Any] = {  # transformer/config.json of stabilityai/stable-diffusion-3.5-medium
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +24,7 @@ SHAPE: dict[str, Any] = {  # transformer/config.json of stabilityai/stable-diffu
 def test_trained_parameters_are_the_authors(targets: Any, millions: float) -> None:
     lora = recipe("sd35m_ocr").lora
     with torch.device("meta"):
-        network = SD3Transformer2DModel(**SHAPE)
+        network = SD3Transformer2DModel(**SD35M)
         network.requires_grad_(False)
         settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(targets))
         network.add_adapter(settings)

@@ -37,13 +37,15 @@ def export(run: Path, config: Mapping[str, Any], folder: Path) -> int:
         raise UserError(
             f"no group of {run} has an answer that prefers one picture to another: there is nothing to write"
         )
+    answers = lessons.answered()
+    scores = {number: lessons.scores(number, answers[number]) or {} for number in answered}
     dataset.require_new(folder)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     try:
         space = json_object(read_text(run / LATENT_SPACE), str(run / LATENT_SPACE))
         shutil.rmtree(unfinished, ignore_errors=True)
-        dataset.write_groups(unfinished, _groups(lessons, answered), space, {"run": run.name, "model": config["model"]})
-        _write_pictures(lessons, answered, unfinished)
+        dataset.write_groups(unfinished, _groups(lessons, scores), space, {"run": run.name, "model": config["model"]})
+        _write_pictures(lessons, answers, scores, unfinished)
         shutil.copyfile(lessons.picks.path, unfinished / picks.NAME)
         unfinished.rename(folder)
     except OSError as error:
@@ -53,36 +55,31 @@ def export(run: Path, config: Mapping[str, Any], folder: Path) -> int:
     return len(answered)
 
 
-def _groups(lessons: Lessons, numbers: Sequence[int]) -> Iterator[dataset.Group]:
-    names = dict.fromkeys(name for number in numbers for name in _scores(lessons, number))
-    for number in numbers:
-        group, scores = lessons.groups.all()[number], _scores(lessons, number)
+def _groups(lessons: Lessons, scores: Mapping[int, dict[str, list[float]]]) -> Iterator[dataset.Group]:
+    names = [name for name in next(iter(scores.values())) if all(name in own for own in scores.values())]
+    for number, own in scores.items():
+        group = lessons.groups.all()[number]
         yield dataset.Group(
             prompt=group.prompt,
             metadata=group.metadata,
             x0=lessons.groups.x0(number),
-            rewards=torch.tensor(lessons.rewards(scores)),
-            scores={
-                name: torch.tensor(scores[name]) for name in names if all(name in _scores(lessons, n) for n in numbers)
-            },
+            rewards=torch.tensor(lessons.rewards(own)),
+            scores={name: torch.tensor(own[name]) for name in names},
         )
 
 
-def _scores(lessons: Lessons, number: int) -> dict[str, list[float]]:
-    return lessons.scores(number, lessons.answered()[number]) or {}
-
-
-def _write_pictures(lessons: Lessons, numbers: Sequence[int], folder: Path) -> None:
+def _write_pictures(
+    lessons: Lessons, answers: Mapping[int, list[Pick]], scores: Mapping[int, dict[str, list[float]]], folder: Path
+) -> None:
     (folder / "pictures").mkdir()
     with open(folder / "pictures.jsonl", "w", encoding="utf-8") as lines:
-        for number in numbers:
-            group, given = lessons.groups.all()[number], lessons.answered()[number]
-            rewards = lessons.rewards(_scores(lessons, number))
+        for number, own in scores.items():
+            group, rewards = lessons.groups.all()[number], lessons.rewards(own)
             for picture in range(group.size):
                 name, source = f"pictures/{number:06d}-{picture}.png", lessons.groups.picture(number, picture)
                 assert source is not None, "the group is whole"
                 shutil.copyfile(source, folder / name)
-                line = {"file": name, **_told(group, given, picture), "reward": rewards[picture]}
+                line = {"file": name, **_told(group, answers[number], picture), "reward": rewards[picture]}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

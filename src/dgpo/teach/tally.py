@@ -7,7 +7,8 @@ answers order: the share that they order alike, 1/2 by chance.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -91,14 +92,9 @@ def people(picks: Mapping[Question, Pick]) -> dict[str, dict[str, Any]]:
     seconds: dict[str, list[float]] = {}
     for question, pick in picks.items():
         seconds.setdefault(question.who, []).append(pick.seconds)
-    return {who: {"answers": len(took), "seconds": _median(took)} for who, took in seconds.items()}
+    return {who: {"answers": len(took), "seconds": statistics.median(took)} for who, took in seconds.items()}
 
 
 def _share(pairs: Iterable[tuple[int, int]]) -> Share:
     together = [sum(column) for column in zip(*pairs)] or [0, 0]
     return wilson(together[0], together[1])
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered, middle = sorted(values), len(values) // 2
-    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
