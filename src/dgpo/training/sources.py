@@ -10,7 +10,8 @@ the next is sampled.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -160,42 +161,78 @@ class Replayed:
         return True
 
     def next(self, iteration: int) -> Rollout:
-        model, dataset, config = self._model, self._dataset, self._config
-        device, sizes = model.device, dataset.sizes
-        groups = self.sampler.next(config.num_groups)
-        everyone = [(place, member) for place, group in enumerate(groups) for member in range(sizes[group])]
-        mine = everyone[distributed.shard(len(everyone))]
-        places = list(dict.fromkeys(place for place, _ in mine))
-        members = {place: [member for other, member in mine if other == place] for place in places}
-        rows = dataset.prompts.subset(groups[place] for place, _ in mine)
-        group_index, member = torch.tensor(mine).unbind(1)
+        dataset, model, config = self._dataset, self._model, self._config
+        stored = [
+            Stored(
+                dataset.prompts.prompts[group],
+                dataset.prompts.metadata[group],
+                dataset.rewards(group),
+                dataset.scores(group),
+                partial(dataset.x0, group, model=model),
+            )
+            for group in self.sampler.next(config.num_groups)
+        ]
+        return with_advantages(of_stored(stored, iteration, model, self._encode, config, self._clock), config)
 
-        def labels(of: Callable[[int], Tensor]) -> Tensor:
-            return torch.cat([of(groups[place])[members[place]] for place in places])
 
-        def read() -> tuple[Tensor, Cond]:
-            x0 = torch.cat([dataset.x0(groups[place], members[place], model) for place in places])
-            return x0, self._encode(rows.prompts).to(device)
+class Stored(NamedTuple):
+    """A group whose images were drawn before."""
 
-        with self._clock.phase("rollout"):
-            self._clock.tell("reading", 0, len(rows))
-            x0, cond = distributed.together(read)
-        rollout = Rollout(
-            iteration=iteration,
-            num_groups=len(groups),
-            group_sizes=torch.tensor([sizes[group] for group in groups], device=device),
-            prompts=rows.prompts,
-            metadata=rows.metadata,
-            group_index=group_index.to(device),
-            image_index=(group_index * config.group_size + member).to(device),
-            cond=cond,
-            sigmas=grid(model, config.sampling),
-            guidance_scale=config.sampling.guidance_scale,
-            x0=x0,
-            images=torch.empty(len(rows), 0),
-            scores={name: labels(lambda group, name=name: dataset.scores(group)[name]) for name in dataset.scores(0)},
-            rewards=labels(dataset.rewards).to(device),
-            advantages=torch.zeros(len(rows), device=device),
-            trained=torch.ones(len(rows), dtype=torch.bool, device=device),
-        )
-        return with_advantages(rollout, config)
+    prompt: str
+    metadata: dict[str, Any]
+    rewards: Tensor  # (G,) fp32, CPU
+    scores: dict[str, Tensor]  # name -> (G,)
+    x0: Callable[[Sequence[int]], Tensor]  # members -> (len(members), *latent), on the model's device
+
+
+def of_stored(
+    groups: Sequence[Stored],
+    iteration: int,
+    model: VelocityModel,
+    encode: CondCache,
+    config: Config,
+    clock: Stopwatch,
+) -> Rollout:
+    """This rank's share of the images of these groups, without advantages. NaN where a group lacks a score."""
+    device, sizes = model.device, [len(group.rewards) for group in groups]
+    everyone = [(place, member) for place, size in enumerate(sizes) for member in range(size)]
+    mine = everyone[distributed.shard(len(everyone))]
+    places = dict.fromkeys(place for place, _ in mine)
+    members = {place: [member for other, member in mine if other == place] for place in places}
+    prompts = [groups[place].prompt for place, _ in mine]
+    group_index, member = torch.tensor(mine).unbind(1)
+
+    def labels(of: Callable[[Stored], Tensor]) -> Tensor:
+        return torch.cat([of(groups[place])[members[place]] for place in places])
+
+    def read() -> tuple[Tensor, Cond]:
+        x0 = torch.cat([groups[place].x0(members[place]) for place in places])
+        return x0, encode(prompts).to(device)
+
+    with clock.phase("rollout"):
+        clock.tell("reading", 0, len(mine))
+        x0, cond = distributed.together(read)
+    names = dict.fromkeys(name for group in groups for name in group.scores)
+    return Rollout(
+        iteration=iteration,
+        num_groups=len(groups),
+        group_sizes=torch.tensor(sizes, device=device),
+        prompts=prompts,
+        metadata=[groups[place].metadata for place, _ in mine],
+        group_index=group_index.to(device),
+        image_index=(group_index * config.group_size + member).to(device),
+        cond=cond,
+        sigmas=grid(model, config.sampling),
+        guidance_scale=config.sampling.guidance_scale,
+        x0=x0,
+        images=torch.empty(len(mine), 0),
+        scores={name: labels(partial(_score, name)) for name in names},
+        rewards=labels(lambda group: group.rewards).to(device),
+        advantages=torch.zeros(len(mine), device=device),
+        trained=torch.ones(len(mine), dtype=torch.bool, device=device),
+    )
+
+
+def _score(name: str, group: Stored) -> Tensor:
+    """(G,)."""
+    return group.scores.get(name, torch.full_like(group.rewards, torch.nan))

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from dgpo import distributed
 from dgpo.config import TRAINED, Config
@@ -33,9 +33,9 @@ from dgpo.run.stopwatch import Stopwatch
 from dgpo.teach.groups import BLIND, LATENT_SPACE, TRAIN, Group, sha256
 from dgpo.teach.learned import Lessons, Update
 from dgpo.training.compare import with_advantages
-from dgpo.training.draw import draw, for_evaluation, grid
+from dgpo.training.draw import draw, for_evaluation
 from dgpo.training.setup import Inputs
-from dgpo.training.sources import Sampled
+from dgpo.training.sources import Sampled, Stored, of_stored
 from dgpo.types import Rollout
 from dgpo.utils.people import WAITING
 from dgpo.utils.pictures import to_png
@@ -55,12 +55,19 @@ class Lesson(NamedTuple):
     scores: dict[int, dict[str, list[float]]]
 
 
+class New(NamedTuple):
+    """A group that is to be drawn."""
+
+    kind: str  # train or blind
+    number: int
+    before: int  # groups of its kind that there are
+
+
 class Task(NamedTuple):
-    """The next piece of work. All None: there is nothing to do but wait."""
+    """The next piece of work. Both None: there is nothing to do but wait."""
 
     lesson: Lesson | None = None
-    show: int | None = None  # draw the group of this number
-    compare: int | None = None  # draw the comparison of this number
+    draw: New | None = None
 
 
 class Taught:
@@ -72,7 +79,7 @@ class Taught:
         self._model, self._encode, self._config, self._clock = model, encode, config, clock
         self._sampled = Sampled(model, inputs.reward, inputs.prompts, encode, config, clock)
         self.sampler = self._sampled.sampler
-        self._prompts, self._held_out = inputs.prompts, held_out(inputs)
+        self._held_out = held_out(inputs)
         self._lessons = Lessons(run, config.rewards)
         self._used: set[int] | None = None  # groups that were learned from
         self._lesson: Lesson | None = None  # the next one
@@ -91,10 +98,8 @@ class Taught:
         mine = distributed.together(lambda: [self._task(iteration)] if distributed.is_main() else [])
         task: Task = distributed.gather_objects(mine)[0]
         self._lesson = task.lesson
-        if task.show is not None:
-            self._show(task.show, iteration)
-        elif task.compare is not None:
-            self._compare(task.compare, iteration)
+        if task.draw is not None:
+            (self._compare if task.draw.kind == BLIND else self._show)(task.draw, iteration)
         elif task.lesson is None:
             time.sleep(PAUSE)
         return task.lesson is not None
@@ -120,10 +125,11 @@ class Taught:
         self._clock.tell(WAITING, min(len(new), config.num_groups), config.num_groups)
         if len(new) >= config.num_groups:
             return Task(lesson=self._lesson_of(new[: config.num_groups], teaching, iteration))
-        if self._compares(iteration):
-            return Task(compare=lessons.next_number())
+        drawn = Counter(group.kind for group in lessons.groups.all().values())
+        if self._compares(iteration, drawn[BLIND]):
+            return Task(draw=New(BLIND, lessons.next_number(), drawn[BLIND]))
         if len(lessons.waiting()) < config.human.ahead:
-            return Task(show=lessons.next_number())
+            return Task(draw=New(TRAIN, lessons.next_number(), drawn[TRAIN]))
         return Task()
 
     def _lesson_of(self, new: list[int], teaching: Sequence[int], iteration: int) -> Lesson:
@@ -138,22 +144,18 @@ class Taught:
         rewards = {number: self._lessons.rewards(own) for number, own in scores.items()}
         return Lesson(new, earlier, rewards, scores)
 
-    def _compares(self, iteration: int) -> bool:
+    def _compares(self, iteration: int, compared: int) -> bool:
         """Whether a comparison is due: one for every so many answers, once there was an update."""
-        every, groups = self._config.human.blind_every, self._lessons.groups.all()
+        every = self._config.human.blind_every
         if not every or not iteration or not len(self._held_out) or "ref" not in self._model.weights.names:
             return False
-        compared = sum(group.kind == BLIND for group in groups.values())
         return compared < len(self._lessons.answered()) // every
 
-    def _show(self, number: int, iteration: int) -> None:
+    def _show(self, new: New, iteration: int) -> None:
         """Draw a group and let people see it, with what other rewards say."""
-        config, known = self._config, self._lessons.groups
-        shown = distributed.gather_objects(
-            [sum(group.kind == TRAIN for group in known.all().values())] if distributed.is_main() else []
-        )[0]
-        self.sampler.position = max(self.sampler.position, shown)  # a resumed run goes on with other prompts
-        drawn = self._sampled.sample([0], number, config.algorithm.rollout_weights(iteration))
+        config = self._config
+        self.sampler.position = max(self.sampler.position, new.before)  # a resumed run goes on with other prompts
+        drawn = self._sampled.sample([0], new.number, config.algorithm.rollout_weights(iteration))
         self._drawn += config.group_size
         rows = [*zip(drawn.prompts, drawn.metadata)]
         prompt, metadata = distributed.gather_objects(rows)[0]
@@ -172,7 +174,7 @@ class Taught:
         if distributed.is_main() and not dropped:
             pictures = [to_png(image) for image in images]
             group = Group(
-                number=number,
+                number=new.number,
                 kind=TRAIN,
                 prompt=prompt,
                 metadata=metadata,
@@ -180,29 +182,27 @@ class Taught:
                 images=tuple(map(sha256, pictures)),
                 scores={name: score for name, score in scores.items() if not any(map(math.isnan, score))},
             )
-            known.add(group, pictures, x0)
+            self._lessons.groups.add(group, pictures, x0)
 
-    def _compare(self, number: int, iteration: int) -> None:
+    def _compare(self, new: New, iteration: int) -> None:
         """Draw a held-out prompt by the base and the averaged weights, from the same noise, in an order of chance."""
         model, config = self._model, self._config
-        groups = self._lessons.groups
-        before = [sum(group.kind == BLIND for group in groups.all().values())] if distributed.is_main() else []
         order = PromptSampler(len(self._held_out), config.seed)
-        order.position = distributed.gather_objects(before)[0]
+        order.position = new.before
         some = self._held_out.subset(order.next(1))
         cond = self._encode(some.prompts)
 
         def picture(weights: str) -> bytes:
-            stream = seeds.generator(config.seed, "comparison", number)
+            stream = seeds.generator(config.seed, "comparison", new.number)
             (drawn,) = draw(model, cond, [stream], for_evaluation(config.sampling), weights)
             return to_png(drawn.images[0])
 
         sides = [picture("ref"), picture("ema")]
-        now = int(torch.randint(2, (1,), generator=seeds.generator(config.seed, "sides", number)))
+        now = int(torch.randint(2, (1,), generator=seeds.generator(config.seed, "sides", new.number)))
         pictures = sides if now else sides[::-1]
         if distributed.is_main():
             group = Group(
-                number=number,
+                number=new.number,
                 kind=BLIND,
                 prompt=some.prompts[0],
                 metadata=some.metadata[0],
@@ -210,49 +210,25 @@ class Taught:
                 images=tuple(map(sha256, pictures)),
                 now=now,
             )
-            groups.add(group, pictures, None)
+            self._lessons.groups.add(group, pictures, None)
 
     def _rollout(self, lesson: Lesson, iteration: int) -> Rollout:
         """This rank's share of the images of a lesson."""
-        model, config, size = self._model, self._config, self._config.group_size
-        numbers = lesson.new + lesson.earlier
-        groups = distributed.together(lambda: {number: self._lessons.groups.all()[number] for number in numbers})
-        everyone = [(place, member) for place in range(len(numbers)) for member in range(size)]
-        mine = everyone[distributed.shard(len(everyone))]
-        prompts = [groups[numbers[place]].prompt for place, _ in mine]
-        group_index, member = torch.tensor(mine).unbind(1)
+        model, groups = self._model, self._lessons.groups
 
-        def read() -> Tensor:
-            whole = {place: self._lessons.groups.x0(numbers[place]) for place in dict.fromkeys(p for p, _ in mine)}
-            return torch.stack([whole[place][member] for place, member in mine]).to(model.device)
+        def stored(number: int) -> Stored:
+            group = groups.all()[number]
+            return Stored(
+                group.prompt,
+                group.metadata,
+                torch.tensor(lesson.rewards[number]),
+                {name: torch.tensor(score) for name, score in lesson.scores[number].items()},
+                lambda members: groups.x0(number)[members].to(model.device),
+            )
 
-        def labels(values: Mapping[int, Sequence[float]]) -> Tensor:
-            nothing = [float("nan")] * size
-            return torch.tensor([values.get(numbers[place], nothing)[member] for place, member in mine])
-
-        with self._clock.phase("rollout"):
-            x0 = distributed.together(read)
-            cond = distributed.together(lambda: self._encode(prompts).to(model.device))
-        names = dict.fromkeys(name for own in lesson.scores.values() for name in own)
-        return Rollout(
-            iteration=iteration,
-            num_groups=len(numbers),
-            group_sizes=torch.full((len(numbers),), size, device=model.device),
-            prompts=prompts,
-            metadata=[groups[numbers[place]].metadata for place, _ in mine],
-            group_index=group_index.to(model.device),
-            image_index=(group_index * size + member).to(model.device),
-            cond=cond,
-            sigmas=grid(model, config.sampling),
-            guidance_scale=config.sampling.guidance_scale,
-            x0=x0,
-            images=torch.empty(len(mine), 0),
-            scores={name: labels({n: own[name] for n, own in lesson.scores.items() if name in own}) for name in names},
-            rewards=labels(lesson.rewards).to(model.device),
-            advantages=torch.zeros(len(mine), device=model.device),
-            trained=torch.ones(len(mine), dtype=torch.bool, device=model.device),
-            drawn=self._drawn,
-        )
+        own = distributed.together(lambda: [stored(number) for number in lesson.new + lesson.earlier])
+        rollout = of_stored(own, iteration, model, self._encode, self._config, self._clock)
+        return rollout._replace(drawn=self._drawn)
 
 
 def held_out(inputs: Inputs) -> PromptSet:
