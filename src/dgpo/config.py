@@ -134,6 +134,8 @@ class Human:
 
 HELD_OUT, TRAINED = "prompts:held_out", "prompts:trained"
 """Sources of `eval_prompts`: parts of a run's own prompts."""
+AUTO: Literal["auto"] = "auto"
+"""`resume` that creates a run, or continues it where it is there."""
 AUTOMATIC = {"auto": "prompts"}
 """`eval_prompts` where none are given. A run puts the set there that its prompts allow: data/own_prompts.py."""
 

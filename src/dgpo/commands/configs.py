@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, stand_in
 from dgpo.commands.parse import parse
 from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
-from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, load_yaml
+from dgpo.config import AUTO, AUTOMATIC, MAY_CHANGE, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import DEMOS, fitting, recipe
@@ -17,8 +18,6 @@ from dgpo.rewards.registry import OF_WORLDS
 from dgpo.utils.files import json_object, read_text
 from dgpo.utils.imports import is_path
 from dgpo.utils.places import locate
-
-AUTO = "auto"
 
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
@@ -72,7 +71,23 @@ def for_own_prompts(base: Config, given: list[str]) -> Config:
     return replace(base, eval_prompts=AUTOMATIC.copy(), eval_rewards=watched)
 
 
-def require_no_run_called_auto() -> None:
+def new_or_resumed(
+    given: list[str], needs: str, usage: str, new: Callable[[list[str]], Config]
+) -> tuple[Config, bool | Literal["auto"]]:
+    """Take --resume out of the command line: the config of a run, and `resume` as `train` takes it.
+
+    needs: what stands behind --resume; usage: of a run that goes on; new: reads the config where no run is named
+    """
+    run, rest = take_option(given, "--resume", needs)
+    if run is None:
+        return new(rest), False
+    if run != AUTO:
+        return resumed_config(run, rest, usage), True
+    _require_no_run_called_auto()
+    return new(rest), AUTO
+
+
+def _require_no_run_called_auto() -> None:
     """Refuse `--resume auto` where it may mean a run folder."""
     if Path(AUTO, "config.yaml").is_file():
         raise UserError(

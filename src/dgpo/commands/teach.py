@@ -38,15 +38,12 @@ def run(given: list[str]) -> int:
 
 
 def _teach(given: list[str]) -> int:
-    from dgpo.commands.configs import AUTO, require_no_run_called_auto, resumed_config
+    from dgpo.commands.configs import new_or_resumed
 
-    resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny-sd3-human")
-    overwrite, rest = take_flag(rest, "--overwrite")
+    overwrite, rest = take_flag(given, "--overwrite")
     options, rest = _page_options(rest)
-    if resume == AUTO:
-        require_no_run_called_auto()
-    new = resume in (None, AUTO)
-    config = _new_config(rest) if new else resumed_config(resume, rest, "dgpo teach --resume RUN")
+    needs = "a run folder: --resume runs/tiny-sd3-human, or auto"
+    config, resume = new_or_resumed(rest, needs, "dgpo teach --resume RUN", _new_config)
     _require_people(config)
     with Extra("studio", "dgpo teach"):
         import starlette  # noqa: F401 (before the model is loaded)
@@ -65,9 +62,7 @@ def _teach(given: list[str]) -> int:
                 if distributed.is_main():
                     held.enter_context(beside(run.folder, options))
 
-        result = train(
-            config, callbacks=[Page()], resume=AUTO if resume == AUTO else resume is not None, overwrite=overwrite
-        )
+        result = train(config, callbacks=[Page()], resume=resume, overwrite=overwrite)
     if result.interrupted:
         print(
             f"Stopped after update {result.iterations}. Go on with: dgpo teach --resume {result.run}\n"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dgpo.commands.words import announce, take_flag, take_option
+from typing import TYPE_CHECKING
+
+from dgpo.commands.words import announce, take_flag
 from dgpo.run.interrupt import REQUEUE, STOPPED, Interrupt
+
+if TYPE_CHECKING:
+    from dgpo.config import Config
 
 USAGE = {
     "dgpo train [RECIPE|FILE.yaml] [--FIELD VALUE ...]": "train a model; no argument: recipe tiny; "
@@ -24,17 +29,12 @@ def run(given: list[str]) -> int:
 
 
 def _train(given: list[str]) -> int:
-    from dgpo.commands.configs import AUTO, recipe_config, require_no_run_called_auto, resumed_config
+    from dgpo.commands.configs import new_or_resumed
 
-    resume, rest = take_option(given, "--resume", "a run folder: --resume runs/tiny, or auto")
-    dry, rest = take_flag(rest, "--dry-run")
+    dry, rest = take_flag(given, "--dry-run")
     overwrite, rest = take_flag(rest, "--overwrite")
-    if resume == AUTO:
-        require_no_run_called_auto()
-    if resume in (None, AUTO):
-        config = recipe_config(rest, "dgpo train [RECIPE|FILE.yaml]", _help())
-    else:
-        config = resumed_config(resume, rest, "dgpo train --resume RUN")
+    needs, usage = "a run folder: --resume runs/tiny, or auto", "dgpo train --resume RUN"
+    config, resume = new_or_resumed(rest, needs, usage, _new_config)
     if dry:
         from dgpo.training.dry_run import dry_run
 
@@ -43,11 +43,17 @@ def _train(given: list[str]) -> int:
         return 0
     from dgpo.training.loop import train
 
-    result = train(config, resume=AUTO if resume == AUTO else resume is not None, overwrite=overwrite)
+    result = train(config, resume=resume, overwrite=overwrite)
     if result.interrupted:
         print(f"Stopped after iteration {result.iterations}. Continue with: dgpo train --resume {result.run}")
         return REQUEUE if result.requeue else STOPPED
     return 0
+
+
+def _new_config(given: list[str]) -> Config:
+    from dgpo.commands.configs import recipe_config
+
+    return recipe_config(given, "dgpo train [RECIPE|FILE.yaml]", _help())
 
 
 def _help() -> str:

@@ -21,14 +21,14 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from dgpo import distributed
-from dgpo.config import Config
+from dgpo.config import AUTO, Config
 from dgpo.config_checks import require_complete
 from dgpo.models import VelocityModel
 from dgpo.rewards.base import Reward
 from dgpo.run.callbacks import Callback
 from dgpo.run.interrupt import Interrupt
 from dgpo.training.metrics import describe
-from dgpo.training.requeue import AUTO, created_or_continued
+from dgpo.training.requeue import created_or_continued
 from dgpo.training.running import Result, start
 from dgpo.training.setup import prepare
 

@@ -15,8 +15,6 @@ from dgpo.training.running import Result
 from dgpo.training.state import State, done
 from dgpo.utils.devices import device_of, precision_of
 
-AUTO = "auto"
-
 
 def created_or_continued(config: Config) -> tuple[Config, bool, Result | None]:
     """The config with its folder, whether that holds a run, and the result of one that has nothing left to do.
