@@ -161,7 +161,7 @@ def test_a_signal_stops_all_runs_and_a_second_one_at_once(polite: bool, heard: l
 
 @pytest.mark.slow
 def test_a_run_stops_when_the_process_that_started_it_is_gone() -> None:
-    code = "import threading, time; from dgpo.bench.worker import _follow_parent\n_follow_parent(); time.sleep(60)"
+    code = "import signal, time; from dgpo.utils.parent import end_with_parent\nend_with_parent(signal.SIGTERM); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert child.stdin is not None
     child.stdin.close()

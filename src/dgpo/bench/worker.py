@@ -6,18 +6,17 @@ Exit code 0: it has its result; 130: it was stopped and saved; 1 or 2: it failed
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import threading
 
 from dgpo.bench.run import Job, run_job
 from dgpo.errors import RunFailed, UserError
+from dgpo.utils.parent import end_with_parent
 
 
 def main(words: str) -> int:
     """Run or continue the job that `words` describe."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    end_with_parent(signal.SIGTERM)
     given = json.loads(words)
     try:
         return 0 if run_job(Job(**given["job"]), given["out"], given["device"]) else 130
@@ -27,13 +26,6 @@ def main(words: str) -> int:
     except KeyboardInterrupt as stop:
         print(f"dgpo: {stop}", file=sys.stderr)
         return 130
-
-
-def _follow_parent() -> None:
-    """Stop, as a signal would, once the process that holds the other end of the standard input is gone."""
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

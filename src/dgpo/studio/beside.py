@@ -8,11 +8,9 @@ Its standard input is a pipe from the training. The pipe closes however that end
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +19,7 @@ from urllib.parse import quote
 
 from dgpo.errors import UserError
 from dgpo.studio.options import Options
+from dgpo.utils.parent import end_with_parent
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def beside(run: Path, options: Options) -> Iterator[None]:
 def main() -> int:
     """Serve until the pipe closes."""
     run, options = Path(sys.argv[1]), Options(**json.loads(sys.argv[2]))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGINT)
     try:
         from dgpo.studio.serve import serve
 
@@ -58,11 +57,6 @@ def main() -> int:
     except KeyboardInterrupt:  # the training ended before there was a page
         pass
     return 0
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":
