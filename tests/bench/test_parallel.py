@@ -161,7 +161,8 @@ def test_a_signal_stops_all_runs_and_a_second_one_at_once(polite: bool, heard: l
 
 @pytest.mark.slow
 def test_a_run_stops_when_the_process_that_started_it_is_gone() -> None:
-    code = "import signal, time; from dgpo.utils.parent import end_with_parent\nend_with_parent(signal.SIGTERM); time.sleep(60)"
+    lines = ("import signal, time", "from dgpo.utils.parent import end_with_parent")
+    code = "\n".join((*lines, "end_with_parent(signal.SIGTERM)", "time.sleep(60)"))
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert child.stdin is not None
     child.stdin.close()
