@@ -193,6 +193,9 @@ class Config:
     offload: Literal["none", "parts"] = "none"
     """parts: what is frozen lives in host memory, and the text encoders, the network and the autoencoder visit the GPU
     one after another: the same results, less memory, more time."""
+    averages: Literal["device", "host"] = "device"
+    """host: the averages of the trained weights, old and ema, live in host memory and visit the GPU to draw and to
+    follow the policy: the same results, less memory, more time."""
     prompt_cache: str | None = None
     """A folder that keeps encoded prompts for later runs; None: in memory, for this run."""
 
@@ -322,6 +325,7 @@ MAY_CHANGE = (
     "gradient_checkpointing",
     "shard",
     "offload",
+    "averages",
     "vae_slicing",
     "license",
     "push_to_hub",

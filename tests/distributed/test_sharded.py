@@ -210,6 +210,24 @@ def test_no_rank_ever_holds_all_weights(tmp_path: Path) -> None:
         assert most < 0.25 * all_of_them
 
 
+@pytest.mark.parametrize("name", ["dgpo", "uneven, full", "uneven, lora"])
+def test_averages_on_the_host_change_nothing(folders: tuple[Path, Path], name: str, tmp_path: Path) -> None:
+    """Each rank's rows visit; those of a LoRA stay with the network, with which they are gathered."""
+    usual = load_yaml(folders[1] / name / "config.yaml")
+    ranks.together(2, ranks.visited, replace(usual, averages="host", out=str(tmp_path / name)))
+    assert_same_run(tmp_path / name, folders[1] / name, 2)
+    for rank in (0, 1):
+        after, most = json.loads((tmp_path / f"{name}-visited-{rank}.json").read_text())
+        held = ranks.held(tmp_path / name, rank)
+        assert after == 0
+        assert held["gradients"] == 0
+        if name == "uneven, lora":
+            assert most == 0
+        else:
+            share = ranks.held(folders[1] / name, rank)["gradients"]
+            assert share <= most < 1.2 * share, "one average's rows, and their padding"
+
+
 # --- checkpoints
 
 

@@ -97,7 +97,49 @@ def test_compiled_blocks_answer_as_others_do(device: str, tiny_folder: Path, mon
         assert (plain - compiled).abs().mean() <= 0.05 * plain.abs().mean() + 1e-6
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "bf16", "gradient_checkpointing": True, "micro_batch_size": 3}])
+class Residents(Callback):
+    """After each update: where the averages are, and what the device holds."""
+
+    def __init__(self) -> None:
+        self.places: set[str] = set()
+        self.bytes: list[int] = []
+
+    def on_iteration(self, run: Any, metrics: Any) -> None:
+        averages = [p for name in ("old", "ema") for p in run.model.weights.own(name).values()]
+        self.places |= {p.device.type for p in averages}
+        if torch.cuda.is_available():
+            self.bytes.append(torch.cuda.memory_allocated())
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_averages_on_the_host_change_no_bit(
+    finetune: Any, device: str, deterministic: None, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "eval.txt").write_text("a cup\n")
+    sets = {"seen": str(tmp_path / "eval.txt")}
+    looks = {"device": Residents(), "host": Residents()}
+    for averages, look in looks.items():
+        config = small(
+            tiny_folder, tmp_path / averages, "cfg", device=device, dtype="bf16", finetune=finetune, eval_every=1,
+            eval_prompts=sets, num_samples=0,
+        )  # fmt: skip
+        run(replace(config, averages=averages), callbacks=[look])
+    assert_same_run(tmp_path / "device", tmp_path / "host", 3)
+    assert looks["device"].places == {torch.device(device).type}
+    assert looks["host"].places == {"cpu"}
+    if device != "cpu" and finetune == "full":
+        assert max(looks["host"].bytes) < min(looks["device"].bytes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dtype": "bf16", "gradient_checkpointing": True, "micro_batch_size": 3},
+        {"finetune": "full", "averages": "host", "gradient_checkpointing": True},
+    ],
+)
 def test_the_plan_foresees_the_peak(changes: dict[str, Any], device: str, tmp_path: Path) -> None:
     """On CUDA kernels take their workspace of the same allocator, tens of MiB, which the plan says it does not count"""
     config = short(save_medium(tmp_path / "model"), tmp_path / "run", device=device, dtype="fp32")

@@ -14,6 +14,7 @@ from typing import Any
 import children
 import pytest
 import torch
+from fake_gpu import FakeGpu
 from runs import distance, run
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -21,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from dgpo import Config, distributed, load_model
 from dgpo.distributed.sharded import rows_here
 from dgpo.errors import UserError
+from dgpo.models import visits
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.unread import Unread
 from dgpo.run.callbacks import Callback
@@ -79,7 +81,7 @@ class Held(Callback):
         parts = {
             "network": run.model.network.parameters(),
             "sets": [t for name in run.model.weights.names for t in run.model.weights.tensors(name).values()],
-            "gradients": [p.grad for p in run.model.weights.parameters()],
+            "gradients": [p.grad for p in run.model.weights.parameters() if p.grad is not None],
             "moments": [
                 value for state in run.optimizer.state.values() for key, value in state.items() if key != "step"
             ],
@@ -113,6 +115,24 @@ class Kill(Callback):
     def on_rollout(self, run: Any, rollout: Any) -> None:
         if run.iteration == 1 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Visited(Callback):
+    """Writes how many bytes of averages are on the device after an iteration, and the most that were at one time."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+
+    def on_iteration(self, run: Any, metrics: Any) -> None:
+        path = Path(f"{run.folder}-visited-{distributed.rank()}.json")
+        path.write_text(json.dumps([sum(self.gpu.alive.values()), self.gpu.peak]))
+
+
+def visited(config: Config) -> None:
+    """A run whose averages visit a stand-in for a GPU."""
+    gpu = FakeGpu()
+    visits.copied = gpu.copied
+    run(config, callbacks=[Visited(gpu), Held()])
 
 
 def killed(config: Config) -> None:

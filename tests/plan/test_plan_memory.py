@@ -11,10 +11,12 @@ import pytest
 import torch
 from medium import measured_peak, save_medium, short  # pyright: ignore[reportMissingImports] (beside this file)
 
-from dgpo import Config, FlowGRPO, Optimizer, Sampling
+from dgpo import DGPO, Config, FlowGRPO, Optimizer, Sampling
 from dgpo.plan.estimates import Estimate, estimate
+from dgpo.plan.fitting import GIB
 from dgpo.plan.memory import Held, held, phases
 from dgpo.plan.meta import Count
+from dgpo.plan.page import lines
 from dgpo.plan.runs import Runs
 from dgpo.plan.skeleton import skeleton
 from dgpo.training.geometry import geometry
@@ -168,6 +170,55 @@ def test_parts_that_visit_are_there_in_their_phase_only(tiny_folder: Path, tmp_p
         name: size - gone[name] for name, size in found(usual, on_cpu=False).items()
     }
     assert found(visited, on_cpu=True) == found(usual, on_cpu=True)
+
+
+def test_averages_on_the_host_are_there_to_draw_and_to_answer(tiny_folder: Path, tmp_path: Path) -> None:
+    """A network of 10 bytes, with gradients, moments and both averages."""
+    usual = Held({"all": 100}, gradients=10, moments=20, trained=30, encoders=4)
+    away = replace(usual, averages=(10, 10))
+    model: Any = SimpleNamespace(latent_shape=(0, 8, 8), pipeline=SimpleNamespace(vae_scale_factor=8))
+
+    def saved(on_cpu: bool = False, answering: int = 0, **changes: Any) -> dict[str, int]:
+        config = short(
+            tiny_folder,
+            tmp_path,
+            **{"algorithm": DGPO(t_sampling="uniform", sampling_switch=10, old_decay_rate=0.1), **changes},
+        )
+        runs = Runs(0, *(Count() for _ in range(3)), Count(peak=12), None, old=Count(peak=answering))
+        g = geometry(config, 1)
+        assert g.old_updates
+        before, after = (phases(model, config, g, runs, own, on_cpu) for own in (usual, away))
+        return {name: before[name] - after[name] for name in before}
+
+    both, gradients = 20, 10
+    everywhere = {"encoding": both + gradients, "decoding": both + gradients}
+    drawn = {**everywhere, "sampling": both + gradients - 10}
+    assert saved() == {**drawn, "updating": both}, "rollouts by `old`"
+    assert saved(answering=11)["updating"] == both
+    assert saved(answering=15)["updating"] == both - 3, "its answers take more than a backward, but no gradients"
+    never = DGPO(t_sampling="uniform", sampling_switch=10**6, old_decay_rate=0.1)
+    assert saved(algorithm=never) == {**everywhere, "sampling": both + gradients, "updating": both}
+    assert saved(algorithm=never, eval_every=1, eval_prompts={"one": "one.txt"}) == {**drawn, "updating": both}
+    assert saved(free_text_encoders=True)["encoding"] == both
+    assert not any(saved(on_cpu=True).values()), "where the host is the device"
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_averages_on_the_host_are_counted(tiny_folder: Path, tmp_path: Path, finetune: Any) -> None:
+    config = short(tiny_folder, tmp_path, finetune=finetune, averages="host")
+    usual, away = (estimate(replace(config, averages=where), 1, False, "a red cat") for where in ("device", "host"))
+    assert not away.unknown
+    assert usual.held is not None
+    assert away.held is not None
+    size = away.held.parts["their average ema"]
+    assert away.held.parts == usual.held.parts
+    assert usual.held.on_host == 0
+    assert away.held.on_host == size * len(away.held.averages) > 0
+    assert usual.phases["decoding"] - away.phases["decoding"] == away.held.on_host + size
+    shared = held(skeleton(config, tiny_folder), replace(config, shard="full"), 2)
+    assert bool(shared.averages) == (finetune == "full"), "those of a shared LoRA stay"
+    assert f"{'of it in host memory':<28}{away.held.on_host / GIB:>18.3f}" in "\n".join(lines(away, [], None))
+    assert not any("host" in line for line in lines(usual, [], None))
 
 
 def test_measuring_the_noise_scale_keeps_a_second_gradient(tiny_folder: Path, tmp_path: Path) -> None:

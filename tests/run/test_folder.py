@@ -99,6 +99,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "micro_batch_size": 4,
         "gradient_checkpointing": True,
         "offload": "parts",
+        "averages": "host",
         "shard": "none",  # full and compile exclude each other
         "vae_slicing": True,
     }

@@ -114,13 +114,20 @@ class Shards:
                 self._parts[key].sharded_param.register_post_accumulate_grad_hook(partial(_hand_over, parameter))
         return own
 
-    def copy(self, name: str) -> dict[str, nn.Parameter]:
-        """One more set of all parameters, which does not train."""
-        self._sets[name] = [data.clone() for data in self._data()]
+    def copy(self, name: str, on_host: bool = False) -> dict[str, nn.Parameter]:
+        """One more set of all parameters, which does not train.
+
+        on_host: in host memory, where it stays when the tensors of `gathered` get other data
+        """
+        self._sets[name] = [data.to("cpu", copy=True) if on_host else data.clone() for data in self._data()]
         own = self._parameters(name)
         for parameter in own.values():
             parameter.requires_grad_(False)
         return own
+
+    def gathered(self, name: str) -> list[Tensor]:
+        """What FSDP gathers of a set. It must be on the device by then."""
+        return self._sets[name]
 
     def bind(self, name: str) -> None:
         """Let the network compute with a set."""

@@ -68,6 +68,7 @@ def load_model(
     family: str | type[Family] | None = None,
     encoders_first: bool = False,
     offload: Literal["none", "parts"] = "none",
+    averages: Literal["device", "host"] = "device",
     gradient_checkpointing: bool = False,
     compile: bool = False,
     vae_slicing: bool = False,
@@ -91,6 +92,8 @@ def load_model(
     encoders_first: put the text encoders on the device alone; the rest follows when `free_encoders` lets them go
     offload: "parts" keeps what is frozen in host memory, from where text encoders, network and autoencoder visit the
         device one after another: the same results, less memory, more time
+    averages: "host" keeps the sets old and ema in host memory, from where they visit the device when they answer or
+        follow the policy: the same results, less memory, more time
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
     compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
     vae_slicing: decode images one by one: the same images, less memory
@@ -101,6 +104,8 @@ def load_model(
         raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype={dtype!r} is unknown. {did_you_mean(dtype, ('auto', *DTYPES))}")
+    if averages not in ("device", "host"):
+        raise UserError(f"averages={averages!r} is unknown. {did_you_mean(averages, ('device', 'host'))}")
     for name, value in (("shift", shift), ("distilled_guidance", distilled_guidance)):
         if value is not None and not math.isfinite(value):
             raise UserError(f"{name}={value} cannot work: it must be finite, or None for the pipeline's own")
@@ -140,6 +145,7 @@ def load_model(
             shift=shift,
             encoders_first=encoders_first,
             offload=offload,
+            averages=averages,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             vae_slicing=vae_slicing,

@@ -37,6 +37,7 @@ def load_configured(
         family=config.family,
         distilled_guidance=config.distilled_guidance,
         offload=config.offload,
+        averages=config.averages,
         encoders_first=config.free_text_encoders,
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,

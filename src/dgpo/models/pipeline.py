@@ -141,6 +141,7 @@ class PipelineModel:
         shift: float | None = None,
         encoders_first: bool = False,
         offload: Literal["none", "parts"] = "none",
+        averages: Literal["device", "host"] = "device",
         gradient_checkpointing: bool = False,
         compile: bool = False,
         vae_slicing: bool = False,
@@ -156,6 +157,7 @@ class PipelineModel:
             are let go, or when it is first asked, so that a device need not hold all at once
         offload: parts keeps frozen parts in host memory, from where the text encoders, the network and the autoencoder
             visit the device one after another; what trains is on the device
+        averages: host keeps `old` and `ema` in host memory, from where they visit the device to answer and to follow
         shard: spread the network over the processes; it is then on the device from the start. The function gives a
             module the weights that are not read yet
         """
@@ -185,10 +187,13 @@ class PipelineModel:
             if part not in self._waiting and not (shard is not None and part is self.network):
                 part.to(device)
         spread = None if shard is None else partial(Shards, device=self._place, read=shard)
+        visited = self._place if averages == "host" else None
         self.weights = (
-            full_weights(self.network, sets, family.network, spread)
+            full_weights(self.network, sets, family.network, spread, visited)
             if finetune == "full"
-            else lora_weights(self.network, self.lora, family.lora_targets, sets, seed, self._save_lora, spread)
+            else lora_weights(
+                self.network, self.lora, family.lora_targets, sets, seed, self._save_lora, spread, visited
+            )
         )
         self._steps = Lockstep(("ref", "policy", "old", "ema"), self._take_part) if spread else None
         if self._waiting:
@@ -251,6 +256,7 @@ class PipelineModel:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Rows:
+        self.weights.leave()
         if self._visits:
             self._visits.only(*(part for name, part in self._modules() if self._encodes(name)))
         return self.family.encode(prompts)
@@ -278,8 +284,10 @@ class PipelineModel:
         while self._waiting:
             self._waiting[-1].to(self._place)
             self._waiting.pop()
+            self.weights.leave()  # adapters that live on the host have come with the network
 
     def _place_autoencoder(self) -> None:
+        self.weights.leave()
         if self._visits:
             self._visits.only(self.pipeline.vae)
         else:

@@ -7,6 +7,7 @@ copied or moved, which is what lets a training step evaluate ref, old and policy
 LoRA (Hu et al. 2021, arXiv 2106.09685): each set but `ref` is an adapter, `ref` is the network with adapters off.
 Full fine-tuning: each set is a whole list of parameters, bound to the network's modules in turn.
 Where the network is sharded, all of this is this rank's rows (distributed/sharded.py); exports gather them.
+`old` and `ema` may live in host memory, from where they visit the device (visits.py): a switch then moves tensors.
 
 Only the policy's parameters ever require a gradient. PEFT's own switches (`set_adapter`, `enable_adapters`) flip
 `requires_grad` as they go and take 30 times longer, so the two attributes they end in are set here directly; full
@@ -32,9 +33,11 @@ from dgpo.distributed import on_main
 from dgpo.distributed.sharded import Shards, rows_here, whole
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models.lora import folded, folded_settings
+from dgpo.models.visits import Averages
 from dgpo.utils.files import share
 
-EXTRA_SETS = ("ref", "old", "ema")
+AVERAGES = ("old", "ema")
+EXTRA_SETS = ("ref", *AVERAGES)
 DEFAULT_LORA = LoraConfig()
 Shard = Callable[[Any], Shards]
 """Spreads a network over the processes."""
@@ -48,14 +51,23 @@ class WeightSets:
         self,
         sets: Mapping[str, Mapping[str, nn.Parameter]],
         bind: Callable[[str], None],
-        save: Callable[[Path, str], None],
+        save: Callable[[Path, str, Mapping[str, Tensor]], None],
         shapes: Mapping[str, torch.Size] | None = None,
+        averages: Averages | None = None,
     ) -> None:
-        """sets: name -> {key: parameter}; bind(name) makes the network use a set; save(directory, name) exports it.
+        """sets: name -> {key: parameter}; bind(name) makes the network use a set; save(directory, name, tensors)
+        exports whole tensors as that set
 
         shapes: {key: shape of the whole parameter}, where the sets are this rank's rows of it
+        averages: sets that live in host memory; None: all are where the network is
         """
         self._sets = sets
+        self._averages = averages
+        self._homes = {
+            name: {key: parameter.detach() for key, parameter in own.items()}
+            for name, own in sets.items()
+            if averages is not None and name in averages
+        }
         self._shapes = shapes
         self._bind = bind
         self._save = save
@@ -95,21 +107,30 @@ class WeightSets:
     def use(self, name: str) -> Iterator[None]:
         """Inside the block the network computes with this set; nests, and an exception restores what was before.
 
+        A set that lives on the host stays on the device until another one is used, as a next block may be of it again.
         Run `backward` outside of such blocks: gradient checkpointing computes again with what is bound then.
         """
         self._set(name)
         previous = self._active
+        self._visit(name)
         self._switch(name)
         try:
             yield
         finally:
+            if previous in self._homes:
+                self._visit(previous)
             self._switch(previous)
 
     def ema_update(self, name: str, decay: float) -> None:
         """set <- decay * set + (1 - decay) * policy, in place."""
-        if name not in ("old", "ema"):
+        if name not in AVERAGES:
             raise UserError(f"weight set {name!r} is no moving average of the policy; 'old' and 'ema' are")
-        ema_update(self._set(name).values(), self._set("policy").values(), decay)
+        policy = self._set("policy").values()
+        if self._averages is not None and name in self._averages:
+            with torch.no_grad():
+                self._averages.follow(self._homes[name].values(), policy, decay)
+        else:
+            ema_update(self._set(name).values(), policy, decay)
         if name == "old":
             self.old_is_policy = decay == 0
 
@@ -118,7 +139,12 @@ class WeightSets:
         self.old_is_policy = False
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The set's own tensors (no copies, no gradient) under keys that are the same for every set."""
+        """The set's own tensors (no copies, no gradient) under keys that are the same for every set.
+
+        Of a set that lives on the host they are there, also while it visits the device.
+        """
+        if name in self._homes:
+            return dict(self._homes[name])
         return {key: parameter.detach() for key, parameter in self._set(name).items()}
 
     def load_whole(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -129,6 +155,7 @@ class WeightSets:
 
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy tensors into a set. Keys and shapes must be exactly those of `tensors(name)`."""
+        self.leave()
         own = self.tensors(name)
         problems = [f"{key} is missing" for key in own.keys() - tensors.keys()]
         problems += [f"{key} is unknown" for key in tensors.keys() - own.keys()]
@@ -147,7 +174,9 @@ class WeightSets:
             value.copy_(tensors[key])
 
     def to(self, name: str, device: torch.device) -> None:
-        """Move a set's own tensors, which stay the same parameters."""
+        """Move a set's own tensors, which stay the same parameters. One that lives on the host stays there."""
+        if name in self._homes:
+            return
         for parameter in self._set(name).values():
             parameter.data = parameter.data.to(device)
 
@@ -156,8 +185,25 @@ class WeightSets:
 
         Of a sharded one all ranks must ask for it, and the first writes.
         """
-        self._set(name)
-        self._save(Path(directory), name)
+        tensors = self.whole(name)
+        if self.sharded:
+            on_main(lambda: self.write(directory, name, tensors))
+        else:
+            self.write(directory, name, tensors)
+
+    def whole(self, name: str) -> dict[str, Tensor]:
+        """As `tensors`; of a sharded set the first rank gets whole ones, on the CPU, and all ranks must ask for it."""
+        tensors = self.tensors(name)
+        return whole(tensors) if self.sharded else tensors
+
+    def write(self, directory: str | Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write whole tensors, which a set had at some time, as `export` does."""
+        self._save(Path(directory), name, tensors)
+
+    def leave(self) -> None:
+        """Let no set that lives on the host visit the device any longer."""
+        if self._averages is not None:
+            self._averages.leave()
 
     def _set(self, name: str) -> Mapping[str, nn.Parameter]:
         if name in self._sets:
@@ -168,6 +214,10 @@ class WeightSets:
                 f"Load the model with {name!r} among its sets."
             )
         raise UserError(f"there is no weight set {name!r}. {did_you_mean(name, ('policy', *EXTRA_SETS))}")
+
+    def _visit(self, name: str) -> None:
+        if self._averages is not None:
+            self._averages.only(name)
 
     def _switch(self, name: str) -> None:
         if name != self._active:
@@ -183,12 +233,15 @@ def lora_weights(
     seed: int,
     save_lora: Callable[[Path, Mapping[str, Tensor], Mapping[str, Any]], None],
     shard: Shard | None = None,
+    visited: torch.device | None = None,
 ) -> WeightSets:
     """Freeze a diffusers network and give it one fp32 adapter per set.
 
     default_targets: the family's layers where config.target_modules is None
     save_lora: (directory, {key: tensor}, PEFT's settings) -> writes the family's LoRA files, of an adapter of scale 1
     shard: spreads the network, with its adapters; None: every rank holds it whole
+    visited: where `old` and `ema` visit, which then live in host memory; None: they live where the network is. Sharded
+        ones always do, as they are gathered with it
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -207,20 +260,16 @@ def lora_weights(
         for layer in layers:
             vars(layer).update(_disable_adapters=name == "ref", _active_adapter=[name])
 
-    def save(directory: Path, name: str) -> None:
+    def save(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
         if name == "ref":
             raise UserError("with LoRA the weight set 'ref' is the pretrained model itself: nothing to export")
-        settings, tensors = folded_settings(network.peft_config[name].to_dict()), weights.tensors(name)
-        if shard is None:
-            save_lora(directory, folded(tensors, lora_scales(network)), settings)
-            return
-        tensors = whole(tensors)
-        on_main(lambda: save_lora(directory, folded(tensors, lora_scales(network)), settings))
+        settings = folded_settings(network.peft_config[name].to_dict())
+        save_lora(directory, folded(tensors, lora_scales(network)), settings)
 
     bind("policy")
     sets_by_name = {name: parameters.get(name, {}) for name in names}
-    weights = WeightSets(sets_by_name, bind, save, None if shard is None else shapes)
-    return weights
+    averages = None if visited is None or shard is not None else _on_host(visited, sets_by_name)
+    return WeightSets(sets_by_name, bind, save, None if shard is None else shapes, averages)
 
 
 def lora_scales(network: nn.Module, name: str = "policy") -> dict[str, float]:
@@ -231,16 +280,21 @@ def lora_scales(network: nn.Module, name: str = "policy") -> dict[str, float]:
 
 
 def full_weights(
-    network: Any, sets: Sequence[str], folder: str = "transformer", shard: Shard | None = None
+    network: Any,
+    sets: Sequence[str],
+    folder: str = "transformer",
+    shard: Shard | None = None,
+    visited: torch.device | None = None,
 ) -> WeightSets:
     """Train a whole diffusers network in fp32; every further set is one more copy of it in memory.
 
     folder: the network's place in a pipeline folder, where an export goes
     shard: spreads the network and its sets; None: every rank holds them whole
+    visited: where `old` and `ema` visit, which then live in host memory; None: they live where the network is
     """
     network.float().requires_grad_(True)
     if shard is not None:
-        return _sharded_full_weights(network, sets, folder, shard)
+        return _sharded_full_weights(network, sets, folder, shard, visited)
     policy = dict(network.named_parameters())
     owners = [(network.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in policy]
     parameters: dict[str, dict[str, nn.Parameter]] = {"policy": policy}
@@ -251,35 +305,46 @@ def full_weights(
         for (owner, leaf), parameter in zip(owners, parameters[name].values()):
             owner[leaf] = parameter
 
-    def save(directory: Path, name: str) -> None:
-        with weights.use(name):
-            network.save_pretrained(directory / folder)
-        share(directory / folder)
-
-    weights = WeightSets(parameters, bind, save)
-    return weights
+    averages = None if visited is None else _on_host(visited, parameters)
+    return WeightSets(parameters, bind, _saving(network, folder), averages=averages)
 
 
-def _sharded_full_weights(network: Any, sets: Sequence[str], folder: str, shard: Shard) -> WeightSets:
+def _on_host(visited: torch.device, sets: Mapping[str, Mapping[str, nn.Parameter]]) -> Averages:
+    """Move the averages to the host."""
+    homes = {name: [*sets[name].values()] for name in AVERAGES if name in sets}
+    for parameters in homes.values():
+        for parameter in parameters:
+            parameter.data = parameter.data.to("cpu")
+    return Averages(visited, homes)
+
+
+def _sharded_full_weights(
+    network: Any, sets: Sequence[str], folder: str, shard: Shard, visited: torch.device | None
+) -> WeightSets:
     kind = type(network)
     shards = shard(network)
-    parameters = {"policy": shards.policy(), **{name: shards.copy(name) for name in _extra(sets)}}
+    extra, on_host = _extra(sets), AVERAGES if visited is not None else ()
+    copies = {name: shards.copy(name, on_host=name in on_host) for name in extra}
+    parameters = {"policy": shards.policy(), **copies}
+    homes = {name: shards.gathered(name) for name in extra if name in on_host}
 
-    def save(directory: Path, name: str) -> None:
-        tensors = whole(weights.tensors(name))
+    averages = None if visited is None else Averages(visited, homes)
+    return WeightSets(parameters, shards.bind, _saving(network, folder, kind), shards.shapes, averages)
 
-        def write() -> None:
-            with torch.device("meta"):
-                unsharded = kind.from_config(network.config)
-            buffers = {key: buffer for key, buffer in network.named_buffers() if key in unsharded.state_dict()}
-            unsharded.load_state_dict({**tensors, **buffers}, assign=True)
-            unsharded.save_pretrained(directory / folder)
-            share(directory / folder)
 
-        on_main(write)
+def _saving(network: Any, folder: str, kind: Any = None) -> Callable[[Path, str, Mapping[str, Tensor]], None]:
+    """How a whole network is exported. kind: its class, before it was sharded."""
+    kind = kind or type(network)
 
-    weights = WeightSets(parameters, shards.bind, save, shards.shapes)
-    return weights
+    def save(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+        with torch.device("meta"):
+            other = kind.from_config(network.config)
+        buffers = {key: buffer for key, buffer in network.named_buffers() if key in other.state_dict()}
+        other.load_state_dict({**tensors, **buffers}, assign=True)
+        other.save_pretrained(directory / folder)
+        share(directory / folder)
+
+    return save
 
 
 def _extra(sets: Sequence[str]) -> tuple[str, ...]:

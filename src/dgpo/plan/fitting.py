@@ -80,6 +80,8 @@ def _savings(config: Config, processes: int) -> Iterator[_Saving]:
         yield _Saving("--vae-slicing", ("decoding",), lambda c: replace(c, vae_slicing=True))
     if config.offload == "none" and config.shard == "none":
         yield _Saving("--offload parts", _ALL, lambda c: replace(c, offload="parts"))
+    if config.averages == "device":
+        yield _Saving("--averages host", _ALL, lambda c: replace(c, averages="host"))
     if not config.gradient_checkpointing:
         yield _Saving("--gradient-checkpointing", ("updating",), lambda c: replace(c, gradient_checkpointing=True))
     for n in (config.group_size, 4, 1):

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from dgpo.config import Config
 from dgpo.distributed.sharded import blocks_of, rows_of
 from dgpo.models.pipeline import PipelineModel
+from dgpo.models.weights import AVERAGES
 from dgpo.plan.runs import Runs
+from dgpo.training import schedule
 from dgpo.training.geometry import Geometry
 
 MOMENTS = {"adamw": 8, "adamw8bit": 2}
@@ -38,6 +40,12 @@ class Held:
     visitors: dict[str, int] = field(
         default_factory=dict
     )  # network, vae, encoders: among the parts, and not always there
+    averages: tuple[int, ...] = ()  # among the parts: old and ema, where they live on the host
+
+    @property
+    def on_host(self) -> int:
+        """Bytes that a GPU leaves to the host, where what visits it lives."""
+        return sum(self.visitors.values()) + sum(self.averages)
 
     @property
     def total(self) -> int:
@@ -68,7 +76,9 @@ def held(model: PipelineModel, config: Config, processes: int = 1) -> Held:
     visitors = {"network": sizes[f"{network}, frozen"], "vae": sizes["vae"]}
     visitors["encoders"] = 0 if config.free_text_encoders else sum(encoders.values())
     visitors = visitors if config.offload == "parts" else {}
-    return Held(own, policy, moments, trained, sum(encoders.values()), *at_once, visitors=visitors)
+    visit = config.averages == "host" and (cut == 1 or config.finetune == "full")
+    averages = tuple(sets[name] for name in AVERAGES if name in sets and visit)
+    return Held(own, policy, moments, trained, sum(encoders.values()), *at_once, visitors=visitors, averages=averages)
 
 
 def _at_once(network: nn.Module, trained: bool = False) -> int:
@@ -112,11 +122,29 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
         for name, visitor in _VISITORS.items():
             if name in peaks and not (name == "encoding" and config.free_text_encoders):  # where only trained ones are
                 peaks[name] -= sum(own.visitors.values()) - own.visitors[visitor]
+    if own.averages and not on_cpu:
+        peaks = {name: _with_averages_away(name, peak, config, g, runs, own) for name, peak in peaks.items()}
     return {name: peaks[name] for name in ("encoding", "sampling", "decoding", "updating") if name in peaks}
 
 
 _VISITORS = {"encoding": "encoders", "sampling": "network", "decoding": "vae", "updating": "network"}
 """Phase -> the frozen part that is on the GPU then, with offload."""
+
+
+def _with_averages_away(phase: str, peak: int, config: Config, g: Geometry, runs: Runs, own: Held) -> int:
+    """A phase's bytes on a GPU that averages visit: one of them to draw, or `old` to answer in an update.
+
+    No gradients are there then: they are let go after each step, and made by the backward passes.
+    """
+    peak -= sum(own.averages)
+    if phase == "updating":
+        if runs.old is None or not g.old_updates:
+            return peak
+        answering = own.averages[0] + own.gathered + runs.old.peak - own.gradients
+        return peak + max(0, answering - _update(config, g, runs, own))
+    if not (phase == "encoding" and config.free_text_encoders):
+        peak -= own.gradients
+    return peak + max(own.averages) if phase == "sampling" and schedule.draws_averages(config) else peak
 
 
 def _update(config: Config, g: Geometry, runs: Runs, own: Held) -> int:

@@ -105,8 +105,10 @@ def _memory(estimated: Estimate) -> Iterator[str]:
     assert estimated.held is not None
     for name, size in estimated.held.parts.items():
         yield f"  {name:<28}{size / GIB:>18.3f}"
-    visited = bool(estimated.held.visitors) and not estimated.on_cpu
-    yield f"  {'held, on host or GPU' if visited else 'held throughout':<28}{estimated.held.total / GIB:>18.3f}"
+    on_host = 0 if estimated.on_cpu else estimated.held.on_host
+    yield f"  {'held, on host or GPU' if on_host else 'held throughout':<28}{estimated.held.total / GIB:>18.3f}"
+    if on_host:
+        yield f"  {'of it in host memory':<28}{on_host / GIB:>18.3f}"
     if estimated.config.free_text_encoders:
         yield f"  {'text encoders, at first':<28}{estimated.held.encoders / GIB:>18.3f}"
     for name, size in estimated.phases.items():

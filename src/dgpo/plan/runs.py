@@ -27,6 +27,7 @@ class Runs:
     update: Count  # a forward and backward of a micro-batch
     by_group: Count | None  # the same for a group, where measuring the noise scale may need more memory than that
     frozen: Count | None = None  # as `sampling`, computed as an update does it; None where that is the same
+    old: Count | None = None  # an answer of `old` for a micro-batch, where it visits the device
 
 
 def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str) -> Runs:
@@ -52,7 +53,12 @@ def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str) -> Runs:
         update=_update(model, g.micro_batch, cond, empty, policy_scale),
         by_group=_update(model, measured, cond, empty, policy_scale) if measured else None,
         frozen=frozen if plain else None,
+        old=_forward(model, g.micro_batch, cond, empty, policy_scale, "old") if _visits(model, config) else None,
     )
+
+
+def _visits(model: MetaModel, config: Config) -> bool:
+    return config.averages == "host" and "old" in model.model.weights.names
 
 
 @torch.no_grad()

@@ -25,8 +25,17 @@ Number = TypeVar("Number", int, Tensor)
 
 def weight_sets(config: Config) -> set[str]:
     """Name the weight sets that training uses beside the policy."""
-    samplers = {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON) if config.offline is None}
-    return {"ema", *config.algorithm.needs, *(samplers - {"policy"})}
+    return {"ema", *config.algorithm.needs, *(_samplers(config) - {"policy"})}
+
+
+def draws_averages(config: Config) -> bool:
+    """Tell whether pictures are drawn by `ema`, at evaluations, or by `old`, in rollouts."""
+    return bool(config.eval_every and config.eval_prompts) or "old" in _samplers(config)
+
+
+def _samplers(config: Config) -> set[str]:
+    """Name the weight sets that draw rollouts, sooner or later."""
+    return {config.algorithm.rollout_weights(iteration) for iteration in (0, HORIZON) if config.offline is None}
 
 
 def loaded_sets(config: Config) -> set[str]:

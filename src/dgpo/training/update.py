@@ -113,6 +113,8 @@ def learn(
     state.step += 1  # before the weights change: what fails from here on leaves no whole iteration
     optimizer.step()
     model.weights.stepped()
+    if config.averages == "host":
+        optimizer.zero_grad(set_to_none=True)  # an average that visits the device takes their room
     model.weights.ema_update("ema", min(config.optimizer.ema_decay, (1 + taken) / (10 + taken)))
     if group_sq_norms is not None:
         if model.weights.sharded:  # each is of the sum of one group of every rank
