@@ -305,8 +305,19 @@ def full_weights(
         for (owner, leaf), parameter in zip(owners, parameters[name].values()):
             owner[leaf] = parameter
 
+    def save(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+        bound = [owner[leaf] for owner, leaf in owners]
+        try:
+            for (owner, leaf), key in zip(owners, policy):
+                owner[leaf] = nn.Parameter(tensors[key], requires_grad=False)
+            network.save_pretrained(directory / folder)
+        finally:
+            for (owner, leaf), parameter in zip(owners, bound):
+                owner[leaf] = parameter
+        share(directory / folder)
+
     averages = None if visited is None else _on_host(visited, parameters)
-    return WeightSets(parameters, bind, _saving(network, folder), averages=averages)
+    return WeightSets(parameters, bind, save, averages=averages)
 
 
 def _on_host(visited: torch.device, sets: Mapping[str, Mapping[str, nn.Parameter]]) -> Averages:
@@ -328,23 +339,16 @@ def _sharded_full_weights(
     parameters = {"policy": shards.policy(), **copies}
     homes = {name: shards.gathered(name) for name in extra if name in on_host}
 
-    averages = None if visited is None else Averages(visited, homes)
-    return WeightSets(parameters, shards.bind, _saving(network, folder, kind), shards.shapes, averages)
-
-
-def _saving(network: Any, folder: str, kind: Any = None) -> Callable[[Path, str, Mapping[str, Tensor]], None]:
-    """How a whole network is exported. kind: its class, before it was sharded."""
-    kind = kind or type(network)
-
     def save(directory: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
         with torch.device("meta"):
-            other = kind.from_config(network.config)
-        buffers = {key: buffer for key, buffer in network.named_buffers() if key in other.state_dict()}
-        other.load_state_dict({**tensors, **buffers}, assign=True)
-        other.save_pretrained(directory / folder)
+            unsharded = kind.from_config(network.config)
+        buffers = {key: buffer for key, buffer in network.named_buffers() if key in unsharded.state_dict()}
+        unsharded.load_state_dict({**tensors, **buffers}, assign=True)
+        unsharded.save_pretrained(directory / folder)
         share(directory / folder)
 
-    return save
+    averages = None if visited is None else Averages(visited, homes)
+    return WeightSets(parameters, shards.bind, save, shards.shapes, averages)
 
 
 def _extra(sets: Sequence[str]) -> tuple[str, ...]:
