@@ -18,6 +18,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from dgpo.core.advantages import group_advantages
 from dgpo.core.flow import interpolate, velocity_target
 from dgpo.core.losses import dsm_loss
 from dgpo.data.sampler import PromptSampler
+from dgpo.models import Cond, VelocityModel
 from dgpo.recipes import recipe
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import folder as runfolder
@@ -43,26 +45,11 @@ def main() -> None:
     options.add_argument("--edges", type=float, nargs="+", default=[0.45, 0.6, 0.7, 0.78, 0.86, 0.93, 0.98])
     options.add_argument("--seed", type=int, default=7)
     given = options.parse_args()
-    config = recipe("tiny")
-    model = load_model(config.model, finetune="full", sets=())
-    prompts = load_prompts(f"shapes:train:{given.kinds}")
-    prompts = prompts.subset(PromptSampler(len(prompts), given.seed).next(given.groups))
-    size = config.group_size
-    rows = prompts.subset(group for group in range(given.groups) for _ in range(size))
-    group_index = torch.arange(given.groups).repeat_interleave(size)
-    cond = model.encode(prompts.prompts).repeat(size)
-    streams = [seeds.generator(given.seed, "signal", row) for row in range(len(rows))]
-    x0, images, _ = Drawn.cat([*draw(model, cond, streams, replace(config.sampling, guidance_scale=1.0), "policy")])
-    scores, rewards = RewardSet(config.rewards)(images, rows.prompts, rows.metadata)
-    advantages = group_advantages(rewards, group_index, given.groups, config.algorithm.std)
+    groups = first_groups(given.kinds, given.groups, given.seed)
+    size, scores = groups.size, groups.scores
 
     def gradient(group: int, t: float, noise: Tensor) -> Tensor:
-        own = slice(group * size, (group + 1) * size)
-        noise, at = noise.expand(size, *noise.shape), torch.full((size,), t)
-        v = model.velocity(interpolate(x0[own], noise, at), at, cond[own])
-        loss = (advantages[own] * dsm_loss(v, velocity_target(x0[own], noise))).mean() / 2
-        parts = torch.autograd.grad(loss, model.weights.parameters(), allow_unused=True)
-        return torch.cat([part.flatten() for part in parts if part is not None])
+        return groups.gradient(group, torch.full((size,), t), noise.expand(size, *noise.shape))
 
     found = {"kinds": given.kinds, "groups": given.groups, "group_size": size, "seed": given.seed}
     found |= {f"mean/{name}": score.mean().item() for name, score in scores.items()}
@@ -74,7 +61,7 @@ def main() -> None:
             for number in range(2):
                 rng = seeds.generator(given.seed, "draw", place, group, number)
                 t = low + (high - low) * torch.rand((), generator=rng).item()
-                pair.append(gradient(group, t, torch.randn(x0.shape[1:], generator=rng)))
+                pair.append(gradient(group, t, torch.randn(groups.x0.shape[1:], generator=rng)))
             mean = (pair[0] + pair[1]) / 2
             one += sum(g.dot(g).item() for g in pair) / 2 / given.groups
             two += pair[0].dot(pair[1]).item() / given.groups
@@ -94,6 +81,41 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / "signal_by_t.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
+
+
+class Groups(NamedTuple):
+    """One rollout of the base model, all of whose weights train."""
+
+    model: VelocityModel
+    size: int  # images of a group
+    x0: Tensor  # (images, *latent)
+    cond: Cond
+    advantages: Tensor  # (images,)
+    scores: dict[str, Tensor]
+
+    def gradient(self, group: int, t: Tensor, noise: Tensor) -> Tensor:
+        """DGPO's first gradient of one group, as a vector. t: (n,) and noise: (n, *latent), in turn for its images."""
+        own = torch.arange(len(t)) % self.size + group * self.size
+        v = self.model.velocity(interpolate(self.x0[own], noise, t), t, self.cond[own])
+        loss = (self.advantages[own] * dsm_loss(v, velocity_target(self.x0[own], noise))).mean() / 2
+        parts = torch.autograd.grad(loss, self.model.weights.parameters(), allow_unused=True)
+        return torch.cat([part.flatten() for part in parts if part is not None])
+
+
+def first_groups(kinds: str, groups: int, seed: int) -> Groups:
+    """Draw and score groups for prompts of the train list, as the recipe `tiny` does before it trains."""
+    config = recipe("tiny")
+    model = load_model(config.model, finetune="full", sets=())
+    prompts = load_prompts(f"shapes:train:{kinds}")
+    prompts = prompts.subset(PromptSampler(len(prompts), seed).next(groups))
+    size = config.group_size
+    rows = prompts.subset(group for group in range(groups) for _ in range(size))
+    cond = model.encode(prompts.prompts).repeat(size)
+    streams = [seeds.generator(seed, "signal", row) for row in range(len(rows))]
+    x0, images, _ = Drawn.cat([*draw(model, cond, streams, replace(config.sampling, guidance_scale=1.0), "policy")])
+    scores, rewards = RewardSet(config.rewards)(images, rows.prompts, rows.metadata)
+    advantages = group_advantages(rewards, torch.arange(groups).repeat_interleave(size), groups, "batch")
+    return Groups(model, size, x0, cond, advantages, scores)
 
 
 if __name__ == "__main__":
