@@ -83,7 +83,11 @@ class Sampling:
     eval_num_inference_steps: int | None = None
     """Solver steps of evaluations and samples; None: as rollouts."""
     shift: float | None = None
-    """t' = shift t / (1 + (shift - 1) t) on the grid; None: the model's own."""
+    """t' = shift t / (1 + (shift - 1) t) on the grid; None: the model's own, which may depend on the size of images."""
+    resolution: int | None = None
+    """Side in pixels of the images that train: rollouts, groups of a dataset, groups that people judge. None: that of
+    evaluations and samples, which are always of the run's own resolution. Half of it takes a quarter of the time, or
+    somewhat more, since texts stay as long as they are."""
     batch_size: int = 64
     """Images sampled and decoded at a time, and in rollouts scored; evaluations score all images of a set at once."""
 

@@ -113,6 +113,7 @@ _AT_LEAST = {
     "sampling.num_inference_steps": 1,
     "sampling.eval_num_inference_steps": 1,
     "sampling.batch_size": 1,
+    "sampling.resolution": 1,
     "optimizer.warmup_steps": 0,
     "optimizer.decay_steps": 0,
     "optimizer.weight_decay": 0,

@@ -151,6 +151,38 @@ def test_our_walk_on_the_scheduler_grid_draws_the_stock_pictures(load, draw, sto
         torch.testing.assert_close(model.scheduler_sigmas(4), stock.scheduler.sigmas, rtol=1e-6, atol=0)
 
 
+def test_a_model_at_another_resolution_is_the_one_loaded_at_it(load, stock, kind, tiny):
+    model, loaded = load(), load(resolution=tiny.other_side)
+    other = model.at_resolution(tiny.other_side)
+    assert other.latent_shape == loaded.latent_shape
+    assert model.latent_shape == tiny.latent_shape
+    assert other.latent_space == loaded.latent_space
+    assert torch.equal(other.sigmas(7), loaded.sigmas(7))
+    assert torch.equal(other.init_noise(generators()), loaded.init_noise(generators()))
+    assert other.stock_call(3.0) == loaded.stock_call(3.0)
+    assert other.weights is model.weights
+    for guidance_scale in (1.0, 4.5):
+        ours = tiny.images(other, unit_noise(other), 4, guidance_scale, PROMPTS)
+        expected = tiny.stock_images(stock, unit_noise(other), guidance_scale)
+        assert_same_pictures(ours, expected, (3, 3, tiny.other_side, tiny.other_side))
+    if VPFamily not in kind.__mro__:
+        torch.testing.assert_close(other.scheduler_sigmas(4), stock.scheduler.sigmas, rtol=1e-6, atol=0)
+    side = tiny.other_side
+    images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(other.encode_images(images), loaded.encode_images(images))
+    with pytest.raises(UserError, match=f"resolution={tiny.refused_sides[-1]} does not fit .* {tiny.sides}"):
+        model.at_resolution(tiny.refused_sides[-1])
+
+
+@torch.no_grad()
+def test_a_model_at_another_resolution_is_guided_after_the_encoders_are_gone(fresh, tiny):
+    model, loaded = fresh(), fresh(resolution=tiny.other_side)
+    other, cond = model.at_resolution(tiny.other_side), model.encode(PROMPTS)
+    model.free_encoders()
+    x = other.init_noise(generators())
+    assert torch.equal(other.velocity(x, T, cond, 2.0), loaded.velocity(x, T, cond, 2.0))
+
+
 @torch.no_grad()
 def test_rows_do_not_depend_on_their_batch(load):
     model = load()
@@ -211,7 +243,7 @@ def test_prompt_time_and_guidance_matter(load, tiny):
 
 def test_the_empty_prompt_is_encoded_once(load, monkeypatch):
     model = load()
-    monkeypatch.delitem(vars(model), "_empty", raising=False)
+    monkeypatch.setattr(model, "_encoded_empty", [])
     x, cond = model.init_noise(generators()), model.encode(PROMPTS)
     asked = []
     encode = model.pipeline.encode_prompt

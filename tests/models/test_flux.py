@@ -106,6 +106,7 @@ def test_the_network_is_told_its_guidance_only_where_it_asks(load, model, stock)
     noise = told.init_noise(generators())
     expected = stock_images(stock, noise, guidance_scale=7.0)
     assert_same_pictures(our_images(told, noise, 3, 1.0, PROMPTS), expected, (3, 3, 32, 32))
+    assert told.at_resolution(48).family.distilled_guidance == 7.0
     with pytest.raises(UserError, match="is not told its guidance"):
         load("schnell", distilled_guidance=3.5)
 

@@ -77,6 +77,41 @@ def test_each_saving_saves_where_it_says(tiny_folder: Path, tmp_path: Path) -> N
     assert saving["encoding"] < usual["encoding"]  # there are no gradients and moments yet
 
 
+@pytest.mark.slow
+def test_rollouts_of_another_size_are_counted_at_it_and_evaluations_at_their_own(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    half = Sampling(num_inference_steps=2, guidance_scale=2.0, resolution=32)
+    own, small = short(tiny_folder, tmp_path), planned(short(tiny_folder, tmp_path, resolution=32))
+    found = planned(replace(own, sampling=half))
+    assert found.phases == small.phases
+    assert found.work == small.work
+    assert found.held == small.held
+    assert any("at 32 pixels a side" in line for line in lines(found, [], None))
+    evaluated = planned(replace(own, sampling=half, eval_every=1, eval_prompts={"seen": "prompts:trained"}))
+    assert evaluated.work == small.work
+    for name, whole in planned(own).phases.items():
+        least, most = small.phases[name], whole
+        is_larger = name in ("sampling", "decoding")  # which evaluations do at 64 pixels
+        assert least < evaluated.phases[name] < most if is_larger else evaluated.phases[name] == least < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_peak_of_a_run_with_two_sizes_is_foreseen(steps: int, tiny_folder: Path, tmp_path: Path) -> None:
+    half = Sampling(num_inference_steps=2, guidance_scale=2.0, resolution=32)
+    sets = {"eval_prompts": {"seen": "prompts:trained"}, "eval_images_per_prompt": 3, "num_samples": 1}
+    config = short(tiny_folder, tmp_path / "run", iterations=2, sampling=half, eval_every=steps, **sets)
+    assert planned(config).peak == pytest.approx(measured_peak(config), rel=0.1)
+
+
+def test_a_size_of_rollouts_that_does_not_fit_is_said(tiny_folder: Path, tmp_path: Path) -> None:
+    found = estimate(short(tiny_folder, tmp_path, sampling=Sampling(resolution=40)), 1, True, "a red cat")
+    assert found.unknown.startswith("sampling.resolution: resolution=40 does not fit this model")
+    assert found.held is not None
+    assert not found.phases
+
+
 def test_parts_are_counted_by_the_bytes_of_a_parameter(tiny_folder: Path, tmp_path: Path) -> None:
     def parts(**changes: Any) -> dict[str, int]:
         config = short(tiny_folder, tmp_path, **changes)

@@ -25,7 +25,7 @@ from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.models.text_cache import CondCache
 from dgpo.run import folder as runfolder
 from dgpo.run.stopwatch import Stopwatch
-from dgpo.training.draw import chunks, grid
+from dgpo.training.draw import at_rollout_size, chunks, grid
 from dgpo.training.optim import make_optimizer
 from dgpo.training.setup import load, trained_rewards
 from dgpo.training.sources import Sampled
@@ -40,7 +40,8 @@ def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
     prompts = load_prompts(config.prompts)
     device = torch.device(device_of(config.device))
     config = replace(config, dtype=precision_of(config.dtype, device))
-    result = measured(config, load(config, device), prompts, rounds, Stopwatch(device))
+    model = at_rollout_size(load(config, device), config.sampling)
+    result = measured(config, model, prompts, rounds, Stopwatch(device))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     memory = result["memory"]

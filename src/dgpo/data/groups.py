@@ -157,8 +157,8 @@ class GroupDataset:
         different = [name for name in dict.fromkeys([*own, *theirs]) if own.get(name) != theirs.get(name)]
         facts = ", ".join(f"{name} {theirs.get(name)} there and {own.get(name)} here" for name in different)
         raise UserError(
-            f"the latents of {self.folder} belong to another model: {facts}. Train the model that drew them, at its "
-            "resolution, or give the images as PNG files"
+            f"the latents of {self.folder} belong to another model: {facts}. Train the model that drew them, with "
+            "their size as sampling.resolution, or give the images as PNG files"
         )
 
     def _shard(self, path: Path, where: str) -> Any:

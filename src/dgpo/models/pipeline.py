@@ -6,10 +6,11 @@ latents, guidance and solvers are fp32. Frozen parts are in the precision they w
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -40,6 +41,7 @@ class Family(Protocol):
 
     A class that derives from it says only where it differs from the plainest one: a transformer that answers for
     latents as they are, linear guidance, the grid of a fixed shift, an autoencoder with a scale and perhaps a shift.
+    What depends on the size of images follows from latent_shape or from the latents that a method is given.
     """
 
     network: ClassVar[str] = "transformer"
@@ -57,6 +59,17 @@ class Family(Protocol):
     def __init__(self, pipeline: Any, resolution: int | None, max_sequence_length: int | None) -> None:
         """resolution: side of the square images in pixels, None is the model's own; UserError where it cannot be."""
         ...
+
+    def at_resolution(self, resolution: int) -> Family:
+        """This family for images of another size, while the pipeline has its text encoders. UserError as at its making.
+
+        A family that keeps more than latent_shape of a size writes its own.
+        """
+        other = copy.copy(self)
+        other.latent_shape = type(self)(
+            self.pipeline, resolution, getattr(self, "max_sequence_length", None)
+        ).latent_shape
+        return other
 
     @property
     def text_device(self) -> torch.device:
@@ -165,6 +178,7 @@ class PipelineModel:
         self.family = family
         self.lora = lora.filled(PLAIN_LORA)
         self.dtype = dtype
+        self._own_shift = shift
         self.shift = family.shift if shift is None else shift
         self.absent = tuple(
             name
@@ -174,6 +188,7 @@ class PipelineModel:
         self.draws_plain = False
         """Whether the network computes in plain bf16 now."""
         self._place = torch.device(device)
+        self._encoded_empty: list[Rows] = []  # the empty prompt, once it was encoded
         if base_precision != "auto":
             quantise(self.network, base_precision, dtype)
         self._waiting = [
@@ -229,6 +244,16 @@ class PipelineModel:
     def latent_shape(self) -> tuple[int, int, int]:
         return self.family.latent_shape
 
+    def at_resolution(self, resolution: int) -> PipelineModel:
+        """The same network, weights and text encoders for images of another size, with their noise, grid and shift.
+
+        Only while the text encoders are there. UserError for a size that the model does not draw.
+        """
+        other = copy.copy(self)
+        other.family = self.family.at_resolution(resolution)
+        other.shift = other.family.shift if self._own_shift is None else self._own_shift
+        return other
+
     @property
     def latent_space(self) -> dict[str, Any]:
         vae: Any = self.pipeline.vae
@@ -261,9 +286,11 @@ class PipelineModel:
             self._visits.only(*(part for name, part in self._modules() if self._encodes(name)))
         return self.family.encode(prompts)
 
-    @cached_property
+    @property
     def _empty(self) -> Rows:
-        return self.encode([""])
+        if not self._encoded_empty:
+            self._encoded_empty.append(self.encode([""]))
+        return self._encoded_empty[0]
 
     def free_encoders(self) -> None:
         """After this `encode` fails; the empty prompt of guidance is kept."""
@@ -370,7 +397,7 @@ class PipelineModel:
         if images.shape[1:] != (3, height, width):
             raise UserError(
                 f"an image has {images.shape[-1]} x {images.shape[-2]} pixels, and the model draws {width} x {height}; "
-                "resize the images, or set resolution"
+                "resize the images, or set resolution (sampling.resolution for images that train)"
             )
         self._place_autoencoder()
         return self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)).float()

@@ -18,6 +18,8 @@ from dgpo.plan.meta import MetaModel
 from dgpo.plan.runs import Runs, runs_of
 from dgpo.plan.skeleton import find, how_to_fetch, skeleton, without_vocabulary
 from dgpo.plan.speed import Work, work
+from dgpo.training import schedule
+from dgpo.training.draw import at_rollout_size
 from dgpo.training.geometry import Geometry, geometry
 from dgpo.utils.devices import Precision, device_of, precision_of
 
@@ -70,7 +72,8 @@ def estimate(config: Config, processes: int, on_cpu: bool, prompt: str) -> Estim
     _count(model, config, estimated)
     runs = _run(model, config, estimated)
     if runs is not None and estimated.held is not None:
-        estimated.phases = phases(model, config, estimated.geometry, runs, estimated.held, on_cpu)
+        rollout_model = at_rollout_size(model, config.sampling)
+        estimated.phases = phases(rollout_model, config, estimated.geometry, runs, estimated.held, on_cpu)
         estimated.work = work(config, estimated.geometry, runs)
     return estimated
 
@@ -101,11 +104,14 @@ def _count(model: PipelineModel, config: Config, estimated: Estimate) -> None:
 
 
 def _run(model: PipelineModel, config: Config, estimated: Estimate) -> Runs | None:
+    device = "cpu" if estimated.on_cpu else "cuda"
     try:
         with quiet():
-            return runs_of(
-                MetaModel(model, "cpu" if estimated.on_cpu else "cuda"), config, estimated.geometry, estimated.prompt
-            )
+            rollout_model = at_rollout_size(model, config.sampling)
+            differs = rollout_model.latent_shape != model.latent_shape and schedule.evaluates(config, 0, last=True)
+            evaluated = MetaModel(model, device) if differs else None
+            rollouts = MetaModel(rollout_model, device)
+            return runs_of(rollouts, config, estimated.geometry, estimated.prompt, evaluated)
     except UserError as error:
         estimated.unknown = str(error)
     except Exception as error:  # the network looks at values, which are not there

@@ -18,7 +18,7 @@ from dgpo.config import Config
 from dgpo.distributed.sharded import blocks_of, rows_of
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.weights import AVERAGES
-from dgpo.plan.runs import Runs
+from dgpo.plan.runs import Drawing, Runs
 from dgpo.training import schedule
 from dgpo.training.geometry import Geometry
 
@@ -94,7 +94,10 @@ _SETS = {"ref": "frozen copy ref", "old": "average old", "ema": "average ema"}
 
 
 def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: Held, on_cpu: bool) -> dict[str, int]:
-    """All bytes at the worst moment of each phase. on_cpu: where pictures share the memory of tensors."""
+    """All bytes at the worst moment of each phase.
+
+    model: at the size of rollouts; on_cpu: where pictures share the memory of tensors
+    """
     latent = 4 * math.prod(model.latent_shape)
     image = 4 * 3 * math.prod(side * model.pipeline.vae_scale_factor for side in model.latent_shape[1:]) * on_cpu
     path = latent * (config.sampling.num_inference_steps + 1) * (not config.is_deterministic())
@@ -110,6 +113,9 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
         solver = 4 * g.sampling_batch * latent  # the solver's own states
         pictures = max((g.images - g.sampling_batch) * image + runs.decoding.peak, 2 * g.images * image)
         peaks |= {"sampling": drawn + solver + own.gathered + runs.sampling.peak, "decoding": drawn + pictures}
+    if runs.evaluation is not None:
+        for name, peak in _evaluation(runs.evaluation, g, own).items():
+            peaks[name] = max(peaks.get(name, 0), before + peak)
     if config.free_text_encoders:  # before anything else
         # a GPU gets the frozen network and the VAE after the encoders have gone
         others = own.total - own.gradients - own.moments if on_cpu else own.trained
@@ -125,6 +131,12 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
     if own.averages and not on_cpu:
         peaks = {name: _with_averages_away(name, peak, config, g, runs, own) for name, peak in peaks.items()}
     return {name: peaks[name] for name in ("encoding", "sampling", "decoding", "updating") if name in peaks}
+
+
+def _evaluation(runs: Drawing, g: Geometry, own: Held) -> dict[str, int]:
+    """Bytes beside the last rollout's, of images of another size than its own."""
+    solver = 4 * g.sampling_batch * runs.latent
+    return {"sampling": solver + own.gathered + runs.sampling.peak, "decoding": runs.decoding.peak}
 
 
 _VISITORS = {"encoding": "encoders", "sampling": "network", "decoding": "vae", "updating": "network"}

@@ -55,7 +55,7 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
     )
     yield (
         f"  {fewer}{c.updates_per_rollout} optimizer step(s), each of {g.points} points x {g.micro_batches} "
-        f"micro-batch(es) of up to {g.micro_batch} images; sampled {g.sampling_batch} at a time"
+        f"micro-batch(es) of up to {g.micro_batch} images; sampled {g.sampling_batch} at a time{_size(c)}"
     )
     drawn = f"{c.iterations * images:,}" + (f" to {c.iterations * images * (1 + c.redraw_groups):,}" if again else "")
     yield from _split(estimated)
@@ -73,6 +73,11 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
         f"  {evaluations:,} evaluations of {_images(c)} images a prompt, {checkpoints:,} checkpoints"
         f"{best}; the gradient noise scale is measured {measured}"
     )
+
+
+def _size(config: Config) -> str:
+    side = config.sampling.resolution
+    return "" if side is None else f", at {side} pixels a side, which evaluations and samples do not have"
 
 
 def _split(estimated: Estimate) -> Iterator[str]:

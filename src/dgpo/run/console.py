@@ -73,13 +73,14 @@ class Console(Callback):
             else f"the dataset's {self._counts.prompts} groups x up to {c.group_size}"
         )
         limit = "" if c.max_minutes is None else f" or {c.max_minutes:g} minutes"
+        size = "" if c.sampling.resolution is None else f" of {c.sampling.resolution} pixels a side"
         trainable = sum(shape.numel() for shape in self._model.weights.shapes.values())
         return [
             f"{c.called}: {type(c.algorithm).__name__} on {c.model or 'a model of your own'}, {_kinds(c)}",
             f"  trains {trainable:,} parameters ({c.finetune}), "
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
-            f"  an iteration: {c.num_groups} of {drawn} images = {images} images, "
+            f"  an iteration: {c.num_groups} of {drawn} images = {images} images{size}, "
             f"{c.updates_per_rollout} optimizer step(s), {self._counts.network_forwards:,} network forwards",
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]

@@ -37,7 +37,7 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
 from dgpo.run.changes import changes
 from dgpo.run.folder import environment
-from dgpo.training.draw import Drawn, chunks, counted, draw, for_evaluation, grid
+from dgpo.training.draw import Drawn, at_rollout_size, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
 from dgpo.training.setup import all_rewards, require_named, trained_rewards
 from dgpo.utils.progress import Tell, silent
@@ -306,6 +306,7 @@ def collect(
     warn(reward.check(prompts))
     tell("loading", 0, 0)
     model, which = _load(source, config)
+    model = at_rollout_size(model, config.sampling)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
     about = {
         "weights": which,

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from dgpo.config import Sampling
 from dgpo.core.solvers import sde_solve, solve
-from dgpo.errors import NonFiniteError
+from dgpo.errors import NonFiniteError, UserError
 from dgpo.models import Cond, VelocityModel
 from dgpo.types import Sde, Trajectory
+
+M = TypeVar("M", bound=VelocityModel)
 
 
 class Drawn(NamedTuple):
@@ -105,6 +107,22 @@ def _decode(model: VelocityModel, x0: Tensor, weights: str) -> Tensor:
 def grid(model: VelocityModel, sampling: Sampling) -> Tensor:
     """The noise levels that the solver visits, (num_inference_steps + 1,) fp32, descending to 0."""
     return model.sigmas(sampling.num_inference_steps)
+
+
+def at_rollout_size(model: M, sampling: Sampling) -> M:
+    """The model for the images that train: of `sampling.resolution`, or as it is. Asked while it can encode prompts."""
+    if sampling.resolution is None:
+        return model
+    resized = getattr(model, "at_resolution", None)
+    if resized is None:
+        raise UserError(
+            f"sampling.resolution={sampling.resolution}: the given {type(model).__name__} draws images of one size "
+            "only, for it has no method at_resolution(resolution); take sampling.resolution=None"
+        )
+    try:
+        return resized(sampling.resolution)
+    except UserError as error:
+        raise UserError(f"sampling.resolution: {error}") from None
 
 
 def for_evaluation(sampling: Sampling) -> Sampling:

@@ -56,6 +56,7 @@ class Running:
     ) -> None:
         """held: what keeps the folder locked"""
         self.config, self.model, self.optimizer = setup.config, setup.model, setup.optimizer
+        self._rollout_model = setup.rollout_model
         self.folder, self.state, self.callbacks = folder, state, callbacks
         self.encode = CondCache(self.model, self.config.prompt_cache, tell=self.tell)
         self.clock = Stopwatch(self.model.device, self.tell)
@@ -138,7 +139,7 @@ class Running:
         """Take all optimizer steps of a rollout, and return their metrics."""
         with self.clock.phase("update"):
             images = to_train(rollout, self.encode, self.config)
-            return improve(self.model, self.optimizer, images, self.state, self.config, self.tell)
+            return improve(self._rollout_model, self.optimizer, images, self.state, self.config, self.tell)
 
     def advance(self, metrics: dict[str, float]) -> None:
         """Count the iteration as done, and tell its metrics."""
@@ -281,9 +282,9 @@ def evaluated(inputs: Inputs, config: Config) -> dict[str, PromptSet]:
 
 def source_of(setup: Setup, encode: CondCache, clock: Stopwatch, folder: Path) -> Source:
     """Where the run's rollouts come from."""
-    model, inputs, config = setup.model, setup.inputs, setup.config
+    model, inputs, config = setup.rollout_model, setup.inputs, setup.config
     if inputs.people:
-        return Taught(model, inputs, encode, config, clock, folder)
+        return Taught(setup, encode, clock, folder)
     if inputs.dataset is not None:
         return Replayed(model, inputs.dataset, encode, config, clock)
     return Sampled(model, inputs.reward, inputs.prompts, encode, config, clock)

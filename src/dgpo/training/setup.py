@@ -31,6 +31,7 @@ from dgpo.run.console import say
 from dgpo.run.hub import require_login
 from dgpo.run.trackers import NullTracker, TrackerGroup, make_trackers, require_trackers
 from dgpo.training import schedule
+from dgpo.training.draw import at_rollout_size
 from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
 from dgpo.utils.devices import device_of, precision_of
@@ -57,6 +58,7 @@ class Setup:
 
     config: Config  # resolved
     model: VelocityModel
+    rollout_model: VelocityModel  # the same at the size of the images that train
     optimizer: torch.optim.Optimizer
     inputs: Inputs
     resume: bool
@@ -94,10 +96,11 @@ def prepare(
         say(f"loading the model {config.model}")
         model = load(config, device)
         config = replace(config, lora=getattr(model, "lora", config.lora))  # what a LoRA to continue told
+    rollout_model = at_rollout_size(model, config.sampling)
     require_feasible(model, config, resume)
     if inputs.dataset is not None:
-        require_trainable(inputs.dataset, model, config)
-    return Setup(config, model, make_optimizer(model, config), inputs, resume, overwrite)
+        require_trainable(inputs.dataset, rollout_model, config)
+    return Setup(config, model, rollout_model, make_optimizer(model, config), inputs, resume, overwrite)
 
 
 def _what(config: Config) -> str:

@@ -21,11 +21,10 @@ from typing import NamedTuple
 import torch
 
 from dgpo import distributed
-from dgpo.config import TRAINED, Config
+from dgpo.config import TRAINED
 from dgpo.core import seeds
 from dgpo.data.prompts import PromptSet
 from dgpo.data.sampler import PromptSampler
-from dgpo.models import VelocityModel
 from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.run.console import say
@@ -34,7 +33,7 @@ from dgpo.teach.groups import BLIND, LATENT_SPACE, TRAIN, Group, sha256
 from dgpo.teach.learned import Lessons, Update
 from dgpo.training.compare import with_advantages
 from dgpo.training.draw import draw, for_evaluation
-from dgpo.training.setup import Inputs
+from dgpo.training.setup import Inputs, Setup
 from dgpo.training.sources import Sampled, Stored, of_stored
 from dgpo.types import Rollout
 from dgpo.utils.people import WAITING
@@ -73,11 +72,11 @@ class Task(NamedTuple):
 class Taught:
     """Shows groups to people and returns those that they answered."""
 
-    def __init__(
-        self, model: VelocityModel, inputs: Inputs, encode: CondCache, config: Config, clock: Stopwatch, run: Path
-    ) -> None:
-        self._model, self._encode, self._config, self._clock = model, encode, config, clock
-        self._sampled = Sampled(model, inputs.reward, inputs.prompts, encode, config, clock)
+    def __init__(self, setup: Setup, encode: CondCache, clock: Stopwatch, run: Path) -> None:
+        inputs, config = setup.inputs, setup.config
+        self._model, self._rollout_model, self._config = setup.model, setup.rollout_model, config
+        self._encode, self._clock = encode, clock
+        self._sampled = Sampled(self._rollout_model, inputs.reward, inputs.prompts, encode, config, clock)
         self.sampler = self._sampled.sampler
         self._held_out = held_out(inputs)
         self._lessons = Lessons(run, config.rewards)
@@ -87,7 +86,7 @@ class Taught:
         self._dropped = 0  # groups, since the last that was shown
         if distributed.is_main():
             (run / LATENT_SPACE).parent.mkdir(exist_ok=True)
-            (run / LATENT_SPACE).write_text(json.dumps(model.latent_space) + "\n", encoding="utf-8")
+            (run / LATENT_SPACE).write_text(json.dumps(self._rollout_model.latent_space) + "\n", encoding="utf-8")
             self._lessons.groups.tidy()
             self._lessons.groups.all()
             for why in self._lessons.groups.damaged.values():
@@ -214,7 +213,7 @@ class Taught:
 
     def _rollout(self, lesson: Lesson, iteration: int) -> Rollout:
         """This rank's share of the images of a lesson."""
-        model, groups = self._model, self._lessons.groups
+        model, groups = self._rollout_model, self._lessons.groups
 
         def stored(number: int) -> Stored:
             group = groups.all()[number]
