@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,9 @@ def test_it_draws_the_pictures_of_the_stock_call(
         output_type="pt",
     ).images
     assert_same_pictures(ours, expected, (3, 3, 64, 64))
+    assert model.latent_shape == (4, 8, 8)
+    other: Any = model
+    assert other.at_resolution(32).latent_shape == (4, 4, 4)
 
 
 def test_plan_dry_run_training_and_evaluation_know_it_by_name(
