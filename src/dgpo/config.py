@@ -257,6 +257,9 @@ class Config:
     checkpoint_every: int = 10
     """Iterations between checkpoints; the last iteration always leaves one, unless this is 0: never, but for
     interruptions and failures, which always do."""
+    background_saving: bool = False
+    """Copy the state of a checkpoint to host memory and write it while training goes on, one at a time. The run ends
+    when all are written."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep, beside the best one."""
     grace_seconds: float = 30.0
@@ -317,6 +320,7 @@ MAY_CHANGE = (
     "eval_every",
     "stop_on_alarm",
     "checkpoint_every",
+    "background_saving",
     "keep_checkpoints",
     "grace_seconds",
     "rank_timeout_minutes",

@@ -84,6 +84,7 @@ def test_a_reopened_run_takes_over_what_may_change(run: Path) -> None:
         "report": False,
         "eval_every": 3,
         "checkpoint_every": 4,
+        "background_saving": True,
         "keep_checkpoints": 5,
         "grace_seconds": 120.0,
         "rank_timeout_minutes": 5.0,

@@ -17,7 +17,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def save(
     remove_leftovers(run_dir)
     require_free_space(final, sum(tensor.nbytes for group in tensors.values() for tensor in group.values()))
     final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(_PARTIAL + final.name)
+    partial = _partial(run_dir, iteration)
     try:
         partial.mkdir()
         _write_tensors(partial, tensors)
@@ -79,25 +79,57 @@ def save_shards(
 ) -> Path:
     """The same of a sharded run: all ranks call it, each with its rows, and each writes, forces and hashes its own.
 
-    extra(folder) is called on all ranks. Where it fails on one, all raise, and nothing is left.
+    extra(folder) is called on the first. Where anything fails on one rank, all raise, and nothing is left.
     """
-    final, rank, ranks = folder_of(run_dir, iteration), distributed.rank(), distributed.world_size()
-    partial = final.with_name(_PARTIAL + final.name)
+    begin_shards(run_dir, iteration, tensors)
+    try:
+        own = distributed.together(lambda: write_shards(run_dir, iteration, tensors))
+    except BaseException:
+        if distributed.is_main():
+            shutil.rmtree(_partial(run_dir, iteration), ignore_errors=True)
+        raise
+    return end_shards(run_dir, iteration, [*tensors], own, state, extra)
+
+
+def begin_shards(run_dir: str | Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Make room for a checkpoint of a sharded run; all ranks call it."""
     sizes = distributed.gather_objects([sum(t.nbytes for group in tensors.values() for t in group.values())])
 
     def begin() -> None:
         remove_leftovers(run_dir)
-        require_free_space(final, sum(sizes))
-        partial.mkdir(parents=True)
+        require_free_space(folder_of(run_dir, iteration), sum(sizes))
+        _partial(run_dir, iteration).mkdir(parents=True)
 
-    def write() -> dict[str, str]:
-        names = _write_tensors(partial, tensors, rank, ranks)
-        for name in names:
-            sync_file(partial / name)
-        return {name: _sha256(partial / name) for name in names}
+    distributed.on_main(begin)
+
+
+def write_shards(run_dir: str | Path, iteration: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write this rank's files, forced to the disk, and return their checksums; no other rank is waited for."""
+    partial = _partial(run_dir, iteration)
+    names = _write_tensors(partial, tensors, distributed.rank(), distributed.world_size())
+    for name in names:
+        sync_file(partial / name)
+    return {name: _sha256(partial / name) for name in names}
+
+
+def end_shards(
+    run_dir: str | Path,
+    iteration: int,
+    names: Sequence[str],
+    own: Mapping[str, str],
+    state: Mapping[str, Any],
+    extra: Callable[[Path], None],
+) -> Path:
+    """Put in place what all ranks have written, and return its folder; all call it.
+
+    names: of the dicts of tensors; own: what `write_shards` has returned on this rank; extra(folder): on the first
+    """
+    final, partial, ranks = folder_of(run_dir, iteration), _partial(run_dir, iteration), distributed.world_size()
+    hashed = {name: checksum for part in distributed.gather_objects([own]) for name, checksum in part.items()}
 
     def end() -> None:
-        header = {"format": SHARDED_FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": list(tensors)}
+        extra(partial)
+        header = {"format": SHARDED_FORMAT, "dgpo": __version__, "iteration": iteration, "tensors": [*names]}
         _write_json(partial / "state.json", {**header, "shards": ranks, "state": dict(state)})
         rest = {name: _sha256(partial / name) for name in _files(partial) if name not in hashed}
         _write_json(partial / "checksums.json", dict(sorted({**hashed, **rest}.items())))
@@ -105,15 +137,16 @@ def save_shards(
         _put_in_place(partial, final)
 
     try:
-        distributed.on_main(begin)
-        own = distributed.together(write)
-        hashed = {name: checksum for part in distributed.gather_objects([own]) for name, checksum in part.items()}
-        extra(partial)
         distributed.on_main(end)
     finally:
         if distributed.is_main():
             shutil.rmtree(partial, ignore_errors=True)
     return final
+
+
+def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """The same in host memory, as they are now."""
+    return {name: {key: _on_cpu(tensor) for key, tensor in group.items()} for name, group in tensors.items()}
 
 
 def load(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -266,7 +299,7 @@ def _write_tensors(
     """Write a file for each dict, and return their names."""
     for name, group in tensors.items():
         path = folder / shards.file_name(name, rank, ranks)
-        save_tensors({key: _on_cpu(tensor) for key, tensor in group.items()}, path)
+        save_tensors({key: _writable(tensor) for key, tensor in group.items()}, path)
     return [shards.file_name(name, rank, ranks) for name in tensors]
 
 
@@ -348,8 +381,21 @@ def _require_format(path: Path) -> None:
         )
 
 
+def _partial(run_dir: str | Path, iteration: int) -> Path:
+    """Where a checkpoint is written."""
+    final = folder_of(run_dir, iteration)
+    return final.with_name(_PARTIAL + final.name)
+
+
 def _folder(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints"
+
+
+def _writable(tensor: Tensor) -> Tensor:
+    """The tensor itself where safetensors can write it, which saves a copy."""
+    tensor = tensor.detach()
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if tensor.device.type == "cpu" and whole else _on_cpu(tensor)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

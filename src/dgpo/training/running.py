@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from dgpo.run.interrupt import REQUEUE, Interrupt
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.run.trackers import Tracking
 from dgpo.training import saving, schedule
+from dgpo.training.background import Background
 from dgpo.training.evaluate import evaluate, shown
 from dgpo.training.geometry import network_forwards
 from dgpo.training.metrics import ConstantRewards, note_evaluation, watched
@@ -68,6 +69,7 @@ class Running:
         alone = not self.model.weights.sharded
         close = partial(_close, callbacks, held)
         self.grace = Grace(interrupt, self.config.grace_seconds, self._save_alone, close, alone)
+        self._background = Background()
         self.optimizer.register_step_pre_hook(lambda *_: self.grace.change())
         self._latest: dict[str, float] = {}
 
@@ -123,17 +125,44 @@ class Running:
             self._asked = self._interrupt.requested()
         self._stop = bool(self._asked) or requests.STOP in asked or self._stop
         save = self._stop or requests.SAVE in asked or checkpoint_due(self.state, self.config)
+        ends = last or self._stop
+        self._put_in_place(wait=False)
         if self._saved < self.iteration and save:
             self.save()
-        return last or self._stop
+        self._put_in_place(wait=ends)
+        return ends
 
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, or begin to, when the last one is on disk."""
+        self._put_in_place(wait=True)
         self.tell("saving")
+        what = (self.folder, self.model, self.optimizer, self.state, self.config)
+        if self.config.background_saving:
+            longest = self.grace.save_seconds
+            with self.grace.saving():
+                saving.begin(self._background, *what)
+                self._saved = self.iteration
+            self.grace.save_seconds = max(longest, self.grace.save_seconds)
+            return
         with self.grace.saving():
-            path = saving.save(self.folder, self.model, self.optimizer, self.state, self.config)
+            path = saving.save(*what)
             self._saved = self.iteration
         self.callbacks.on_checkpoint(self, path)
+
+    def _put_in_place(self, wait: bool) -> None:
+        """Tell of the checkpoint that a thread has written; raise, on all ranks, what made one fail."""
+        if not self._background.busy:
+            return
+        if wait:
+            self.tell("saving")
+        path = self._background.finish(wait)
+        if path is not None:
+            self.grace.save_seconds = self._background.seconds
+            self.callbacks.on_checkpoint(self, path)
+
+    def written(self) -> AbstractContextManager[None]:
+        """A context after which nothing is left to write."""
+        return self._background.ended()
 
     def improve(self, rollout: Rollout) -> dict[str, float]:
         """Take all optimizer steps of a rollout, and return their metrics."""
@@ -199,6 +228,7 @@ class Running:
 
         whole: whether weights and state are that iteration's, which `grace` sees to
         """
+        failed = "" if self.model.weights.sharded else self._failed_to_write()
         state = replace(self.state, step=self.state.first_step)  # a step that is announced has not been taken
         bad = saving.not_finite(self.model, self.optimizer) if whole else []
         if whole and not bad and self._saved < state.iteration:
@@ -206,7 +236,16 @@ class Running:
         newest = checkpoint.latest(self.folder)
         where = "There is no checkpoint, so it begins anew" if newest is None else f"The last checkpoint is {newest}"
         why = f"Weights are not finite ({', '.join(bad)}) and were not saved. " if bad else ""
-        return f"{why}{where}. Go on with: {resuming(self.config.rewards, self.folder)}"
+        return f"{failed}{why}{where}. Go on with: {resuming(self.config.rewards, self.folder)}"
+
+    def _failed_to_write(self) -> str:
+        """Wait for the checkpoint that a thread writes, and say what made it fail; "" where nothing has."""
+        try:
+            self._background.wait()
+        except Exception as error:
+            self._saved = -1
+            return f"A checkpoint could not be written ({type(error).__name__}: {error}). "
+        return ""
 
 
 def _close(callbacks: Callbacks, held: ExitStack) -> None:
@@ -243,7 +282,7 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         rescuers = saving.rescuers(model, optimizer, state, config)
         resume = resuming(config.rewards, folder)
         with rescue(folder, state, *rescuers, model.weights.sharded, resume), told.closed():
-            with run.grace:
+            with run.grace, run.written():
                 told.on_start(run)
                 if config.free_text_encoders:
                     run.encode_all()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from dgpo.report import StockUse, write_card
 from dgpo.run import checkpoint, optimizer_state
 from dgpo.run import folder as runfolder
 from dgpo.run.hub import push
+from dgpo.training.background import Background
 from dgpo.training.draw import for_evaluation
 from dgpo.training.meter import NoiseAverage
 from dgpo.training.state import State, done
@@ -29,10 +31,7 @@ def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, stat
     """Write a checkpoint, and return its folder; refuse, on all ranks, one whose weights are not finite."""
 
     def saved() -> None:
-        bad = not_finite(model, optimizer)
-        if bad:
-            what = f"the policy has exploded: {', '.join(bad)} not finite after step {state.step}"
-            raise distributed.shared(NonFiniteError(what))
+        _require_finite(model, optimizer, state)
         write_checkpoint(run, model, optimizer, state, config)
 
     if model.weights.sharded:
@@ -40,6 +39,52 @@ def save(run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, stat
     else:
         distributed.on_main(saved)
     return checkpoint.folder_of(run, state.iteration)
+
+
+def begin(
+    background: Background,
+    run: Path,
+    model: VelocityModel,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    config: Config,
+) -> None:
+    """Let a thread write the same from a copy in host memory; all ranks call it, while no other is being written."""
+    sharded = model.weights.sharded
+    writes = distributed.is_main() or sharded
+    if sharded:
+        _require_finite(model, optimizer, state)
+
+    def copied() -> dict[str, dict[str, Tensor]]:
+        if not sharded:
+            _require_finite(model, optimizer, state)
+        return checkpoint.copied(saved_tensors(model, optimizer))
+
+    tensors = distributed.together(lambda: copied() if writes else {})
+    folder = checkpoint.folder_of(run, state.iteration)
+    if not writes:
+        background.begin(lambda: None, lambda _: folder)
+        return
+    kept = _kept(model, state, config, tensors)
+    if not sharded:
+        background.begin(lambda: _write(run, model, kept), lambda _: folder)
+        return
+
+    def end(own: dict[str, str]) -> Path:
+        beside = partial(_write_beside, model, kept)
+        checkpoint.end_shards(run, kept.iteration, [*kept.tensors], own, kept.values, beside)
+        _prune(run, kept)
+        return folder
+
+    checkpoint.begin_shards(run, kept.iteration, kept.tensors)
+    background.begin(lambda: checkpoint.write_shards(run, kept.iteration, kept.tensors), end)
+
+
+def _require_finite(model: VelocityModel, optimizer: torch.optim.Optimizer, state: State) -> None:
+    bad = not_finite(model, optimizer)
+    if bad:
+        what = f"the policy has exploded: {', '.join(bad)} not finite after step {state.step}"
+        raise distributed.shared(NonFiniteError(what))
 
 
 def rescuers(
@@ -60,23 +105,44 @@ def write_checkpoint(
     run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
 ) -> None:
     """Everything that a resumed run needs, its config, and the averaged LoRA as stock diffusers reads it."""
+    _write(run, model, _kept(model, state, config, saved_tensors(model, optimizer)))
 
-    def extra(folder: Path) -> None:
-        if distributed.is_main():
-            save_yaml(config, folder / runfolder.CONFIG)
-        if config.finetune == "lora":
-            model.weights.export(folder / "lora", "ema")
 
+class _Kept(NamedTuple):
+    """What a checkpoint is made of."""
+
+    config: Config
+    iteration: int
+    best_iteration: int
+    values: dict[str, Any]  # the state
+    tensors: dict[str, dict[str, Tensor]]  # of this rank
+    lora: dict[str, Tensor]  # the averaged one, whole, on the first rank; empty where there is none
+
+
+def _kept(model: VelocityModel, state: State, config: Config, tensors: dict[str, dict[str, Tensor]]) -> _Kept:
+    """All ranks of a sharded model call it."""
+    values = {**asdict(state), "old_is_policy": model.weights.old_is_policy}
+    lora = {}
+    if config.finetune == "lora":
+        lora = model.weights.whole("ema") if model.weights.sharded else tensors["ema"]
+    return _Kept(config, state.iteration, state.best_iteration, values, tensors, lora)
+
+
+def _write(run: Path, model: VelocityModel, kept: _Kept) -> None:
     write = checkpoint.save_shards if model.weights.sharded else checkpoint.save
-    write(
-        run,
-        state.iteration,
-        saved_tensors(model, optimizer),
-        {**asdict(state), "old_is_policy": model.weights.old_is_policy},
-        extra,
-    )
+    write(run, kept.iteration, kept.tensors, kept.values, partial(_write_beside, model, kept))
+    _prune(run, kept)
+
+
+def _write_beside(model: VelocityModel, kept: _Kept, folder: Path) -> None:
+    save_yaml(kept.config, folder / runfolder.CONFIG)
+    if kept.lora:
+        model.weights.write(folder / "lora", "ema", kept.lora)
+
+
+def _prune(run: Path, kept: _Kept) -> None:
     if distributed.is_main():
-        checkpoint.prune(run, config.keep_checkpoints, {state.best_iteration})
+        checkpoint.prune(run, kept.config.keep_checkpoints, {kept.best_iteration})
 
 
 def not_finite(model: VelocityModel, optimizer: torch.optim.Optimizer) -> list[str]:
