@@ -19,7 +19,9 @@ from dgpo.plan.meta import Count
 from dgpo.plan.page import lines
 from dgpo.plan.runs import Runs
 from dgpo.plan.skeleton import skeleton
+from dgpo.run import checkpoint
 from dgpo.training.geometry import geometry
+from dgpo.training.saving import saved_tensors
 from dgpo.training.setup import load
 
 
@@ -254,6 +256,29 @@ def test_averages_on_the_host_are_counted(tiny_folder: Path, tmp_path: Path, fin
     assert bool(shared.averages) == (finetune == "full"), "those of a shared LoRA stay"
     assert f"{'of it in host memory':<28}{away.held.on_host / GIB:>18.3f}" in "\n".join(lines(away, [], None))
     assert not any("host" in line for line in lines(usual, [], None))
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full"])
+def test_the_copy_that_a_checkpoint_is_written_from_is_counted(
+    tiny_folder: Path, tmp_path: Path, finetune: Any
+) -> None:
+    config = short(tiny_folder, tmp_path / "run", finetune=finetune, checkpoint_every=1)
+    usual, behind = (
+        estimate(replace(config, background_saving=where), 1, True, "a red cat") for where in (False, True)
+    )
+    assert behind.held is not None
+    size = behind.held.copied
+    assert behind.phases == {name: peak + size for name, peak in usual.phases.items()}
+    assert f"  {'in host memory, for saving':<28}{size / GIB:>18.3f}" in [*lines(behind, [], None)]
+    assert not any("for saving" in line for line in lines(usual, [], None))
+    run: Any = load(config, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(run.weights.parameters())
+    for parameter in run.weights.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    tensors = checkpoint.copied(saved_tensors(run, optimizer))
+    steps = 4 * len(run.weights.parameters())
+    assert size == sum(t.nbytes for group in tensors.values() for t in group.values()) - steps
 
 
 def test_measuring_the_noise_scale_keeps_a_second_gradient(tiny_folder: Path, tmp_path: Path) -> None:

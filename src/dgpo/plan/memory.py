@@ -41,6 +41,7 @@ class Held:
         default_factory=dict
     )  # network, vae, encoders: among the parts, and not always there
     averages: tuple[int, ...] = ()  # among the parts: old and ema, where they live on the host
+    copied: int = 0  # beside the parts: what a checkpoint is written from in the background, on the host
 
     @property
     def on_host(self) -> int:
@@ -78,7 +79,18 @@ def held(model: PipelineModel, config: Config, processes: int = 1) -> Held:
     visitors = visitors if config.offload == "parts" else {}
     visit = config.averages == "host" and (cut == 1 or config.finetune == "full")
     averages = tuple(sets[name] for name in AVERAGES if name in sets and visit)
-    return Held(own, policy, moments, trained, sum(encoders.values()), *at_once, visitors=visitors, averages=averages)
+    copied = trained - sets.get("ref", 0) + moments if config.background_saving and config.checkpoint_every else 0
+    return Held(
+        own,
+        policy,
+        moments,
+        trained,
+        sum(encoders.values()),
+        *at_once,
+        visitors=visitors,
+        averages=averages,
+        copied=copied,
+    )
 
 
 def _at_once(network: nn.Module, trained: bool = False) -> int:
@@ -128,6 +140,8 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
         for name, visitor in _VISITORS.items():
             if name in peaks and not (name == "encoding" and config.free_text_encoders):  # where only trained ones are
                 peaks[name] -= sum(own.visitors.values()) - own.visitors[visitor]
+    if on_cpu:
+        peaks = {name: peak + own.copied for name, peak in peaks.items()}
     if own.averages and not on_cpu:
         peaks = {name: _with_averages_away(name, peak, config, g, runs, own) for name, peak in peaks.items()}
     return {name: peaks[name] for name in ("encoding", "sampling", "decoding", "updating") if name in peaks}

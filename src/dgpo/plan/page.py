@@ -114,6 +114,8 @@ def _memory(estimated: Estimate) -> Iterator[str]:
     yield f"  {'held, on host or GPU' if on_host else 'held throughout':<28}{estimated.held.total / GIB:>18.3f}"
     if on_host:
         yield f"  {'of it in host memory':<28}{on_host / GIB:>18.3f}"
+    if estimated.held.copied:
+        yield f"  {'in host memory, for saving':<28}{estimated.held.copied / GIB:>18.3f}"
     if estimated.config.free_text_encoders:
         yield f"  {'text encoders, at first':<28}{estimated.held.encoders / GIB:>18.3f}"
     for name, size in estimated.phases.items():

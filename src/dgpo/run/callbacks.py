@@ -81,7 +81,7 @@ class Callback:
         """The averaged weights were evaluated."""
 
     def on_checkpoint(self, run: Progress, folder: Path) -> None:
-        """A checkpoint was written."""
+        """A checkpoint was written; with `background_saving` it may be of an earlier iteration."""
 
     def on_end(self, run: Progress) -> None:
         """The run ends, with all its iterations or before. Not called after a failure."""

@@ -17,6 +17,7 @@ import json
 import math
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -299,7 +300,7 @@ def _write_tensors(
     """Write a file for each dict, and return their names."""
     for name, group in tensors.items():
         path = folder / shards.file_name(name, rank, ranks)
-        save_tensors({key: _writable(tensor) for key, tensor in group.items()}, path)
+        save_tensors(_writable(group), path)
     return [shards.file_name(name, rank, ranks) for name in tensors]
 
 
@@ -391,11 +392,16 @@ def _folder(run_dir: str | Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
-def _writable(tensor: Tensor) -> Tensor:
-    """The tensor itself where safetensors can write it, which saves a copy."""
-    tensor = tensor.detach()
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if tensor.device.type == "cpu" and whole else _on_cpu(tensor)
+def _writable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors needs them; those that are so already are not copied."""
+    users = Counter(tensor.untyped_storage().data_ptr() for tensor in group.values())
+
+    def alone(tensor: Tensor) -> bool:
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
+        return tensor.device.type == "cpu" and whole and users[storage.data_ptr()] == 1
+
+    return {key: tensor.detach() if alone(tensor) else _on_cpu(tensor) for key, tensor in group.items()}
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
