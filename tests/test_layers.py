@@ -31,6 +31,7 @@ ORDER = (
 EXCEPTIONS = {
     "config_checks.py": "config.py",  # to name the type; config.py calls it
     "data/prompts.py": "rewards/builtin/geneval/",  # prompts that stand beside the reward they are for
+    "training/placing.py": "plan/",  # what a run takes is counted by the loop's own rules, and here it decides
     "worlds/pretraining": "run/",  # a training of its own, which is stopped and continued as runs are
 }
 

@@ -194,9 +194,10 @@ class Config:
     free_text_encoders: bool = False
     """Encode every prompt of the run before its first iteration, then let the encoders go: less memory. The network
     goes to the GPU after them."""
-    offload: Literal["none", "parts"] = "none"
+    offload: Literal["none", "parts", "auto"] = "none"
     """parts: what is frozen lives in host memory, and the text encoders, the network and the autoencoder visit the GPU
-    one after another: the same results, less memory, more time."""
+    one after another: the same results, less memory, more time. auto: parts where by dgpo plan all would not fit the
+    GPU at once, else none; a run keeps what it began with."""
     averages: Literal["device", "host"] = "device"
     """host: the averages of the trained weights, old and ema, live in host memory and visit the GPU to draw and to
     follow the policy: the same results, less memory, more time."""

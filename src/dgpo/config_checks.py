@@ -37,7 +37,8 @@ def check(config: Config) -> None:
         "take adamw, whose moments are shared too",
     )
     require_base(config.base_precision, config.finetune, config.shard)
-    require_offload(config.offload, config.shard)
+    if config.offload != "auto":  # which looks at shard itself
+        require_offload(config.offload, config.shard)
     require(
         config.lora.start is None or config.finetune == "lora",
         f"lora.start={config.lora.start!r} continues a LoRA, and finetune={config.finetune!r} trains none; take "

@@ -27,6 +27,7 @@ from dgpo.run import folder as runfolder
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training.draw import at_rollout_size, chunks, grid
 from dgpo.training.optim import make_optimizer
+from dgpo.training.placing import with_offload
 from dgpo.training.setup import load, trained_rewards
 from dgpo.training.sources import Sampled
 from dgpo.training.state import State
@@ -40,6 +41,7 @@ def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
     prompts = load_prompts(config.prompts)
     device = torch.device(device_of(config.device))
     config = replace(config, dtype=precision_of(config.dtype, device))
+    config = with_offload(config, device, prompts.prompts)
     model = at_rollout_size(load(config, device), config.sampling)
     result = measured(config, model, prompts, rounds, Stopwatch(device))
     path.parent.mkdir(parents=True, exist_ok=True)

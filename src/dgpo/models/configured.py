@@ -22,6 +22,8 @@ def load_configured(
             "model is empty: name a pipeline folder or a Hugging Face id (a run has none of its own whose "
             "model was given as an object, in Python)"
         )
+    if config.offload == "auto":
+        raise RuntimeError("offload=auto is decided before a model is loaded: training/placing.py")
     return load_model(
         config.model,
         finetune=config.finetune,

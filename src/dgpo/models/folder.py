@@ -50,18 +50,29 @@ def read_pipeline(
     """The whole pipeline on the CPU. dtypes: by the part's name, and "default"; unread: the part that is read later."""
     from diffusers import DiffusionPipeline
 
-    # diffusers saves a part left out (SD3 without T5) as [null, null], and loads it only if told again
-    absent = {name: None for name, value in index.items() if value == [None, None] or name in _UNUSED}
+    absent, folder = _absent(index), fetched(source, index)
     with damage_told(f"cannot load the pipeline {source}"):
-        folder = Path(source)
-        if not folder.is_dir():
-            folder = Path(DiffusionPipeline.download(source, use_safetensors=True, **absent))
         parts = dict(_networks(folder, {k: v for k, v in index.items() if k not in absent}, dtypes, unread))
         pipeline = DiffusionPipeline.from_pretrained(folder, **parts, **absent)
     for name, part in pipeline.components.items():
         if "tokenizer" in name and part is not None:
             _require_words(folder / name, part)
     return pipeline
+
+
+def fetched(source: str, index: Mapping[str, Any]) -> Path:
+    """The pipeline's folder, with all of its files; those of a hub id are downloaded first, where they are not here."""
+    from diffusers import DiffusionPipeline
+
+    if Path(source).is_dir():
+        return Path(source)
+    with damage_told(f"cannot load the pipeline {source}"):
+        return Path(DiffusionPipeline.download(source, use_safetensors=True, **_absent(index)))
+
+
+def _absent(index: Mapping[str, Any]) -> dict[str, None]:
+    """Parts that diffusers must be told are left out: those saved as [null, null] (SD3 without T5), and unused ones."""
+    return {name: None for name, value in index.items() if value == [None, None] or name in _UNUSED}
 
 
 def class_of(index: Mapping[str, Any], name: str) -> type:

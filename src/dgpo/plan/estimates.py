@@ -23,6 +23,9 @@ from dgpo.training.draw import at_rollout_size
 from dgpo.training.geometry import Geometry, geometry
 from dgpo.utils.devices import Precision, device_of, precision_of
 
+STAND_IN = "a photo of " * 25
+"""For prompts that cannot be read: a hundred tokens, where the text's length is that of the prompt."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -42,6 +45,7 @@ class Estimate:
     on_cpu: bool
     prompt: str  # that stands for all
     unknown: str = ""
+    offload: str = ""  # why offload=auto is what the config here has
     without_vocabulary: list[str] = field(default_factory=list)  # tokenizers whose files are not there
     parts: list[Part] = field(default_factory=list)
     trained: int = 0  # parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -36,6 +36,19 @@ def room(gpu: GPU | None, on_cpu: bool) -> tuple[int, str]:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     raise UserError("this machine has no GPU to compare with; name one with --gpu")
+
+
+def chosen_offload(estimated: Estimate, available: int, where: str) -> tuple[Literal["none", "parts"], str]:
+    """What offload=auto is, and why. estimated: with offload=none, on a GPU; available: its bytes; where: whose."""
+    if estimated.config.shard == "full":
+        return "none", "for with shard=full each process keeps its share of the network on its GPU"
+    if estimated.peak is None:
+        return "parts", f"which fits wherever none does: what none takes is not known ({estimated.unknown})"
+    fits = needs(estimated) <= available
+    needed = f"{needs(estimated) / GIB:.1f} GiB, of {where}'s {available / GIB:.1f} GiB"
+    if fits:
+        return "none", f"for all parts at once take {needed}"
+    return "parts", f"for all parts at once would take {needed}"
 
 
 def advice(estimated: Estimate, available: int) -> str:

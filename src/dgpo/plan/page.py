@@ -108,6 +108,8 @@ def _parameters(estimated: Estimate) -> Iterator[str]:
 
 def _memory(estimated: Estimate) -> Iterator[str]:
     assert estimated.held is not None
+    if estimated.offload:
+        yield f"  {estimated.offload}"
     for name, size in estimated.held.parts.items():
         yield f"  {name:<28}{size / GIB:>18.3f}"
     on_host = 0 if estimated.on_cpu else estimated.held.on_host

@@ -106,11 +106,12 @@ def require_same_run(run: Path, config: Config) -> None:
 
 
 def with_stored(config: Config) -> Config:
-    """Take what is not given from the run in `config.out`: its name, its LoRA's ranks, its evaluation sets."""
+    """Take what is not given from the run in `config.out`: name, ranks of the LoRA, evaluation sets, offload."""
     stored = stored_config(config.out or "")
     sets = stored.eval_prompts if config.eval_prompts == AUTOMATIC else config.eval_prompts
     name = config.name or stored.name
-    return replace(config, name=name, lora=config.lora.filled(stored.lora), eval_prompts=sets)
+    offload = stored.offload if config.offload == "auto" else config.offload
+    return replace(config, name=name, lora=config.lora.filled(stored.lora), eval_prompts=sets, offload=offload)
 
 
 def stored_config(run: str | Path) -> Config:

@@ -39,7 +39,9 @@ from dgpo.run.changes import changes
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, at_rollout_size, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
+from dgpo.training.placing import with_offload
 from dgpo.training.setup import all_rewards, require_named, trained_rewards
+from dgpo.utils.devices import device_of
 from dgpo.utils.progress import Tell, silent
 
 BEFORE, AFTER = "before", "after"
@@ -108,6 +110,7 @@ def load_trained(source: str | Path, config: Config) -> tuple[VelocityModel, str
 
 def _loaded(weights: Chosen, config: Config) -> tuple[VelocityModel, str]:
     tensors = None if weights.checkpoint is None else checkpoint.load(weights.checkpoint)[0]["ema"]
+    config = with_offload(config, torch.device(device_of(config.device)))
     model = load_configured(replace(config, compile=False), ("ref", "ema"))
     if tensors is not None:
         model.weights.load("ema", tensors)

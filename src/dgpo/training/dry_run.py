@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,9 @@ from dgpo.training import schedule
 from dgpo.training.apply import load_trained
 from dgpo.training.geometry import geometry
 from dgpo.training.loop import train
-from dgpo.training.setup import asks_people, read_inputs
+from dgpo.training.placing import with_offload
+from dgpo.training.setup import Inputs, asks_people, read_inputs, resolved
+from dgpo.utils.devices import device_of
 from dgpo.utils.people import HUMAN
 
 GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a group of each tag
@@ -41,6 +43,7 @@ def dry_run(config: Config) -> list[str]:
     if processes != "1":
         raise UserError(f"WORLD_SIZE={processes}: a dry run is too small for several; start it without torchrun")
     inputs = read_inputs(config)
+    config = replace(config, offload=_offload(config, inputs))
     prompts, sets = inputs.prompts if inputs.dataset is None else None, inputs.eval_sets
     with tempfile.TemporaryDirectory(prefix="dgpo-dry-run-") as folder:
         small = smallest(config, Path(folder), prompts, sets)
@@ -52,6 +55,12 @@ def dry_run(config: Config) -> list[str]:
             error.args = (error.plain or str(error),)
             raise
         return [*_found(config, small, run, prompts, sets), *(f"but {doubt}" for doubt in inputs.doubts)]
+
+
+def _offload(config: Config, inputs: Inputs) -> Literal["none", "parts", "auto"]:
+    """As the run itself would decide it, at its own size."""
+    own = config if inputs.dataset is None else resolved(config, inputs.dataset)
+    return with_offload(own, torch.device(device_of(config.device)), inputs.prompts.prompts).offload
 
 
 def stand_in(config: Config) -> dict[str, Reward]:

@@ -33,6 +33,7 @@ from dgpo.run.trackers import NullTracker, TrackerGroup, make_trackers, require_
 from dgpo.training import schedule
 from dgpo.training.draw import at_rollout_size
 from dgpo.training.optim import make_optimizer
+from dgpo.training.placing import with_offload
 from dgpo.training.state import State
 from dgpo.utils.devices import device_of, precision_of
 from dgpo.utils.people import HUMAN
@@ -93,9 +94,12 @@ def prepare(
     if config.push_to_hub:
         require_login(config.push_to_hub)
     if model is None:
+        config = with_offload(config, device, inputs.prompts.prompts)
         say(f"loading the model {config.model}")
         model = load(config, device)
         config = replace(config, lora=getattr(model, "lora", config.lora))  # what a LoRA to continue told
+    elif config.offload == "auto":
+        config = replace(config, offload="none")  # the given model stays where it is
     rollout_model = at_rollout_size(model, config.sampling)
     require_feasible(model, config, resume)
     if inputs.dataset is not None:
