@@ -334,6 +334,17 @@ def test_an_exported_network_draws_the_same_pictures_in_the_stock_pipeline(fresh
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms of a whole network
+@torch.no_grad()
+def test_a_reference_in_bf16_answers_as_the_fp32_weights_that_it_came_from(load, tiny):
+    """Bit for bit: autocast rounds the policy, from which nothing has moved yet, to the same weights."""
+    model = load(**{**tiny.bf16, "sets": ("ref",)}, finetune="full", dtype="bf16")
+    x, t, cond = model.init_noise(generators()), torch.tensor(tiny.bf16_t), model.encode(PROMPTS)
+    assert torch.equal(model.velocity(x, t, cond, 2.0, "ref"), model.velocity(x, t, cond, 2.0, "policy"))
+    ref, policy = (sum(t.nbytes for t in model.weights.tensors(name).values()) for name in ("ref", "policy"))
+    assert ref < 0.6 * policy
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms of a whole network
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_bf16_is_close_and_trains_fp32_weights(load, tiny, finetune):
     exact, rounded = load(**tiny.bf16), load(**tiny.bf16, finetune=finetune, dtype="bf16")

@@ -4,8 +4,8 @@ Each rank holds some rows of every parameter. The weights of a block are gathere
 let go after it. In a backward its gradients are summed over ranks, and each rank keeps its rows of them.
 
 Whatever trains, averages or saves sees plain tensors, this rank's rows: FSDP's gradients are handed over to them, and a
-weight set is bound by letting FSDP gather other rows. It has no public way to do that: `_sharded_param_data` is the
-one attribute of it that is set here.
+weight set is bound by letting FSDP gather other rows. It has no public way to do that: `_sharded_param_data` is set
+here, and `param_dtype`, to which FSDP casts rows before it gathers them.
 """
 
 from __future__ import annotations
@@ -114,12 +114,19 @@ class Shards:
                 self._parts[key].sharded_param.register_post_accumulate_grad_hook(partial(_hand_over, parameter))
         return own
 
-    def copy(self, name: str, on_host: bool = False) -> dict[str, nn.Parameter]:
+    def copy(
+        self, name: str, on_host: bool = False, dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> dict[str, nn.Parameter]:
         """One more set of all parameters, which does not train.
 
         on_host: in host memory, where it stays when the tensors of `gathered` get other data
+        dtypes: of those that are kept in another one than the policy's, in which they are gathered again
         """
-        self._sets[name] = [data.to("cpu", copy=True) if on_host else data.clone() for data in self._data()]
+        dtypes = dtypes or {}
+        self._sets[name] = [
+            data.to("cpu" if on_host else data.device, dtypes.get(key, data.dtype), copy=True)
+            for key, data in zip(self._parts, self._data())
+        ]
         own = self._parameters(name)
         for parameter in own.values():
             parameter.requires_grad_(False)
@@ -133,6 +140,7 @@ class Shards:
         """Let the network compute with a set."""
         for part, data in zip(self._parts.values(), self._sets[name]):
             part._sharded_param_data = data
+            part.param_dtype = None if data.dtype == part.orig_dtype else part.orig_dtype  # what is gathered of it
 
     def _data(self) -> list[Tensor]:
         """What FSDP gathers now: flat, and on all ranks as long as on the first."""

@@ -204,7 +204,7 @@ class PipelineModel:
         spread = None if shard is None else partial(Shards, device=self._place, read=shard)
         visited = self._place if averages == "host" else None
         self.weights = (
-            full_weights(self.network, sets, family.network, spread, visited)
+            full_weights(self.network, sets, family.network, spread, visited, dtype)
             if finetune == "full"
             else lora_weights(
                 self.network, self.lora, family.lora_targets, sets, seed, self._save_lora, spread, visited

@@ -285,21 +285,31 @@ def full_weights(
     folder: str = "transformer",
     shard: Shard | None = None,
     visited: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> WeightSets:
     """Train a whole diffusers network in fp32; every further set is one more copy of it in memory.
+
+    In half precision `ref` keeps the weights of linear and convolution layers so. Autocast rounds them to it at every
+    call, hence the answers are the same, and half of the memory is saved.
 
     folder: the network's place in a pipeline folder, where an export goes
     shard: spreads the network and its sets; None: every rank holds them whole
     visited: where `old` and `ema` visit, which then live in host memory; None: they live where the network is
+    dtype: what autocast computes in; fp32 is without
     """
     network.float().requires_grad_(True)
+    halves = dict.fromkeys(() if dtype == torch.float32 else _rounded_by_autocast(network), dtype)
     if shard is not None:
-        return _sharded_full_weights(network, sets, folder, shard, visited)
+        return _sharded_full_weights(network, sets, folder, shard, visited, halves)
     policy = dict(network.named_parameters())
     owners = [(network.get_submodule(key.rpartition(".")[0])._parameters, key.rpartition(".")[2]) for key in policy]
     parameters: dict[str, dict[str, nn.Parameter]] = {"policy": policy}
     for name in _extra(sets):
-        parameters[name] = {key: nn.Parameter(p.detach().clone(), requires_grad=False) for key, p in policy.items()}
+        dtypes = halves if name == "ref" else {}
+        parameters[name] = {
+            key: nn.Parameter(p.detach().to(dtypes.get(key, p.dtype), copy=True), requires_grad=False)
+            for key, p in policy.items()
+        }
 
     def bind(name: str) -> None:
         for (owner, leaf), parameter in zip(owners, parameters[name].values()):
@@ -330,12 +340,17 @@ def _on_host(visited: torch.device, sets: Mapping[str, Mapping[str, nn.Parameter
 
 
 def _sharded_full_weights(
-    network: Any, sets: Sequence[str], folder: str, shard: Shard, visited: torch.device | None
+    network: Any,
+    sets: Sequence[str],
+    folder: str,
+    shard: Shard,
+    visited: torch.device | None,
+    halves: Mapping[str, torch.dtype],
 ) -> WeightSets:
     kind = type(network)
     shards = shard(network)
     extra, on_host = _extra(sets), AVERAGES if visited is not None else ()
-    copies = {name: shards.copy(name, on_host=name in on_host) for name in extra}
+    copies = {name: shards.copy(name, name in on_host, halves if name == "ref" else None) for name in extra}
     parameters = {"policy": shards.policy(), **copies}
     homes = {name: shards.gathered(name) for name in extra if name in on_host}
 
@@ -349,6 +364,16 @@ def _sharded_full_weights(
 
     averages = None if visited is None else Averages(visited, homes)
     return WeightSets(parameters, shards.bind, save, shards.shapes, averages)
+
+
+def _rounded_by_autocast(network: nn.Module) -> list[str]:
+    """The parameters that autocast rounds whenever they are used: a layer of a class of its own may use them otherwise.
+
+    Such as norms and embeddings, whose weights meet fp32.
+    """
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    layers = [(name, module) for name, module in network.named_modules() if type(module) in kinds]
+    return [f"{name}.{leaf}" for name, module in layers for leaf, _ in module.named_parameters(recurse=False)]
 
 
 def _extra(sets: Sequence[str]) -> tuple[str, ...]:
