@@ -137,7 +137,7 @@ def test_sharded_equals_whole(folders: tuple[Path, Path], name: str) -> None:
     assert [file.read_bytes() for file in configs[0]] == [file.read_bytes() for file in configs[1]]
 
 
-@pytest.mark.parametrize("name", ["dgpo", "uneven, full", "uneven, lora"])
+@pytest.mark.parametrize("name", ["dgpo", "uneven, full", "uneven, lora", "bf16"])
 def test_each_rank_holds_its_share(folders: tuple[Path, Path], name: str) -> None:
     one, two = (folder / name for folder in folders)
     whole = ranks.held(one, 0)
@@ -148,7 +148,7 @@ def test_each_rank_holds_its_share(folders: tuple[Path, Path], name: str) -> Non
             assert own[part] > 0 or not whole[part]
 
 
-@pytest.mark.parametrize("name", ["dgpo", "uneven, lora"])
+@pytest.mark.parametrize("name", ["dgpo", "uneven, lora", "bf16"])
 def test_the_plan_foresees_what_a_rank_holds(folders: tuple[Path, Path], name: str) -> None:
     config = load_yaml(folders[1] / name / "config.yaml")
     spread, whole = (estimate(replace(config, shard=shard), 2, True, "a red cat") for shard in ("full", "none"))
@@ -195,6 +195,13 @@ def test_every_family_answers_alike(tmp_path: Path) -> None:
     for name, folder in folders.items():
         TINY[name].make(0).save_pretrained(folder)
     ranks.together(2, ranks.families, folders, {name: TINY[name].settings for name in FAMILIES})
+
+
+def test_a_reference_in_bf16_answers_alike(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in FAMILIES}
+    for name, folder in folders.items():
+        TINY[name].make(0).save_pretrained(folder)
+    ranks.together(2, ranks.halves, folders, {name: {**TINY[name].settings, **TINY[name].bf16} for name in FAMILIES})
 
 
 def test_no_rank_ever_holds_all_weights(tmp_path: Path) -> None:

@@ -119,6 +119,16 @@ def test_bf16_is_close_and_trains_fp32_weights(load: Load, tiny: Tiny, finetune:
     assert 0 < away(v, other) < 0.1 * v.abs().mean()
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # fp32 norms of a whole network
+@torch.no_grad()
+def test_a_reference_in_bf16_answers_as_the_fp32_weights_that_it_came_from(load: Load, tiny: Tiny) -> None:
+    """Bit for bit: CUDA's autocast, too, rounds the policy to the same weights at every call."""
+    model = load(**{**tiny.bf16, "sets": ("ref",)}, finetune="full", dtype="bf16")
+    x, t, cond = model.init_noise(generators()), torch.tensor(tiny.bf16_t), model.encode(PROMPTS)
+    assert torch.equal(model.velocity(x, t, cond, 2.0, "ref"), model.velocity(x, t, cond, 2.0, "policy"))
+    assert torch.bfloat16 in {tensor.dtype for tensor in model.weights.tensors("ref").values()}
+
+
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_each_weight_set_answers_with_its_own_weights(load: Load, tiny: Tiny, finetune: str) -> None:
     model = load(sets=SETS, finetune=finetune)

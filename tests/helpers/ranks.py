@@ -202,6 +202,30 @@ def families(folders: dict[str, Path], settings: dict[str, dict[str, Any]]) -> N
         assert distance({key: gradients[key] for key in own}, own) < 1e-4, name
 
 
+def halves(folders: dict[str, Path], settings: dict[str, dict[str, Any]]) -> None:
+    """A shared reference in bf16 answers as the fp32 policy that it came from, bit for bit; also when that moved."""
+    for name, folder in folders.items():
+        given = {**settings[name], "device": "cpu", "finetune": "full", "dtype": "bf16", "shard": "full"}
+        model = load_model(folder, sets=("ref", "ema"), **given)
+        draw = torch.Generator().manual_seed(distributed.rank())
+        x_t, t = torch.randn(2, *model.latent_shape, generator=draw), torch.rand(2, generator=draw)
+        cond = model.encode(["a red cat", "two dogs"])
+        policy = model.velocity(x_t, t, cond)
+        policy.square().mean().backward()
+        with torch.no_grad():
+            ref = model.velocity(x_t, t, cond, 1.0, "ref")
+            assert torch.equal(ref, policy), name
+            assert torch.equal(model.velocity(x_t, t, cond, 1.0, "ema"), ref), name
+            for parameter in model.weights.parameters():
+                if parameter.grad is not None:
+                    assert parameter.grad.dtype == torch.float32
+                parameter.mul_(1.05)
+            assert not torch.equal(model.velocity(x_t, t, cond), ref), name
+            assert torch.equal(model.velocity(x_t, t, cond, 1.0, "ref"), ref), name
+        size, half = (sum(t.nbytes for t in model.weights.tensors(which).values()) for which in ("policy", "ref"))
+        assert half < 0.6 * size, name
+
+
 def reading(folder: Path, out: Path) -> None:
     """Writes the most bytes of a network's files that were in memory at one time, and all that were read."""
     read, live, most = Unread._read, [], [0]

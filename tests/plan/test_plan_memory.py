@@ -132,6 +132,17 @@ def test_parts_are_counted_by_the_bytes_of_a_parameter(tiny_folder: Path, tmp_pa
     assert usual.keys() - small.keys() == {"text encoder", "text encoder 2"}
 
 
+def test_the_reference_of_full_training_is_halved_by_bf16(tiny_folder: Path, tmp_path: Path) -> None:
+    config = short(tiny_folder, tmp_path, finetune="full")
+    whole, half = (held(skeleton(c, tiny_folder), c).parts for c in (config, replace(config, dtype="bf16")))
+    real: Any = load(replace(config, dtype="bf16"), torch.device("cpu"))
+    layers = [m for m in real.network.modules() if type(m) in (torch.nn.Linear, torch.nn.Conv2d)]
+    rounded = sum(p.nbytes for layer in layers for p in layer.parameters())
+    assert whole["their frozen copy ref"] - half["their frozen copy ref"] == rounded // 2
+    assert half["their frozen copy ref"] == sum(t.nbytes for t in real.weights.tensors("ref").values())
+    assert whole["their average ema"] == half["their average ema"]
+
+
 @pytest.mark.parametrize("bits", ["int8", "nf4"])
 def test_a_quantised_base_is_counted_as_it_is_loaded(bits: Any, tiny_folder: Path, tmp_path: Path) -> None:
     config = short(tiny_folder, tmp_path, base_precision=bits)
@@ -269,6 +280,9 @@ def test_the_copy_that_a_checkpoint_is_written_from_is_counted(
     assert behind.held is not None
     size = behind.held.copied
     assert behind.phases == {name: peak + size for name, peak in usual.phases.items()}
+    first = replace(config, background_saving=True, free_text_encoders=True)
+    before, after = (estimate(replace(first, background_saving=b), 1, True, "a red cat").phases for b in (False, True))
+    assert after == {name: peak + size * (name != "encoding") for name, peak in before.items()}
     assert f"  {'in host memory, for saving':<28}{size / GIB:>18.3f}" in [*lines(behind, [], None)]
     assert not any("for saving" in line for line in lines(usual, [], None))
     run: Any = load(config, torch.device("cpu"))

@@ -141,7 +141,8 @@ def phases(model: PipelineModel, config: Config, g: Geometry, runs: Runs, own: H
             if name in peaks and not (name == "encoding" and config.free_text_encoders):  # where only trained ones are
                 peaks[name] -= sum(own.visitors.values()) - own.visitors[visitor]
     if on_cpu:
-        peaks = {name: peak + own.copied for name, peak in peaks.items()}
+        first = "encoding" if config.free_text_encoders else ""  # before any checkpoint is written in the background
+        peaks = {name: peak + own.copied * (name != first) for name, peak in peaks.items()}
     if own.averages and not on_cpu:
         peaks = {name: _with_averages_away(name, peak, config, g, runs, own) for name, peak in peaks.items()}
     return {name: peaks[name] for name in ("encoding", "sampling", "decoding", "updating") if name in peaks}
