@@ -62,7 +62,8 @@ class Background:
 
     def wait(self) -> Any:
         """Wait for what this process writes, in any thread of it; raises what made that fail."""
-        return None if self._writing is None else self._writing.result()
+        writing = self._writing  # the loop may take it away meanwhile
+        return None if writing is None else writing.result()
 
     @contextmanager
     def ended(self) -> Iterator[None]:
