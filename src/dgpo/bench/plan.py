@@ -108,7 +108,8 @@ def _task(**changes: Any) -> Config:
         num_groups=12,
         group_size=12,
         train_images=None,
-        sampling=replace(config.sampling, num_inference_steps=10),
+        updates_per_rollout=1,
+        sampling=replace(config.sampling, num_inference_steps=10, eval_num_inference_steps=None),
     )
     return replace(plain, **changes)
 
@@ -141,6 +142,8 @@ CONTENDERS: dict[str, Callable[[], Config]] = {
 def config_of(name: str, setting: Setting) -> Config:
     """A contender's config but for learning rate, length and seed."""
     config = CONTENDERS[name]()
+    if setting == "guided" and isinstance(config.algorithm, DGPO):  # its mode for guided rollouts
+        config = replace(config, algorithm=replace(config.algorithm, ref_guidance_scale=1.0))
     return replace(
         config,
         dtype="fp32",

@@ -12,16 +12,18 @@ from dgpo.utils.people import HUMAN
 def for_teaching(config: Config) -> Config:
     """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
 
-    The rate does not fall, since nobody knows how many answers will come. It is a third of the recipe's, and DGPO's KL
-    holds the model closer to its base, since each answer is learned from many times (benchmarks/README.md). Every
-    update is evaluated, on a few pictures only, and saved. Prompts of the embedded world are those that leave something
-    to a taste: colours, sizes, places.
+    The rate does not fall, since nobody knows how many answers will come. It is a quarter of the recipe's, and DGPO's
+    KL holds the model closer to its base, since each answer is learned from many times (benchmarks/README.md). The
+    reference is not guided: what nobody judged stays as it is. Every update is evaluated, on a few pictures only, and
+    saved. Prompts of the embedded world are those that leave something to a taste: colours, sizes, places. Its pictures
+    are judged as they are evaluated.
     """
     if config.prompts and str(config.prompts).startswith("shapes:"):
-        config = replace(config, prompts="shapes:train:single_object,two_object")
+        sampling = replace(config.sampling, num_inference_steps=10)
+        config = replace(config, prompts="shapes:train:single_object,two_object", sampling=sampling)
     algorithm = config.algorithm
     if isinstance(algorithm, DGPO):
-        algorithm = replace(algorithm, kl_coef=max(algorithm.kl_coef, 0.1))
+        algorithm = replace(algorithm, kl_coef=max(algorithm.kl_coef, 0.1), ref_guidance_scale=1.0)
     return replace(
         config,
         algorithm=algorithm,
@@ -44,5 +46,5 @@ def for_teaching(config: Config) -> Config:
         redraw_groups=0,
         checkpoint_every=1,
         noise_scale_every=0,
-        optimizer=replace(config.optimizer, lr=config.optimizer.lr / 3, warmup_steps=0, decay_steps=0),
+        optimizer=replace(config.optimizer, lr=config.optimizer.lr / 4, warmup_steps=0, decay_steps=0),
     )
