@@ -16,9 +16,9 @@ from dgpo.config import Config, LoraConfig, Optimizer, Sampling
 def tiny() -> Config:
     """The demo: three kinds of prompts, minutes on a laptop.
 
-    The paper's mode without guidance: the reference alone is guided, and the KL leads the policy to where guidance
-    would. That is quick and costs no noise; rewards do the rest. Small and many updates, whose pictures are drawn in few
-    steps and of which the best and worst half train, make most of each network forward.
+    The paper's mode without guidance: only the reference is guided, and the KL leads the policy to what guidance draws.
+    That goes fast, for its gradient has little noise; rewards do the rest. Many small updates, pictures drawn in six
+    steps, and half of them trained, the best and the worst, make most of each network forward.
     """
     config = _shapes(
         "tiny",
