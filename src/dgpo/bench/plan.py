@@ -108,7 +108,8 @@ def _task(**changes: Any) -> Config:
         num_groups=12,
         group_size=12,
         train_images=None,
-        updates_per_rollout=1,
+        drop_equal_groups=False,
+        redraw_groups=0,
         sampling=replace(config.sampling, num_inference_steps=10, eval_num_inference_steps=None),
     )
     return replace(plain, **changes)
