@@ -44,8 +44,8 @@ def desk_of(run: Path, human: Human = NEVER, **weights: float) -> Desk:
 
 def pictures_of(desk: Desk, asked: Asked) -> Tensor:
     """(G, 3, H, W) as people see them."""
-    paths = [desk.lessons.groups.picture(asked.group.number, i) for i in range(asked.group.size)]
-    return torch.stack([read_image(path, ("PNG",), "cannot read") for path in paths if path])
+    folder = desk.lessons.groups.folder / f"{asked.group.number:06d}"
+    return torch.stack([read_image(folder / f"{i}.png", ("PNG",), "cannot read") for i in range(asked.group.size)])
 
 
 def reddest(desk: Desk, asked: Asked) -> Choice:
@@ -55,17 +55,25 @@ def reddest(desk: Desk, asked: Asked) -> Choice:
 
 
 class Answers(Callback):
-    """A person in a thread, from the beginning of a run to its end."""
+    """A person in a thread, from the beginning of a run to its end. What fails there fails the run, which waits for it.
+
+    A picture may vanish while they look at it: then they turn to the next group, as at the page.
+    """
 
     def __init__(self, choose: Callable[[Desk, Asked], Choice] = reddest, most: int = 10**6, who: str = "ana") -> None:
         self._choose, self._most, self._who = choose, most, who
         self.asked: list[Asked] = []
         self._ended = threading.Event()
+        self._failed: Exception | None = None
 
     def on_start(self, run: Progress) -> None:
         self._ended.clear()
         self._thread = threading.Thread(target=self._answer, args=(run.folder, run.config), daemon=True)
         self._thread.start()
+
+    def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
+        if self._failed is not None:
+            raise self._failed
 
     def on_end(self, run: Progress) -> None:
         self._ended.set()
@@ -73,10 +81,22 @@ class Answers(Callback):
 
     def _answer(self, run: Path, config: Config) -> None:
         desk = Desk(Lessons(run, config.rewards), config.human)
-        while not self._ended.is_set() and len(self.asked) < self._most:
-            asked = desk.next(self._who)
-            if asked is None:
-                time.sleep(0.01)
-                continue
-            desk.answer(asked.question, self._choose(desk, asked))
-            self.asked.append(asked)
+        try:
+            while not self._ended.is_set() and len(self.asked) < self._most:
+                self._answer_next(desk)
+        except Exception as error:
+            self._failed = error
+
+    def _answer_next(self, desk: Desk) -> None:
+        asked = desk.next(self._who)
+        if asked is None:
+            time.sleep(0.01)
+            return
+        try:
+            choice = self._choose(desk, asked)
+        except Exception:
+            if desk.lessons.groups.is_whole(asked.group.number):
+                raise
+            return
+        desk.answer(asked.question, choice)
+        self.asked.append(asked)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from people import Answers, desk_of
+from people import Answers, desk_of, reddest
 from runs import newest, rows, run, small, tensors
 
 from dgpo.algorithms import FlowGRPO
@@ -387,6 +387,29 @@ def test_a_run_whose_waiting_groups_lose_their_pictures_draws_others(config):
     loses, person = Loses(), Answers()
     assert taught(replace(config, iterations=1), loses, person).iterations == 1
     assert loses.lost
+
+
+def test_a_person_turns_to_the_next_group_where_a_picture_vanishes_while_they_look(config):
+    looked: list[int] = []
+
+    def choose(desk: Desk, asked: Asked) -> Choice:
+        looked.append(asked.group.number)
+        if asked.group.number < 2:
+            (desk.lessons.groups.folder / f"{asked.group.number:06d}" / "0.png").unlink()
+        return reddest(desk, asked)
+
+    person = Answers(choose)
+    assert taught(replace(config, iterations=1), person).iterations == 1
+    assert {0, 1} <= {*looked}
+    assert {0, 1}.isdisjoint(asked.group.number for asked in person.asked)
+
+
+def test_what_fails_of_a_person_fails_the_run_that_waits_for_them(config):
+    def choose(desk: Desk, asked: Asked) -> Choice:
+        raise ZeroDivisionError("of a person")
+
+    with pytest.raises(RunFailed, match="of a person"):
+        taught(config, Answers(choose))
 
 
 def test_no_time_is_foretold_where_people_decide_it(config, capsys):
