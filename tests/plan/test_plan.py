@@ -13,7 +13,7 @@ from medium import short  # pyright: ignore[reportMissingImports] (beside this f
 
 import dgpo.plan.checks as checks_module
 from dgpo.commands.main import main
-from dgpo.config import Config, LoraConfig, save_yaml
+from dgpo.config import Config, LoraConfig, Sampling, save_yaml
 from dgpo.errors import UserError
 from dgpo.plan import plan
 from dgpo.plan.checks import Check, run_checks
@@ -85,6 +85,7 @@ def known(config: Config, peak: int = GIB, **fields: Any) -> Estimate:
         ({"eval_every": 1, "eval_prompts": {"seen": "gone.jsonl"}}, "prompts: cannot read the prompt file"),
         ({"rewards": {"shapess": 1.0}}, "rewards: unknown reward 'shapess'. Did you mean 'shapes'?"),
         ({"rewards": {"shapes": 1.0}}, "rewards: the reward shapes reads include from every prompt's metadata"),
+        ({"sampling": Sampling(resolution=32)}, "rewards: sampling.resolution=32, and the reward 'crispness' reads"),
         ({"trackers": ("tensorbord",)}, "trackers: unknown tracker 'tensorbord'"),
         ({"num_groups": 1, "group_size": 2}, "processes: num_groups * group_size = 2 images cannot occupy 3 processes"),
         ({"drop_equal_groups": True, "redraw_groups": 1, "group_size": 2}, "processes: redraw_groups=1 may draw one"),

@@ -170,6 +170,38 @@ def test_a_size_that_cannot_be_is_refused_before_anything_is_written(tiny_folder
     assert not (tmp_path / "run").exists()
 
 
+def test_a_size_that_a_reward_does_not_read_is_refused_before_anything_is_written(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = small(tiny_folder, tmp_path / "run", rewards={"crispness": 1.0}, iterations=1)
+    functions: dict[str, Any] = {"reward_functions": {}}
+    refused = r"'crispness' reads images of 64 x 64 pixels only; take {}=64, or another reward"
+    with pytest.raises(UserError, match=r"^sampling\.resolution=32, .*" + refused.format(r"sampling\.resolution")):
+        run(half(config), **functions)
+    with pytest.raises(UserError, match="^resolution=32, .*" + refused.format("resolution")):
+        run(replace(config, resolution=HALF), **functions)
+    with pytest.raises(UserError, match="^resolution=32, .*" + refused.format("resolution")):
+        run(evaluating(half(replace(config, resolution=HALF), OWN), tmp_path), **functions)
+    assert not (tmp_path / "run").exists()
+    own = half(replace(config, resolution=HALF), OWN)  # which evaluates nothing
+    assert run(own, **functions).iterations == 1
+    given = replace(config, resolution=HALF, out=str(tmp_path / "given"))  # the model has a size of its own
+    assert run(given, model=load_model(tiny_folder, device="cpu", lora=config.lora), **functions).iterations == 1
+
+
+def test_a_model_that_would_draw_with_other_weights_is_refused() -> None:
+    class Copies:
+        def __init__(self) -> None:
+            self.weights = object()
+
+        def at_resolution(self, resolution: int) -> Copies:
+            return Copies()
+
+    model: Any = Copies()
+    with pytest.raises(UserError, match="Copies.at_resolution returns a model with other weights"):
+        at_rollout_size(model, half(Config()).sampling)
+
+
 @pytest.mark.slow
 def test_a_dry_run_goes_through_both_sizes(tiny_folder: Path, tmp_path: Path) -> None:
     config = replace(evaluating(half(small(tiny_folder, tmp_path / "run")), tmp_path), rewards={"runs:colour": 1.0})

@@ -28,7 +28,7 @@ from dgpo.rewards.combine import check_run
 from dgpo.run import checkpoint
 from dgpo.run.trackers import require_trackers
 from dgpo.training import schedule
-from dgpo.training.setup import checkpoint_space, reward_sets
+from dgpo.training.setup import checkpoint_space, require_sides, reward_sets
 from dgpo.utils.hub_id import is_hub_id
 
 
@@ -174,6 +174,7 @@ def _parted(config: Config, online: bool) -> Parted:
 def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     """Imports them, which makes those that are classes, and shows them every prompt; their doubts go into `doubts`."""
     reward, watched = reward_sets(config, {})
+    require_sides(config, reward, watched)
     try:
         trained, evaluated, _ = _parted(config, online)
     except UserError:

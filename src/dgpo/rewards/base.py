@@ -79,6 +79,16 @@ def needs_group(reward: Reward) -> bool:
     return bool(getattr(reward, "needs_group", False))
 
 
+def reads_side(pixels: int) -> Callable[[Reward], Reward]:
+    """Decorator: the reward reads square images of this side only; a run of another size is refused at its start."""
+
+    def declare(reward: Reward) -> Reward:
+        setattr(reward, "image_side", pixels)  # noqa: B010
+        return reward
+
+    return declare
+
+
 def shares(look: Callable[[Tensor], Any]) -> Callable[[Reward], Reward]:
     """Decorator: the reward takes what `look(images)` returns as an argument `seen`, and must not change it.
 

@@ -87,6 +87,16 @@ class RewardSet:
                 )
         return doubts
 
+    def require_side(self, setting: str, side: int | None) -> None:
+        """Refuse images of a size that a reward does not read. side: in pixels, by this setting; None: not known."""
+        for name, reward in self.rewards.items():
+            own = getattr(reward, "image_side", None)
+            if own is not None and side not in (None, own):
+                raise UserError(
+                    f"{setting}={side}, and the reward {name!r} reads images of {own} x {own} pixels only; take "
+                    f"{setting}={own}, or another reward"
+                )
+
     def scoring(
         self,
         prompts: Sequence[str],

@@ -120,9 +120,15 @@ def at_rollout_size(model: M, sampling: Sampling) -> M:
             "only, for it has no method at_resolution(resolution); take sampling.resolution=None"
         )
     try:
-        return resized(sampling.resolution)
+        other = resized(sampling.resolution)
     except UserError as error:
         raise UserError(f"sampling.resolution: {error}") from None
+    if other.weights is not model.weights:
+        raise UserError(
+            f"sampling.resolution={sampling.resolution}: {type(model).__name__}.at_resolution returns a model with "
+            "other weights, which would draw what does not train; let it return one with this model's own `weights`"
+        )
+    return other
 
 
 def for_evaluation(sampling: Sampling) -> Sampling:

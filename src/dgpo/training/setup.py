@@ -87,6 +87,7 @@ def prepare(
     config = replace(config, dtype=precision_of(config.dtype, device))  # so that a resume elsewhere is no other run
     say(f"reading {_what(config)}; making the rewards {', '.join([*config.rewards, *config.eval_rewards])}")
     inputs = read_inputs(config, reward_functions)
+    require_sides(config if model is None else replace(config, resolution=None), inputs.reward, inputs.eval_reward)
     config = replace(config, eval_prompts=inputs.eval_sources)
     if inputs.dataset is not None:
         config = resolved(config, inputs.dataset)
@@ -130,6 +131,15 @@ def reward_sets(config: Config, functions: Mapping[str, Reward]) -> tuple[Reward
     require_named(config, functions)
     reward = trained_rewards(config, functions)
     return reward, all_rewards(config, {**functions, **reward.rewards})
+
+
+def require_sides(config: Config, reward: RewardSet, eval_reward: RewardSet) -> None:
+    """Refuse sizes of images that rewards do not read, as far as the config says them: else a model has its own."""
+    if config.offline is None:
+        name = "resolution" if config.sampling.resolution is None else "sampling.resolution"
+        reward.require_side(name, config.sampling.resolution or config.resolution)
+    if schedule.evaluates(config, 0, last=True):
+        eval_reward.require_side("resolution", config.resolution)
 
 
 def require_named(config: Config, functions: Mapping[str, Reward]) -> None:

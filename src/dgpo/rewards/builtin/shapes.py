@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.rewards.base import group_reward, requires, shares
+from dgpo.rewards.base import group_reward, reads_side, requires, shares
 from dgpo.rewards.builtin.groups import for_each
 from dgpo.rewards.rows import checks_rows
+from dgpo.worlds.common.ground import IMAGE_SIZE
 from dgpo.worlds.shapes import metrics
 from dgpo.worlds.shapes.detector import Picture, detect
 from dgpo.worlds.shapes.judge import credit, follows, require_judgeable
@@ -33,6 +34,7 @@ def _drawable(prompt: str, metadata: Mapping[str, Any]) -> None:
 
 @checks_rows(_judgeable)
 @requires("include")
+@reads_side(IMAGE_SIZE)
 @shares(detect)
 def shapes(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], *, seen: list[Picture]) -> list[float]:
     """Dense: partial credit in [0, 1] by judge.credit; extra and unrecognisable objects cost. (B, 3, 64, 64) -> B."""
@@ -41,6 +43,7 @@ def shapes(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], *
 
 @checks_rows(_judgeable)
 @requires("include")
+@reads_side(IMAGE_SIZE)
 @shares(detect)
 def shapes_strict(
     images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], *, seen: list[Picture]
@@ -49,6 +52,7 @@ def shapes_strict(
     return [float(follows(picture.objects, row["include"])) for picture, row in zip(seen, metadata)]
 
 
+@reads_side(IMAGE_SIZE)
 @shares(detect)
 def crispness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], *, seen: list[Picture]) -> Tensor:
     """How near the pictures are to clean renders. (B, 3, 64, 64) -> (B,) in [0, 1]."""
@@ -58,6 +62,7 @@ def crispness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]
 @checks_rows(_drawable)
 @group_reward
 @requires("include")
+@reads_side(IMAGE_SIZE)
 @shares(detect)
 def diversity(
     images: Tensor,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dgpo.errors import UserError
-from dgpo.rewards.base import group_reward, requires, shares
+from dgpo.rewards.base import group_reward, reads_side, requires, shares
 from dgpo.rewards.builtin.groups import for_each
 from dgpo.rewards.rows import checks_rows
+from dgpo.worlds.common.ground import IMAGE_SIZE
 from dgpo.worlds.words import metrics
 from dgpo.worlds.words.reader import read, word
 from dgpo.worlds.words.render import Pictures
@@ -29,6 +30,7 @@ def _is_word(prompt: str, metadata: Mapping[str, Any]) -> str | None:
 
 @checks_rows(_is_word)
 @requires("text")
+@reads_side(IMAGE_SIZE)
 @shares(read)
 def legibility(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], *, seen: Pictures) -> dict[str, Any]:
     """How near the pictures are to clean renders of what they say, whatever it is. (B, 3, 64, 64) -> (B,) in [0, 1].
@@ -42,6 +44,7 @@ def legibility(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]
 @checks_rows(_is_word)
 @group_reward
 @requires("text")
+@reads_side(IMAGE_SIZE)
 @shares(read)
 def words_diversity(
     images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], group_index: Tensor, *, seen: Pictures
