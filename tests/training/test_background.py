@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -177,6 +178,31 @@ def test_ctrl_c_waits_for_it(tiny_folder: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         run(small(tiny_folder, tmp_path / "run", background_saving=True), callbacks=[Twice()])
     assert newest(tmp_path / "run") == 2
+
+
+def test_a_third_ctrl_c_stops_without_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second one says what is waited for."""
+    released = threading.Event()
+    patch(monkeypatch, lambda path: None if not slow_saves.behind() or released.wait(60) else None)
+
+    class Thrice(Callback):
+        def on_rollout(self, run: Any, rollout: Any) -> None:
+            if run.iteration == 1:
+                threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+
+    config = small(tiny_folder, tmp_path / "run", background_saving=True)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, callbacks=[Thrice()])
+        assert not released.is_set()
+        assert newest(tmp_path / "run") == 0
+        assert "Ctrl-C stops without it" in capfd.readouterr().err
+    finally:
+        released.set()
 
 
 def test_sigterm_waits_for_it(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,18 @@ the loops agree, once all have, to put the checkpoint in place: no thread waits 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
 from dgpo import distributed
+from dgpo.run.interrupt import say
+
+WAITING = b"\nThe checkpoint in progress is written to its end first. Ctrl-C stops without it.\n"
 
 
 @final
@@ -22,7 +26,6 @@ class Background:
     """What is being written, on all ranks alike; nothing at first."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(1, "saving")
         self._writing: Future[Any] | None = None
         self._end: Callable[[Any], Path] | None = None
         self.seconds = 0.0
@@ -41,7 +44,8 @@ class Background:
         """
         assert not self.busy
         self._end = end
-        self._writing = self._threads.submit(self._timed, write)
+        self._writing = Future()
+        threading.Thread(target=self._write, args=(self._writing, write), name="saving", daemon=True).start()
 
     def finish(self, wait: bool) -> Path | None:
         """Put in place what is written, and return its folder; None where nothing is, or without `wait` not yet.
@@ -67,7 +71,7 @@ class Background:
 
     @contextmanager
     def ended(self) -> Iterator[None]:
-        """Whatever ends the block, what was begun is on disk after it.
+        """Whatever ends the block, what was begun is on disk after it, unless Ctrl-C ends the wait for that.
 
         Where the weights are shared and one rank fails alone, the others cannot put it in place.
         """
@@ -75,18 +79,21 @@ class Background:
             yield
             self.finish(wait=True)
         except BaseException as error:
+            if self._writing is not None and not self._writing.done() and distributed.is_main():
+                say(WAITING)
             with suppress(Exception):  # the block's error is the one to tell
                 if distributed.is_shared(error):
                     self.finish(wait=True)
                 else:
                     self.wait()
             raise
-        finally:
-            self._threads.shutdown()
 
-    def _timed(self, write: Callable[[], Any]) -> Any:
+    def _write(self, writing: Future[Any], write: Callable[[], Any]) -> None:
         began = time.monotonic()
         try:
-            return write()
-        finally:
+            written = write()
+        except BaseException as error:
+            writing.set_exception(error)
+        else:
             self.seconds = time.monotonic() - began
+            writing.set_result(written)
