@@ -17,6 +17,9 @@ from dgpo.errors import UserError
 from dgpo.models import visits
 
 
+AVERAGES = ("old", "ema")
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     device = FakeGpu()
@@ -74,9 +77,33 @@ def test_encoders_that_are_let_go_leave_nothing(load: Callable[..., Any], gpu: F
     assert sum(gpu.alive.values()) == frozen_bytes(model.pipeline.transformer)
 
 
-# --- averages in host memory
 
-AVERAGES = ("old", "ema")
+
+@pytest.mark.parametrize(
+    ("settings", "weights"), [({"offload": "parts"}, "policy"), ({"finetune": "full", "averages": "host"}, "ema")]
+)
+def test_what_found_no_room_comes_whole_the_next_time(
+    settings: dict[str, Any], weights: str, load: Callable[..., Any], gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved_apart(load(**settings))
+    expected = answer(model, weights)
+    x, t, cond = model.init_noise(generators()), torch.full((3,), 0.5), model.encode(PROMPTS)
+    model.decode(x)
+
+    def full(tensor: Tensor, device: torch.device) -> Tensor:
+        if len(gpu.came) == before + 3:
+            raise torch.OutOfMemoryError("the device is full")
+        return gpu.copied(tensor, device)
+
+    before = len(gpu.came)
+    monkeypatch.setattr(visits, "copied", full)
+    with pytest.raises(torch.OutOfMemoryError), torch.no_grad():
+        model.velocity(x, t, cond, 2.0, weights)
+    monkeypatch.setattr(visits, "copied", gpu.copied)
+    before = len(gpu.came)
+    with torch.no_grad():
+        assert torch.equal(model.velocity(x, t, cond, 2.0, weights), expected)
+    assert len(gpu.came) > before + 3, "what had come before the error comes again"
 
 
 def moved_apart(model: Any) -> Any:

@@ -185,7 +185,12 @@ def test_a_third_ctrl_c_stops_without_it(
 ) -> None:
     """The second one says what is waited for."""
     released = threading.Event()
-    patch(monkeypatch, lambda path: None if not slow_saves.behind() or released.wait(60) else None)
+
+    def wait(path: Path) -> None:
+        if slow_saves.behind():
+            released.wait(60)
+
+    patch(monkeypatch, wait)
 
     class Thrice(Callback):
         def on_rollout(self, run: Any, rollout: Any) -> None:

@@ -198,7 +198,7 @@ def test_a_model_that_would_draw_with_other_weights_is_refused() -> None:
             return Copies()
 
     model: Any = Copies()
-    with pytest.raises(UserError, match="Copies.at_resolution returns a model with other weights"):
+    with pytest.raises(UserError, match=r"Copies\.at_resolution returns a model with other weights"):
         at_rollout_size(model, half(Config()).sampling)
 
 

@@ -34,12 +34,14 @@ class Visits:
         while self._homes:
             tensor, home = self._homes.pop()
             tensor.data = home
-        self._here = [*parts]
+        self._here = []  # until all is there: the device may be too small
         for part in parts:
             for tensor in (*part.parameters(), *part.buffers()):
                 if id(tensor) not in self._ids:
-                    self._homes.append((tensor, tensor.data))
-                    tensor.data = copied(tensor.data, self._device)
+                    home = tensor.data
+                    tensor.data = copied(home, self._device)
+                    self._homes.append((tensor, home))
+        self._here = [*parts]
 
 
 @final
@@ -65,9 +67,9 @@ class Averages:
             return
         self.leave()
         if name in self._homes:
-            self._here = name
             for tensor, home in self._homes[name]:
                 tensor.data = copied(home, self._device)
+            self._here = name
 
     def leave(self) -> None:
         """Leave none on the device."""

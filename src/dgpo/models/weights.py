@@ -117,9 +117,9 @@ class WeightSets:
         try:
             yield
         finally:
+            self._switch(previous)
             if previous in self._homes:
                 self._visit(previous)
-            self._switch(previous)
 
     def ema_update(self, name: str, decay: float) -> None:
         """set <- decay * set + (1 - decay) * policy, in place."""
