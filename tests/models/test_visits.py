@@ -16,7 +16,6 @@ from dgpo.config import Config
 from dgpo.errors import UserError
 from dgpo.models import visits
 
-
 AVERAGES = ("old", "ema")
 
 
@@ -75,8 +74,6 @@ def test_encoders_that_are_let_go_leave_nothing(load: Callable[..., Any], gpu: F
     with torch.no_grad():
         model.velocity(x, torch.full((3,), 0.5), cond, 2.0)
     assert sum(gpu.alive.values()) == frozen_bytes(model.pipeline.transformer)
-
-
 
 
 @pytest.mark.parametrize(
