@@ -224,7 +224,8 @@ class Config:
     redraw_groups: int = 0
     """With drop_equal_groups: how often, at most, new prompts are sampled in place of the dropped ones."""
     train_images: int | None = None
-    """Train only so many images of each group, half with the largest and half with the smallest advantages; even."""
+    """Train only so many images of each group, half with the largest and half with the smallest advantages; even. A
+    group that is not larger trains whole, and of an algorithm that takes a pair, the pair."""
     text_dropout: float = 0.0
     """Share of the trained images whose prompt is replaced by the empty one, so that guidance keeps its meaning."""
 

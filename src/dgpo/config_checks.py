@@ -237,14 +237,9 @@ def _check_updates(config: Config) -> None:
         "switch it on, or take redraw_groups=0",
     )
     require(
-        config.train_images is None or (config.train_images % 2 == 0 and 2 <= config.train_images <= config.group_size),
-        f"train_images={config.train_images} must be an even number from 2 to group_size={config.group_size}, half of "
-        "it from either end of a group; or None for all",
-    )
-    require(
-        config.train_images is None or not config.algorithm.skips_zero,
-        f"train_images={config.train_images} chooses images, and {type(config.algorithm).__name__} chooses its own; "
-        "take train_images=None",
+        config.train_images is None or (config.train_images % 2 == 0 and config.train_images >= 2),
+        f"train_images={config.train_images} must be an even number of at least 2, half of it from either end of a "
+        "group; or None for all",
     )
     require(
         not config.text_dropout or config.is_deterministic(),

@@ -117,7 +117,8 @@ def require_processes(config: Config, processes: int, smallest_group: int | None
 
 def trained_images(config: Config) -> int:
     """Count the images of a group that train, at most."""
-    return config.train_images or config.algorithm.trained_images(config.group_size)
+    own = config.algorithm.trained_images(config.group_size)
+    return own if config.train_images is None else min(own, config.train_images)
 
 
 def in_update(config: Config, image: Number, update: int) -> Number:
