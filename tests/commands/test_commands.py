@@ -82,13 +82,15 @@ def test_fields_of_every_kind(trained: list[tuple[Config, bool]]) -> None:
     assert config.trackers == ()
 
 
-@pytest.mark.parametrize("word", ["--drop-equal-groups", "--drop_equal_groups", "--drop-equal-groups True"])
+@pytest.mark.parametrize(
+    "word", ["--gradient-checkpointing", "--gradient_checkpointing", "--gradient-checkpointing True"]
+)
 def test_a_switch_needs_no_value(trained: list[tuple[Config, bool]], word: str) -> None:
     assert main(["train", *word.split(), "--seed", "2"]) == 0
     assert main(["train", "--seed", "2", *word.split()]) == 0
-    assert [config.drop_equal_groups for config, _ in trained] == [True, True]
-    assert main(["train", "--drop-equal-groups", "False"]) == 0
-    assert not trained[2][0].drop_equal_groups
+    assert [config.gradient_checkpointing for config, _ in trained] == [True, True]
+    assert main(["train", "--gradient-checkpointing", "False"]) == 0
+    assert not trained[2][0].gradient_checkpointing
 
 
 @pytest.mark.parametrize("words", ["--algorithm flow_grpo", "--algorithm=flow_grpo"])

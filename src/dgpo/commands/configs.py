@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from dgpo.algorithms.base import Algorithm
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, stand_in
 from dgpo.commands.parse import parse
 from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
@@ -45,10 +46,24 @@ def with_fields(base: Config, given: list[str], usage: str, about: str, is_recip
                 f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, known_algorithms())} Your own is given "
                 "as package.module:Class"
             )
-        base = replace(base, algorithm=make_algorithm(algorithm, {}, Config))
+        base = with_algorithm(base, make_algorithm(algorithm, {}, Config), is_recipe)
     config = parse(base, given, usage, about)
     require_complete(config)
     return config
+
+
+def with_algorithm(base: Config, algorithm: Algorithm, is_recipe: bool) -> Config:
+    """Put another algorithm into a config.
+
+    If it trains at more noise levels than a recipe's rollouts have, they take as many steps as its evaluations.
+    """
+    own, evaluated = base.sampling, base.sampling.eval_num_inference_steps
+    try:
+        algorithm.check_sampling(own.num_inference_steps)
+    except UserError:
+        if is_recipe and evaluated is not None:
+            own = replace(own, num_inference_steps=evaluated)
+    return replace(base, algorithm=algorithm, sampling=own)
 
 
 def fitting_recipe(model: str, rewards: Collection[str]) -> str | None:
