@@ -89,7 +89,7 @@ def test_rollouts_of_another_size_are_counted_at_it_and_evaluations_at_their_own
     assert found.phases == small.phases
     assert found.work == small.work
     assert found.held == small.held
-    assert any("at 32 pixels a side" in line for line in lines(found, [], None))
+    assert any("at 32 pixels a side; evaluations" in line for line in lines(found, [], None))
     evaluated = planned(replace(own, sampling=half, eval_every=1, eval_prompts={"seen": "prompts:trained"}))
     assert evaluated.work == small.work
     for name, whole in planned(own).phases.items():

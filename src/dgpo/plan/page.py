@@ -77,7 +77,7 @@ def _geometry(estimated: Estimate) -> Iterator[str]:
 
 def _size(config: Config) -> str:
     side = config.sampling.resolution
-    return "" if side is None else f", at {side} pixels a side, which evaluations and samples do not have"
+    return "" if side is None else f", at {side} pixels a side; evaluations and samples are at the run's own resolution"
 
 
 def _split(estimated: Estimate) -> Iterator[str]:

@@ -43,9 +43,9 @@ class Background:
         returns the checkpoint's folder
         """
         assert not self.busy
-        self._end = end
-        self._writing = Future()
-        threading.Thread(target=self._write, args=(self._writing, write), name="saving", daemon=True).start()
+        writing = Future[Any]()
+        threading.Thread(target=self._write, args=(writing, write), name="saving", daemon=True).start()
+        self._writing, self._end = writing, end
 
     def finish(self, wait: bool) -> Path | None:
         """Put in place what is written, and return its folder; None where nothing is, or without `wait` not yet.
