@@ -28,8 +28,8 @@ Scores = Any  # (B,) Tensor, ndarray or list of finite numbers, or a dict of tho
 
 
 class Reward(Protocol):
-    """A function, or an object with `__call__`. It may declare `required_metadata`, see `requires`,
-    and `image_side`, see `reads_side`.
+    """A function, or an object with `__call__`. It may declare `required_metadata` and `image_side`, see `requires` and
+    `reads_side`.
 
     One that declares `needs_group`, see `group_reward`, is called with a fourth argument. One that has `check_row`, see
     rows.py, is shown every prompt before a run.
