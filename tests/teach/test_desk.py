@@ -51,6 +51,24 @@ def test_whoever_loads_the_page_anew_gets_the_same_group(tmp_path):
     ]
 
 
+def test_groups_and_answers_may_come_while_others_are_walked_through(tmp_path):
+    """A walk looks for pictures, and a look finds what is new."""
+    for number in range(2):
+        add_group(tmp_path, number, size=2)
+    desk, other = desk_of(tmp_path), desk_of(tmp_path)
+    groups, picks = desk.lessons.groups, desk.lessons.picks
+    desk.answer(desk.next("ana").question, GOOD)
+    for number in groups.all():
+        add_group(tmp_path, number + 2, size=2)
+        assert groups.is_whole(number + 2)
+    assert [*groups.all()] == [0, 1, 2, 3]
+    for question in picks.all():
+        asked = other.next("ben")
+        other.answer(asked.question, GOOD)
+        assert picks.of(asked.group.number)[0].question != question
+    assert len(picks.all()) == 2
+
+
 def test_a_group_that_is_left_lying_goes_to_another(tmp_path, monkeypatch):
     add_group(tmp_path, 0)
     desk = desk_of(tmp_path)

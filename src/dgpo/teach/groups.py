@@ -66,21 +66,24 @@ class Groups:
         self._seen = -1
 
     def all(self) -> dict[int, Group]:
-        """number -> group, in the order in which they were drawn."""
+        """number -> group, in the order in which they were drawn. A later look does not change what was returned."""
         modified = _modified(self.folder)
         if modified != self._seen or time.time_ns() - modified < 1e9:  # clocks of file systems tick slowly
-            for number in _numbers(self.folder):
-                if number not in self._known:
-                    self._read(number)
+            new = [number for number in _numbers(self.folder) if number not in self._known]
+            found = {number: group for number in new if (group := self._read(number)) is not None}
+            if found:
+                self._known = self._known | found
             self._seen = modified
         return self._known
 
-    def _read(self, number: int) -> None:
+    def _read(self, number: int) -> Group | None:
         try:
-            self._known[number] = _read(self._place(number), number)
-            self.damaged.pop(number, None)
+            group = _read(self._place(number), number)
         except UserError as error:
             self.damaged[number] = str(error)
+            return None
+        self.damaged.pop(number, None)
+        return group
 
     def last_number(self) -> int:
         """The largest number of a folder, whether its group can be read or not; -1 where there is none."""

@@ -129,9 +129,13 @@ class Picks:
         self._picks: dict[Question, Pick] = {}
 
     def all(self) -> dict[Question, Pick]:
-        """question -> answer, in the order in which they were given."""
-        for line in self._new_lines():
-            self._take(line)
+        """question -> answer, in the order in which they were given. A later look does not change what was returned."""
+        new = [*self._new_lines()]
+        if new:
+            picks = self._picks.copy()
+            for line in new:
+                self._take(line, picks)
+            self._picks = picks
         return self._picks
 
     def of(self, group: int) -> list[Pick]:
@@ -153,17 +157,17 @@ class Picks:
                 self._at += len(line)
                 yield line
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, line: bytes, picks: dict[Question, Pick]) -> None:
         if not line.strip():
             return
         try:
             told = json.loads(line)
             question = Question(int(told["group"]), str(told["asked"]), str(told["who"]))
             if told.get("undo"):
-                self._picks.pop(question, None)
+                picks.pop(question, None)
                 return
             choice = choice_of(told, len(told["images"]))
-            self._picks[question] = Pick(question, choice, float(told["seconds"]), str(told["time"]))
+            picks[question] = Pick(question, choice, float(told["seconds"]), str(told["time"]))
         except (ValueError, KeyError, TypeError, RecursionError, UserError):
             self.unreadable += 1
 
