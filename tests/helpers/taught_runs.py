@@ -23,7 +23,7 @@ NEVER = Human(ahead=4, reuse=2, blind_every=0, repeat_every=0, share_every=0)
 def taught(folder: Path, groups: int = 0, size: int = 4, human: Human = NEVER, **config: Any) -> Path:
     """A run of 10 updates, each after 3 answers, none of which is done."""
     folder.mkdir(parents=True)
-    base = recipe("tiny")
+    base = replace(recipe("tiny"), drop_equal_groups=False, redraw_groups=0, train_images=None)
     fields = {"rewards": {"human": 1.0}, "eval_rewards": (), "num_groups": 3, "group_size": size, "iterations": 10}
     save_yaml(replace(base, **{**fields, "human": human, "out": str(folder), **config}), folder / "config.yaml")
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
