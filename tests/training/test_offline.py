@@ -415,11 +415,15 @@ def test_rollouts_that_old_should_sample_are_not_taken_from_a_dataset() -> None:
         Config(offline="data", algorithm=DGPO(sampling_switch=0))
 
 
-def test_sampling_anew_and_choosing_more_images_than_there_are_is_refused(tiny_folder: Path, pictures: Path) -> None:
+def test_sampling_anew_is_refused() -> None:
     with pytest.raises(UserError, match="samples nothing; take redraw_groups=0"):
         Config(offline="data", redraw_groups=1, drop_equal_groups=True)
-    with pytest.raises(UserError, match="from 2 to group_size=3"):
-        run(small(tiny_folder, pictures.with_name("run"), group_size=8, train_images=4, offline=str(pictures)))
+
+
+def test_groups_of_fewer_images_than_train_are_trained_whole(tiny_folder: Path, pictures: Path) -> None:
+    config = small(tiny_folder, pictures.with_name("run"), iterations=1, train_images=4, offline=str(pictures))
+    run(config)
+    assert rows(pictures.with_name("run"))[0]["train/frac_trained"] == 1.0
 
 
 # --- the commands and the page

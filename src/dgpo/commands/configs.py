@@ -36,9 +36,11 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
 def with_fields(base: Config, given: list[str], usage: str, about: str, is_recipe: bool) -> Config:
     """Put the fields of the command line into a recipe, or into a file's config, which drops nothing of its own."""
     base = for_own_prompts(base, given) if is_recipe else base
-    if is_recipe and any(word.split("=")[0] == "--lora.start" for word in given):
-        # a LoRA to continue brings its own, and the recipe's are nobody's wish
+    named = {word.split("=")[0] for word in given}
+    if is_recipe and "--lora.start" in named:  # a LoRA to continue brings its own, and the recipe's are nobody's wish
         base = replace(base, lora=replace(base.lora, rank=None, alpha=None, target_modules=None))
+    if is_recipe and "--offline" in named:  # there is nothing to draw again
+        base = replace(base, redraw_groups=0)
     algorithm, given = take_option(given, "--algorithm", "the name of one: --algorithm flow_grpo")
     if algorithm is not None:
         if algorithm not in known_algorithms() and not is_path(algorithm):
