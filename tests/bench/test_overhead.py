@@ -11,11 +11,12 @@ from dgpo.recipes import recipe
 
 @pytest.mark.slow
 def test_time_and_memory_of_an_iteration_are_compared_with_its_bare_calls(tmp_path, capsys):
-    small = replace(recipe("tiny"), num_groups=2, group_size=2, train_images=None)
+    small = replace(recipe("tiny"), num_groups=2, group_size=2)
     small = replace(small, sampling=replace(small.sampling, num_inference_steps=2))
     result = measure_overhead(small, 2, tmp_path / "results" / "overhead.json")
     assert json.loads((tmp_path / "results" / "overhead.json").read_text()) == result
     assert len(result["rounds"]) == 2
+    assert (small.redraw_groups, result["config"]["redraw_groups"]) == (1, 0), "scores do not decide what is to do"
     for row in result["rounds"]:
         assert row["ratios"]["wall"] == row["iteration"]["wall"] / row["bare"]["wall"]
         assert row["phases"].keys() == {"time/rollout", "time/reward", "time/update", "time/reward_busy"}

@@ -37,7 +37,11 @@ from dgpo.utils.peak_memory import peak_memory
 
 
 def measure_overhead(config: Config, rounds: int, path: Path) -> dict[str, Any]:
-    """Measure an iteration of `config`, print every round, write `path`; returns what was written."""
+    """Measure an iteration of `config`, print every round, write `path`; returns what was written.
+
+    All images train and none is drawn again: otherwise the scores would decide how much there is to do.
+    """
+    config = replace(config, train_images=None, drop_equal_groups=False, redraw_groups=0)
     prompts = load_prompts(config.prompts)
     device = torch.device(device_of(config.device))
     config = replace(config, dtype=precision_of(config.dtype, device))
