@@ -65,19 +65,19 @@ def begin(
     if not writes:
         background.begin(lambda: None, lambda _: folder)
         return
-    kept = _kept(model, state, config, tensors)
+    content = _content(model, state, config, tensors)
     if not sharded:
-        background.begin(lambda: _write(run, model, kept), lambda _: folder)
+        background.begin(lambda: _write(run, model, content), lambda _: folder)
         return
 
     def end(own: dict[str, str]) -> Path:
-        beside = partial(_write_beside, model, kept)
-        checkpoint.end_shards(run, kept.iteration, [*kept.tensors], own, kept.values, beside)
-        _prune(run, kept)
+        beside = partial(_write_beside, model, content)
+        checkpoint.end_shards(run, content.iteration, [*content.tensors], own, content.values, beside)
+        _prune(run, content)
         return folder
 
-    checkpoint.begin_shards(run, kept.iteration, kept.tensors)
-    background.begin(lambda: checkpoint.write_shards(run, kept.iteration, kept.tensors), end)
+    checkpoint.begin_shards(run, content.iteration, content.tensors)
+    background.begin(lambda: checkpoint.write_shards(run, content.iteration, content.tensors), end)
 
 
 def _require_finite(model: VelocityModel, optimizer: torch.optim.Optimizer, state: State) -> None:
@@ -105,10 +105,10 @@ def write_checkpoint(
     run: Path, model: VelocityModel, optimizer: torch.optim.Optimizer, state: State, config: Config
 ) -> None:
     """Everything that a resumed run needs, its config, and the averaged LoRA as stock diffusers reads it."""
-    _write(run, model, _kept(model, state, config, saved_tensors(model, optimizer)))
+    _write(run, model, _content(model, state, config, saved_tensors(model, optimizer)))
 
 
-class _Kept(NamedTuple):
+class _Content(NamedTuple):
     """What a checkpoint is made of."""
 
     config: Config
@@ -119,30 +119,30 @@ class _Kept(NamedTuple):
     lora: dict[str, Tensor]  # the averaged one, whole, on the first rank; empty where there is none
 
 
-def _kept(model: VelocityModel, state: State, config: Config, tensors: dict[str, dict[str, Tensor]]) -> _Kept:
+def _content(model: VelocityModel, state: State, config: Config, tensors: dict[str, dict[str, Tensor]]) -> _Content:
     """All ranks of a sharded model call it."""
     values = {**asdict(state), "old_is_policy": model.weights.old_is_policy}
     lora = {}
     if config.finetune == "lora":
         lora = model.weights.whole("ema") if model.weights.sharded else tensors["ema"]
-    return _Kept(config, state.iteration, state.best_iteration, values, tensors, lora)
+    return _Content(config, state.iteration, state.best_iteration, values, tensors, lora)
 
 
-def _write(run: Path, model: VelocityModel, kept: _Kept) -> None:
+def _write(run: Path, model: VelocityModel, content: _Content) -> None:
     write = checkpoint.save_shards if model.weights.sharded else checkpoint.save
-    write(run, kept.iteration, kept.tensors, kept.values, partial(_write_beside, model, kept))
-    _prune(run, kept)
+    write(run, content.iteration, content.tensors, content.values, partial(_write_beside, model, content))
+    _prune(run, content)
 
 
-def _write_beside(model: VelocityModel, kept: _Kept, folder: Path) -> None:
-    save_yaml(kept.config, folder / runfolder.CONFIG)
-    if kept.lora:
-        model.weights.write(folder / "lora", "ema", kept.lora)
+def _write_beside(model: VelocityModel, content: _Content, folder: Path) -> None:
+    save_yaml(content.config, folder / runfolder.CONFIG)
+    if content.lora:
+        model.weights.write(folder / "lora", "ema", content.lora)
 
 
-def _prune(run: Path, kept: _Kept) -> None:
+def _prune(run: Path, content: _Content) -> None:
     if distributed.is_main():
-        checkpoint.prune(run, kept.config.keep_checkpoints, {kept.best_iteration})
+        checkpoint.prune(run, content.config.keep_checkpoints, {content.best_iteration})
 
 
 def not_finite(model: VelocityModel, optimizer: torch.optim.Optimizer) -> list[str]:
