@@ -78,7 +78,9 @@ def slow_on_one(config: Config) -> None:
 
 
 def full_disk(path: Path) -> None:
+    """Fails the second checkpoint's thread, after the loop has gone on."""
     if behind() and "iteration-000002" in str(path):
+        time.sleep(0.3)
         raise OSError(28, "No space left on device")
 
 
