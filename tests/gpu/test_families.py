@@ -129,6 +129,15 @@ def test_a_reference_in_bf16_answers_as_the_fp32_weights_that_it_came_from(load:
     assert torch.bfloat16 in {tensor.dtype for tensor in model.weights.tensors("ref").values()}
 
 
+@torch.no_grad()
+def test_an_autoencoder_in_bf16_draws_the_same_pictures_but_for_rounding(load: Load) -> None:
+    model, rounded = load(), load(vae_dtype="bf16")
+    x0 = unit_noise(model).to(model.device)
+    images, other = model.decode(x0), rounded.decode(x0)
+    assert 0 < away(other, images) < 0.02 * images.std()
+    assert 0 < away(rounded.encode_images(images), latents := model.encode_images(images)) < 0.03 * latents.std()
+
+
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 def test_each_weight_set_answers_with_its_own_weights(load: Load, tiny: Tiny, finetune: str) -> None:
     model = load(sets=SETS, finetune=finetune)

@@ -277,6 +277,24 @@ def test_images_to_latents_and_back_is_the_stock_autoencoder(load, stock, tiny):
         model.encode_images(torch.rand(3, 3, other, other))
 
 
+@torch.no_grad()
+def test_an_autoencoder_in_bf16_draws_the_same_pictures_but_for_rounding(load, tiny):
+    """Channels last where its kernels are two-dimensional. What latents mean does not change with its precision."""
+    model, rounded = load(), load(vae_dtype="bf16")
+    x0 = unit_noise(model)
+    images, other = model.decode(x0), rounded.decode(x0)
+    assert other.dtype == torch.float32
+    assert 0 < (other - images).abs().mean() < 0.02 * images.std()
+    latents, other = model.encode_images(images), rounded.encode_images(images)
+    assert other.dtype == torch.float32
+    assert 0 < (other - latents).abs().mean() < 0.03 * latents.std()
+    weights = list(rounded.pipeline.vae.parameters())
+    assert {w.dtype for w in weights} == {torch.bfloat16}
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.dim() == 4)
+    assert {p.dtype for p in rounded.network.parameters()} == {torch.float32}
+    assert rounded.latent_space == model.latent_space
+
+
 def test_a_latent_space_is_told_from_another(load, stock, tiny, monkeypatch):
     model = load()
     told = json.loads(json.dumps(model.latent_space))

@@ -43,6 +43,7 @@ def planned(config: Config) -> Estimate:
             "algorithm": FlowGRPO(),
             "sampling": Sampling(num_inference_steps=4, guidance_scale=1.0),
         },
+        {"vae_slicing": True, "vae_dtype": "bf16", "micro_batch_size": 2},
     ],
 )
 def test_a_tiny_runs_peak_is_foreseen(changes: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
@@ -77,6 +78,9 @@ def test_each_saving_saves_where_it_says(tiny_folder: Path, tmp_path: Path) -> N
     assert saving["decoding"] < 0.5 * usual["decoding"]
     assert saving["sampling"] < 0.9 * usual["sampling"]
     assert saving["encoding"] < usual["encoding"]  # there are no gradients and moments yet
+    rounded = planned_phases(vae_dtype="bf16")
+    assert rounded["decoding"] < 0.8 * usual["decoding"]
+    assert rounded["updating"] < usual["updating"]
 
 
 @pytest.mark.slow

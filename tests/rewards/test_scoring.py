@@ -172,19 +172,26 @@ def test_the_calls_repeated_and_the_images_dropped_are_counted():
     assert found.busy > 0
 
 
-def test_reward_threads_have_the_gpu_of_their_process(monkeypatch):
-    """CUDA's current device belongs to a thread and is the first GPU in a new one, whatever the rank."""
+def test_reward_threads_have_the_gpu_of_their_process_and_a_stream_each(monkeypatch):
+    """CUDA's current device and stream belong to a thread; a new one has the first GPU, and the stream of all."""
     current = threading.local()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: (current.index, object()))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(current, "stream", stream))
     seen = []
 
     def looks(images, prompts, metadata):
-        seen.append((threading.current_thread().name, torch.cuda.current_device()))
+        seen.append((threading.current_thread().name.split("_")[0], torch.cuda.current_device(), current.stream))
         return [0.0] * len(prompts)
 
+    def also_looks(images, prompts, metadata):
+        return looks(images, prompts, metadata)
+
     torch.cuda.set_device(3)
-    scored(RewardSet({"looks": 1.0}, {"looks": looks}))
-    assert seen
-    assert all(name.startswith("reward looks") and index == 3 for name, index in seen)
+    scored(RewardSet({"looks": 1.0, "also": 1.0}, {"looks": looks, "also": also_looks}))
+    assert {(name, index) for name, index, _ in seen} == {("reward looks", 3), ("reward also", 3)}
+    assert len({stream for _, _, stream in seen}) == 2
+    assert all(stream[0] == 3 for _, _, stream in seen)
+    assert not hasattr(current, "stream")  # the sampler's

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from dgpo.errors import UserError
-from dgpo.utils.devices import allow_tf32, described, device_of, on_this_device, precision_of, require_precision
+from dgpo.utils.devices import (
+    allow_tf32,
+    described,
+    device_of,
+    on_a_stream_of_its_own,
+    on_this_device,
+    precision_of,
+    require_precision,
+)
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 
@@ -80,11 +88,30 @@ def test_a_thread_gets_the_gpu_of_the_one_that_made_it(monkeypatch: pytest.Monke
     assert seen == [3]
 
 
+def test_a_thread_has_a_stream_of_its_own_on_the_gpu_of_the_one_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA has it: the current stream, too, belongs to a thread."""
+    current, streams = threading.local(), iter(range(1, 9))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: (current.index, next(streams)))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(current, "stream", stream))
+    seen = []
+    for start in (on_a_stream_of_its_own(), on_a_stream_of_its_own()):
+        thread = threading.Thread(target=lambda start=start: (start(), seen.append(current.stream)))
+        thread.start()
+        thread.join()
+    assert seen == [(3, 1), (3, 2)]
+    assert not hasattr(current, "stream")  # this thread's own
+
+
 def test_bf16_that_a_gpu_only_emulates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     gpu = torch.device("cuda")
     with pytest.raises(UserError, match=r"Tesla T4 has no bf16 in hardware.*take dtype='fp32'"):
-        require_precision("bf16", gpu)
-    require_precision("auto", gpu)
-    require_precision("bf16", torch.device("cpu"))
+        require_precision("dtype", "bf16", gpu)
+    with pytest.raises(UserError, match=r"^vae_dtype='bf16': Tesla T4 .*; take vae_dtype='fp32'$"):
+        require_precision("vae_dtype", "bf16", gpu)
+    require_precision("dtype", "auto", gpu)
+    require_precision("dtype", "bf16", torch.device("cpu"))

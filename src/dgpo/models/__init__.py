@@ -22,7 +22,7 @@ from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.unread import Unread
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
-from dgpo.utils.devices import DTYPES, allow_tf32, device_of, precision_of, require_precision
+from dgpo.utils.devices import DTYPES, Precision, allow_tf32, device_of, precision_of, require_precision
 from dgpo.utils.imports import import_named, is_path
 from dgpo.utils.places import EMBEDDED, locate, model_path
 
@@ -71,6 +71,7 @@ def load_model(
     averages: Literal["device", "host"] = "device",
     gradient_checkpointing: bool = False,
     compile: bool = False,
+    vae_dtype: Precision = "fp32",
     vae_slicing: bool = False,
     vae_tiling: bool = False,
     shard: Literal["none", "full"] = "none",
@@ -82,8 +83,8 @@ def load_model(
     sets: which weight sets to keep beside the policy, of ref, old, ema; with "full" each costs a copy of the network
     seed: of the adapters' initial values
     device: "auto" is CUDA where there is one, else Apple's mps, else the CPU
-    dtype: precision of the frozen parts and of the network's arithmetic; trained weights and the VAE are fp32, which a
-        CUDA GPU multiplies as TF32. "auto" is bf16 on a CUDA GPU that has it, else fp32
+    dtype: precision of the frozen parts and of the network's arithmetic; trained weights are fp32, which a CUDA GPU
+        multiplies as TF32. "auto" is bf16 on a CUDA GPU that has it, else fp32
     base_precision: "int8" or "nf4" keeps the frozen base of LoRA in 8 or 4 bits; "auto" is dtype
     resolution, max_sequence_length, shift: None is the pipeline's own
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
@@ -96,6 +97,7 @@ def load_model(
         follow the policy: the same results, less memory, more time
     gradient_checkpointing: compute activations again in backward: the same gradients, less memory, more time
     compile: compile the network's blocks, at their first use with each weight set: minutes once, then faster
+    vae_dtype: precision of the VAE; bf16 takes half the memory and rounds pixels
     vae_slicing: decode images one by one: the same images, less memory
     vae_tiling: decode large images in tiles that overlap: less memory, slightly other images
     shard: "full" spreads the network and all weight sets over the processes that torchrun has started
@@ -104,6 +106,8 @@ def load_model(
         raise UserError(f"finetune={finetune!r} is unknown. {did_you_mean(finetune, ('lora', 'full'))}")
     if dtype not in ("auto", *DTYPES):
         raise UserError(f"dtype={dtype!r} is unknown. {did_you_mean(dtype, ('auto', *DTYPES))}")
+    if vae_dtype not in DTYPES:
+        raise UserError(f"vae_dtype={vae_dtype!r} is unknown. {did_you_mean(vae_dtype, tuple(DTYPES))}")
     if averages not in ("device", "host"):
         raise UserError(f"averages={averages!r} is unknown. {did_you_mean(averages, ('device', 'host'))}")
     for name, value in (("shift", shift), ("distilled_guidance", distilled_guidance)):
@@ -112,7 +116,8 @@ def load_model(
     require_base(base_precision, finetune, shard)
     require_offload(offload, shard)
     place = _device(device)
-    require_precision(dtype, place)
+    require_precision("dtype", dtype, place)
+    require_precision("vae_dtype", vae_dtype, place)
     allow_tf32(place)
     source = locate(path_or_id)
     with quiet():
@@ -148,6 +153,7 @@ def load_model(
             averages=averages,
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
+            vae_dtype=DTYPES[vae_dtype],
             vae_slicing=vae_slicing,
             vae_tiling=vae_tiling,
             shard=None if shard == "none" else (unread.read if unread else lambda module: None),
@@ -174,7 +180,7 @@ def _enough_memory(source: str, device: torch.device, dtype: str) -> Iterator[No
 
 
 def part_dtypes(network: str, finetune: str, precision: str) -> dict[str, torch.dtype]:
-    """By the part's name, and "default": the VAE, and what trains whole, in fp32."""
+    """As they are read, by the part's name, and "default": the VAE, and what trains whole, in fp32."""
     trained = torch.float32 if finetune == "full" else DTYPES[precision]
     return {network: trained, "vae": torch.float32, "default": DTYPES[precision]}
 

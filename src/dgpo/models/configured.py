@@ -43,6 +43,7 @@ def load_configured(
         encoders_first=config.free_text_encoders,
         gradient_checkpointing=config.gradient_checkpointing,
         compile=config.compile,
+        vae_dtype=config.vae_dtype,
         vae_slicing=config.vae_slicing,
         vae_tiling=config.vae_tiling,
         shard=shard,

@@ -1,7 +1,7 @@
 """A stock diffusers pipeline as a VelocityModel. What all families share is here; a family says only what differs.
 
 The trained network computes under autocast unless in fp32, and in plain bf16 where it only draws (plain.py); t,
-latents, guidance and solvers are fp32. Frozen parts are in the precision they were loaded in, the VAE in fp32.
+latents, guidance and solvers are fp32. Frozen parts are in the precision they were loaded in, the VAE in fp32 or bf16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dgpo.distributed.lockstep import Call, Lockstep
 from dgpo.distributed.sharded import Shards
 from dgpo.errors import UserError
 from dgpo.models.attention import Fp32Attention
-from dgpo.models.autoencoder import encoded_mean
+from dgpo.models.autoencoder import compute_in, encoded_mean
 from dgpo.models.compiling import compile_blocks
 from dgpo.models.grids import scheduler_grid, to_terminal
 from dgpo.models.guidance import linear_guidance
@@ -157,6 +157,7 @@ class PipelineModel:
         averages: Literal["device", "host"] = "device",
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        vae_dtype: torch.dtype = torch.float32,
         vae_slicing: bool = False,
         vae_tiling: bool = False,
         shard: Callable[[nn.Module], None] | None = None,
@@ -171,6 +172,7 @@ class PipelineModel:
         offload: parts keeps frozen parts in host memory, from where the text encoders, the network and the autoencoder
             visit the device one after another; what trains is on the device
         averages: host keeps `old` and `ema` in host memory, from where they visit the device to answer and to follow
+        vae_dtype: what the autoencoder computes in, and is kept in
         shard: spread the network over the processes; it is then on the device from the start. The function gives a
             module the weights that are not read yet
         """
@@ -189,6 +191,10 @@ class PipelineModel:
         """Whether the network computes in plain bf16 now."""
         self._place = torch.device(device)
         self._encoded_empty: list[Rows] = []  # the empty prompt, once it was encoded
+        self._autoencoder: str | None = None  # its fingerprint, of before it was rounded
+        if vae_dtype != torch.float32:
+            self._autoencoder = None if pipeline.vae.device.type == "meta" else _fingerprint([pipeline.vae])
+            compute_in(pipeline.vae, vae_dtype)
         if base_precision != "auto":
             quantise(self.network, base_precision, dtype)
         self._waiting = [
@@ -261,7 +267,7 @@ class PipelineModel:
             "latent_shape": list(self.latent_shape),
             "scaling_factor": vae.config.get("scaling_factor") or 1.0,
             "shift_factor": vae.config.get("shift_factor") or 0.0,
-            "autoencoder": _fingerprint([vae]),
+            "autoencoder": self._autoencoder or _fingerprint([vae]),
             # a scale per channel instead of one factor, where the autoencoder has it
             **{name: list(vae.config[name]) for name in ("latents_mean", "latents_std") if vae.config.get(name)},
         }

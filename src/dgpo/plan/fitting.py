@@ -91,6 +91,8 @@ def _savings(config: Config, processes: int) -> Iterator[_Saving]:
         yield _Saving("--free-text-encoders", _ALL, lambda c: replace(c, free_text_encoders=True))
     if not config.vae_slicing:
         yield _Saving("--vae-slicing", ("decoding",), lambda c: replace(c, vae_slicing=True))
+    if config.vae_dtype != "bf16":
+        yield _Saving("--vae-dtype bf16", ("decoding",), lambda c: replace(c, vae_dtype="bf16"))
     if config.offload == "none" and config.shard == "none":
         yield _Saving("--offload parts", _ALL, lambda c: replace(c, offload="parts"))
     if config.averages == "device":

@@ -68,6 +68,7 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
             dtype=DTYPES[precision_of(config.dtype, "cpu")],
             base_precision=config.base_precision,
             gradient_checkpointing=config.gradient_checkpointing,
+            vae_dtype=DTYPES[config.vae_dtype],
             vae_slicing=config.vae_slicing,
             vae_tiling=config.vae_tiling,
         )

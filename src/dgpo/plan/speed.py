@@ -1,7 +1,7 @@
 """Seconds of an iteration on a named GPU, from the counts of `runs.py` and its data sheet. Not measured: an estimate.
 
-Matrix products are taken to reach EFFICIENCY of the peak of the precision that each is computed in: the VAE's are fp32
-in a bf16 run, those of a network that trains whole are bf16 though its weights are fp32. Everything else is taken to be
+Matrix products are taken to reach EFFICIENCY of the peak of the precision that each is computed in: the VAE's are those
+of vae_dtype, those of a network that trains whole are bf16 though its weights are fp32. Everything else is taken to be
 as fast as memory is read and written at BANDWIDTH_SHARE of the data sheet's rate, as eager PyTorch does it; a phase
 takes the longer of the two. Rewards, evaluations, checkpoints, encoding prompts and talk between processes are not in
 it.

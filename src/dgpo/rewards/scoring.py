@@ -2,7 +2,8 @@
 
 The scores are those of calls one after the other: the same batches in the same order for each reward, and nothing is
 shared between them. A thread gains what its reward waits or computes outside of Python's lock (a server, a network in
-torch, ONNX); pure Python competes with the sampler. A thread cannot be ended from outside, so that a reward which may
+torch, ONNX); pure Python competes with the sampler. On a GPU each thread has its own stream, so that a score does not
+wait for the sampler's kernels. A thread cannot be ended from outside, so that a reward which may
 hang needs a time limit of its own.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from dgpo.rewards.base import Batch, Reward, Seen, needs_group
 from dgpo.rewards.failures import Answer, Policy, answer, joined
-from dgpo.utils.devices import on_this_device
+from dgpo.utils.devices import on_a_stream_of_its_own
 
 
 class Scored(NamedTuple):
@@ -58,7 +59,7 @@ class Scoring:
         self._images: list[Tensor] = []  # (3, H, W), one for each row so far
         # one thread for a reward that has two names: it may not bear to be called twice at once
         names = {id(reward): name for name, reward in rewards.items()} if threads else {}
-        here = on_this_device()
+        here = on_a_stream_of_its_own()
         self._threads = {key: ThreadPoolExecutor(1, f"reward {name}", here) for key, name in names.items()}
         self._jobs: list[tuple[str, list[int], Future[Answer]]] = []
         self._folder, self._stop = save_failures_to, Event()

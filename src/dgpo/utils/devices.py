@@ -49,12 +49,13 @@ def precision_of(dtype: str, device: str | torch.device) -> Precision:
     return "bf16" if on_cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
-def require_precision(dtype: str, device: torch.device) -> None:
-    """Refuse bf16 on a CUDA GPU that only emulates it, several times slower than fp32."""
+def require_precision(name: str, dtype: str, device: torch.device) -> None:
+    """Refuse bf16 on a CUDA GPU that only emulates it, several times slower than fp32. name: the setting's."""
     if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        less = ", and for less memory base_precision='int8' or 'nf4'" if name == "dtype" else ""
         raise UserError(
-            f"dtype='bf16': {torch.cuda.get_device_name(device)} has no bf16 in hardware, and emulating it is slower "
-            "than fp32; take dtype='fp32' or 'auto', and for less memory base_precision='int8' or 'nf4'"
+            f"{name}='bf16': {torch.cuda.get_device_name(device)} has no bf16 in hardware, and emulating it is slower "
+            f"than fp32; take {name}='fp32'{less}"
         )
 
 
@@ -85,3 +86,18 @@ def on_this_device() -> Callable[[], None]:
         return lambda: None
     current = torch.cuda.current_device()
     return lambda: torch.cuda.set_device(current)
+
+
+def on_a_stream_of_its_own() -> Callable[[], None]:
+    """The same, and the thread waits for its own kernels alone, not for those of others that were called before.
+
+    What it makes on the GPU must be read there by nobody else, or after it has waited.
+    """
+    here = on_this_device()
+
+    def start() -> None:
+        here()
+        if torch.cuda.is_available():
+            torch.cuda.set_stream(torch.cuda.Stream())
+
+    return start
