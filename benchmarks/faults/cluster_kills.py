@@ -37,7 +37,15 @@ from dgpo.utils.files import whole  # noqa: E402
 
 RESULT = Path(__file__).parents[1] / "results" / "faults" / "cluster_kills.json"
 PROCESSES = 2
-KINDS: dict[str, dict[str, Any]] = {"lora": {}, "full": {}, "offline": {}}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "full": {},
+    "offline": {},
+    "sharded": {"shard": "full"},
+    "sharded full": {"shard": "full", "finetune": "full"},
+    "background": {"background_saving": True},
+    "sharded background": {"shard": "full", "finetune": "full", "background_saving": True},
+}
 """Kind of run -> fields that differ from `kills.config_of` of that name."""
 BLOWS = ("SIGKILL one", "SIGKILL all", "SIGTERM one", "SIGTERM all")
 GRACE = (0.0, 30.0)
