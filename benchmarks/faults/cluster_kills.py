@@ -118,7 +118,7 @@ def strike(ranks: list[Any], blow: str, rng: random.Random) -> None:
 def attempt(context: Any, config: Config, seconds: float, blow: str, rng: random.Random) -> dict[str, Any] | None:
     """Start the run, and strike within so many seconds of work; one time in eight before that, while it starts.
 
-    None where the run had ended by then.
+    None where the run had ended by then, so that nobody was killed.
     """
     ranks = start(context, config)
     if rng.random() > 1 / 8:
@@ -132,6 +132,8 @@ def attempt(context: Any, config: Config, seconds: float, blow: str, rng: random
     # 0: in its last moments; 1: lost the other; 2: waited in vain for it to begin; 75: told to stop; negative: killed,
     # or not yet listening to signals
     require(config, ranks, (0, 1, 2, 75, -signal.SIGKILL, -signal.SIGTERM))
+    if blow.startswith("SIGKILL") and all(rank.exitcode != -signal.SIGKILL for rank in ranks):
+        return None  # they had ended by themselves in the meantime
     return {"blow": blow, "phase": phase, "in_time": in_time, "codes": sorted(str(rank.exitcode) for rank in ranks)}
 
 
