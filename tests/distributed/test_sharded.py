@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
+import socket
 import time
 from dataclasses import replace
 from functools import partial
@@ -362,6 +364,21 @@ def test_what_fails_inside_the_network_ends_all(tiny_folder: Path, tmp_path: Pat
     assert codes == [1, 1]
     assert time.monotonic() - started < 60
     assert newest(tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_lost_inside_the_network_is_named(
+    blow: int, backward: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """The others wait in a gather of weights or a sum of gradients, which no code of ours calls."""
+    config = small(tiny_folder, tmp_path / "run", shard="full", checkpoint_every=10, rank_timeout_minutes=0.05)
+    pair = ranks.start(2, ranks.killed_inside, config, backward, blow)
+    assert ranks.end(pair[:1], 60) == [1]
+    pair[1].kill()
+    ranks.end(pair)
+    said = (tmp_path / "run.log").read_text()
+    assert f"rank 1 of 2 (process {pair[1].pid} on {socket.gethostname()}) has died" in said
 
 
 def test_one_process_cannot_shard(tiny_folder: Path, tmp_path: Path) -> None:

@@ -141,16 +141,40 @@ def killed(config: Config) -> None:
 
 def out_of_memory(config: Config) -> None:
     """The second rank runs out of memory inside a forward of the second iteration."""
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("no room on the second rank")
+
+    _inside_a_forward(fail)
+    run(config)
+
+
+def killed_inside(config: Config, backward: bool, number: int) -> None:
+    """The second rank is killed, or halted by SIGSTOP, inside a forward or its backward. RUN.log is what all say."""
+    os.dup2(os.open(f"{config.out}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+
+    def blow(*_: Any) -> None:
+        os.kill(os.getpid(), number)
+
+    _inside_a_forward(None if backward else blow, blow)
+    run(config)
+
+
+def _inside_a_forward(fail: Callable[[], None] | None, in_backward: Callable[..., None] | None = None) -> None:
+    """Let the second rank fail in its 15th forward, which is in the second iteration, or in the backward after it."""
     whole, calls = PipelineModel._forward, []
 
     def forward(self: Any, *arguments: Any) -> Tensor:
         calls.append(1)
-        if distributed.rank() == 1 and len(calls) == 15:
-            raise torch.OutOfMemoryError("no room on the second rank")
-        return whole(self, *arguments)
+        late = distributed.rank() == 1 and len(calls) >= 15
+        if late and fail is not None:
+            fail()
+        v = whole(self, *arguments)
+        if late and in_backward is not None and v.requires_grad:
+            v.register_hook(in_backward)
+        return v
 
     PipelineModel._forward = forward
-    run(config)
 
 
 def reward_fails(config: Config) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dgpo.distributed import lockstep
 from dgpo.distributed.process_group import is_main, world_size
-from dgpo.distributed.watch import meets
+from dgpo.distributed.watch import lost, meets
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -57,7 +57,7 @@ def together(work: Callable[[], T]) -> T:
     """What `work` returns on this rank. Where it fails on one rank, all raise: none is left waiting for another.
 
     No collective may be in `work`, but for calls of a sharded network: the rank that fails would miss it. An error from
-    inside such a call is raised at once, since the others cannot be reached.
+    inside such a call is raised at once, since the others cannot be reached; RankLost, where one of them has gone.
     """
     done: list[T] = []
     failure = None
@@ -68,7 +68,10 @@ def together(work: Callable[[], T]) -> T:
         steps = None  # another rank has failed, and this one knows
     except (Exception, SystemExit) as error:
         if steps is not None and steps.inside:
-            raise
+            gone = lost(error)
+            if gone is None:
+                raise
+            raise gone from error
         failure = error
     if steps is not None:
         steps.finish(failure is not None)

@@ -3,7 +3,8 @@
 Ranks differ in their numbers of images, and one may fail between two calls. So before each call the ranks tell each
 other what they want next, which is one small sum. A rank that has nothing left to do takes part in the calls of others;
 where one has failed, all stop. What fails inside a call, or between a forward and its backward, cannot be told: the
-other ranks wait in that very call, until the process of the failed one has gone.
+other ranks wait in that very call, until the process of the failed one has gone, or for the longest time that a rank
+may wait.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dgpo.distributed.process_group import world_size
-from dgpo.distributed.watch import meets
+from dgpo.distributed.watch import meets, wait
 
 _FAILED = -1
 
@@ -52,17 +53,21 @@ class Lockstep:
             if agreed is None:
                 raise Stopped
             self._take_part(agreed)
-        self.inside = True
+        self._enter(True)
         with torch.set_grad_enabled(wanted.trains):
             yield
-        self.inside = wanted.trains
+        self._enter(wanted.trains)  # the backward is still to come
 
     def finish(self, failed: bool) -> None:
         """Take part in the calls of others until no rank wants any, or one has failed."""
-        self.inside = False
+        self._enter(False)
         own = _FAILED if failed else len(self._calls)
         while (agreed := self._agree(own)) is not None:
             self._take_part(agreed)
+
+    def _enter(self, inside: bool) -> None:
+        self.inside = inside
+        wait(inside)
 
     @meets
     def _agree(self, own: int) -> Call | None:

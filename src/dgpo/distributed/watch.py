@@ -97,19 +97,30 @@ class Watch:
     def meet(self, collective: Callable[P, R], *given: P.args, **named: P.kwargs) -> R:
         """Call a collective and wait for it; where another process has gone, RankLost says which."""
         self._met += 1
-        self._waits_since = time.monotonic()
+        self.wait(True)
         try:
             result = collective(*given, **named)
             if torch.cuda.is_initialized():
                 torch.cuda.current_stream().synchronize()  # NCCL only queues it, and the wait would be elsewhere
             return result
         except RuntimeError as error:
-            missing = "" if isinstance(error, torch.OutOfMemoryError) else self.missing()
-            if not missing:
+            lost = self.lost(error)
+            if lost is None:
                 raise
-            raise RankLost(f"{missing} ({_first_line(error)})") from error
+            raise lost from error
         finally:
-            self._waits_since = None
+            self.wait(False)
+
+    def wait(self, waits: bool) -> None:
+        """From now on this process may be waiting for others; or it is no longer."""
+        self._waits_since = time.monotonic() if waits else None
+
+    def lost(self, error: BaseException) -> RankLost | None:
+        """What an error amid an exchange means, if it means that another process has gone."""
+        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+            return None
+        missing = self.missing()
+        return RankLost(f"{missing} ({_first_line(error)})") if missing else None
 
     def missing(self) -> str:
         """Which processes have died, or are not where this one waits for them, in words; none, "", where all are."""
@@ -198,6 +209,17 @@ def at(phase: str) -> None:
     """Let the others know what this process is at."""
     if _watch is not None:
         _watch.at(phase)
+
+
+def wait(waits: bool) -> None:
+    """From now on this process may be waiting for others, outside of what `meets`; or it is no longer."""
+    if _watch is not None:
+        _watch.wait(waits)
+
+
+def lost(error: BaseException) -> RankLost | None:
+    """What an error amid an exchange, outside of what `meets`, means, if it means that a process has gone."""
+    return None if _watch is None else _watch.lost(error)
 
 
 def on_lost(act: Callable[[str], None] | None) -> None:
