@@ -126,11 +126,13 @@ def test_a_full_disk_and_a_missing_package_are_problems(
 ) -> None:
     config = short(tiny_folder, tmp_path / "out", rewards={"crispness": 1.0}, checkpoint_every=1)
     config = replace(config, optimizer=replace(config.optimizer, name="adamw8bit"))
-    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=63_999))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=79_999))
     monkeypatch.setattr(checks_module.importlib.util, "find_spec", lambda name: None)
     bad = {check.text.split(":")[0] for check in run_checks(known(config), find_gpu("L4"), False) if not check.ok}
     assert bad == {"disk", "optimizer"}
-    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=64_000))  # 4000 bytes x 4 sets x 4
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda place: SimpleNamespace(free=80_000)
+    )  # 4000 bytes x (4 sets + LoRA) x 4
     assert [check.ok for check in run_checks(known(config), find_gpu("L4"), False)].count(False) == 1
 
 

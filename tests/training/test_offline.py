@@ -236,7 +236,9 @@ def test_groups_of_different_sizes_train_alike_in_any_micro_batch(tiny_folder: P
     assert found[0]["train/group_weight"] == pytest.approx(0.5)  # sigmoid(0): the policy is still the reference
 
 
-def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pictures: Path) -> None:
+def test_groups_that_teach_nothing_leave_the_weights_alone_and_are_told(
+    tiny_folder: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tie = {"prompt": "a cup", "images": ["png/0.png", "png/1.png"], "ranks": [1, 1]}
     write_lines(pictures, tie, tie)
     options = {"iterations": 1, "offline": str(pictures), "algorithm": algorithm_class("diffusion_dpo")()}
@@ -244,6 +246,8 @@ def test_groups_that_teach_nothing_leave_the_weights_alone(tiny_folder: Path, pi
     (row,) = rows(pictures.with_name("run"))
     assert row["train/frac_trained"] == 0
     assert "train/loss" not in row
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{pictures}: all images of 2 of 2 groups earned the same, and nothing is learned from these" in said
 
 
 def test_each_rank_takes_its_share(

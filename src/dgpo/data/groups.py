@@ -122,6 +122,11 @@ class GroupDataset:
         """The number of groups."""
         return len(self._lines)
 
+    @property
+    def equal_groups(self) -> int:
+        """The number of groups whose images all earned the same."""
+        return sum(min(line.rewards) == max(line.rewards) for line in self._lines)
+
     def rewards(self, group: int) -> Tensor:
         """(G,) fp32; minus the rank where ranks were given."""
         return torch.tensor(self._lines[group].rewards)

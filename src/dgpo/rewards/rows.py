@@ -2,11 +2,14 @@
 
 A reward may have a method `check_row(prompt, metadata)`; a function gets one by the decorator `checks_rows`. It raises
 UserError for a row that it cannot score, and returns what it may score otherwise than meant in a few words, or None.
+A reward that asks a server has `check_every_row(prompts, metadata)` instead, which returns all of this as a list, the
+UserErrors too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from dgpo.data.prompts import PromptSet
@@ -15,6 +18,8 @@ from dgpo.rewards.base import Reward, check_metadata, title
 from dgpo.rewards.builtin.weights import MissingFiles
 
 RowCheck = Callable[[str, Mapping[str, Any]], str | None]
+Verdict = UserError | str | None
+"""Of a row: it cannot be scored, or a doubt, or nothing."""
 SHOWN = 3
 """Kinds of doubts of one reward, and places of rows, that are told one by one."""
 
@@ -32,29 +37,51 @@ def checks_rows(check: RowCheck) -> Callable[[Reward], Reward]:
 def check_rows(name: str, reward: Reward, prompts: PromptSet) -> list[str]:
     """Refuse rows that a reward cannot score, with their places. Returns its doubts, a line for each kind."""
     check_metadata(reward, prompts.metadata, prompts.place)
-    check: RowCheck | None = getattr(reward, "check_row", None)
-    if check is None:
-        return []
     refused: list[tuple[str, UserError]] = []
     doubts: dict[str, list[str]] = {}  # in words -> places
-    for index, (prompt, metadata) in enumerate(zip(prompts.prompts, prompts.metadata)):
-        try:
-            doubt = check(prompt, metadata)
-        except MissingFiles:  # that says nothing of the row
-            raise
-        except UserError as error:
-            refused.append((prompts.place(index), error))
-        except Exception as error:
-            problem = f"its check_row raised {type(error).__name__}: {error}, for the prompt {prompt!r}"
-            raise UserError(f"{prompts.place(index)}: the reward {title(reward)} cannot be asked: {problem}") from error
-        else:
-            if doubt:
-                doubts.setdefault(doubt, []).append(prompts.place(index))
+    for index, found in enumerate(verdicts(reward, prompts.prompts, prompts.metadata, prompts.place)):
+        if isinstance(found, UserError):
+            refused.append((prompts.place(index), found))
+        elif found:
+            doubts.setdefault(found, []).append(prompts.place(index))
     if refused:
         (place, error), others = refused[0], [place for place, _ in refused[1:]]
         more = f" {len(others)} more cannot be scored either: {_some(others)}" if others else ""
         raise UserError(f"{place}: {error}.{more}") from error
     return _lines(name, doubts, len(prompts))
+
+
+def can_check(reward: Reward) -> bool:
+    """Whether a reward looks at rows before a run."""
+    return hasattr(reward, "check_every_row") or hasattr(reward, "check_row")
+
+
+def verdicts(
+    reward: Reward,
+    prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    place: Callable[[int], str] = "prompt {}".format,
+) -> list[Verdict]:
+    """What a reward says of each row before a run. place: names a row by its index"""
+    of_all = getattr(reward, "check_every_row", None)
+    if of_all is not None:
+        return of_all(prompts, metadata)
+    check: RowCheck | None = getattr(reward, "check_row", None)
+    return [] if check is None else [_verdict(reward, check, *row, place) for row in zip(count(), prompts, metadata)]
+
+
+def _verdict(
+    reward: Reward, check: RowCheck, index: int, prompt: str, metadata: Mapping[str, Any], place: Callable[[int], str]
+) -> Verdict:
+    try:
+        return check(prompt, metadata)
+    except MissingFiles:  # that says nothing of the row
+        raise
+    except UserError as error:
+        return error
+    except Exception as error:
+        problem = f"its check_row raised {type(error).__name__}: {error}, for the prompt {prompt!r}"
+        raise UserError(f"{place(index)}: the reward {title(reward)} cannot be asked: {problem}") from error
 
 
 def _lines(name: str, doubts: Mapping[str, Sequence[str]], count: int) -> list[str]:

@@ -123,6 +123,11 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     people = asks_people(config, reward_functions)
     trained = prompts if dataset is None else None
     doubts = check_run(reward, eval_reward, trained, eval_sets, config.images_of)
+    if dataset is not None and dataset.equal_groups:
+        doubts.append(
+            f"{config.offline}: all images of {dataset.equal_groups} of {len(dataset)} groups earned the same, and "
+            "nothing is learned from these"
+        )
     return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts, people)
 
 
@@ -204,6 +209,7 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
 def checkpoint_space(config: Config, weights: int, sets: int) -> int:
     """Bytes of all checkpoints that a run keeps at once. weights: bytes of a weight set; sets: how many are saved."""
     tensors = weights * (sets + 2)  # and Adam's two moments
+    tensors += weights if config.finetune == "lora" else 0  # the LoRA once more, as other programs read it
     return tensors * (config.keep_checkpoints + 2)  # the best, and the one that is being written
 
 

@@ -14,12 +14,14 @@ from fake_http import Asked, Reply, answering, serving
 
 from dgpo.commands import main as cli
 from dgpo.config import Config, load_yaml, save_yaml
+from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
-from dgpo.rewards.base import RewardError, call_reward, check_metadata, requires
+from dgpo.rewards.base import RewardError, call_reward, check_metadata, reads_side, requires
 from dgpo.rewards.combine import RewardSet
 from dgpo.rewards.http import wire
 from dgpo.rewards.http.client import Remote
 from dgpo.rewards.registry import resolve
+from dgpo.rewards.rows import checks_rows
 
 pytestmark = pytest.mark.slow
 
@@ -270,3 +272,88 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
         resolve("http://127.0.0.1:1")
     with pytest.raises(UserError, match=r"pip install 'dgpo\[remote\]'"):
         resolve("vlm_judge")
+
+
+# --- prompts before a run
+
+
+def looks(prompt, metadata):
+    if metadata.get("class") == "unicorn":
+        raise UserError(f"no unicorns in {prompt!r}")
+    return "says little" if len(prompt) < 3 else None
+
+
+def declaring(decorator):
+    """A reward of its own for each test, since decorators mark the function."""
+    return decorator(lambda images, prompts, metadata: [0.0] * len(prompts))
+
+
+def rows_of(*prompts, **metadata):
+    return PromptSet([*prompts], [metadata] * len(prompts), [f"line {i + 1}" for i in range(len(prompts))])
+
+
+def test_prompts_are_shown_to_a_served_reward_as_to_one_here(monkeypatch):
+    monkeypatch.setattr("dgpo.rewards.http.client.ROWS", 2)
+    here = declaring(checks_rows(looks))
+    rows = rows_of("a cat", "x", "two dogs", "a cup", "é")
+    mixed = PromptSet(rows.prompts, [{}, {}, {"class": "unicorn"}, {}, {"class": "unicorn"}], rows.places)
+    with serving(here) as url:
+        served = Remote(url)
+        assert RewardSet({"far": 1.0}, {"far": served}).check(rows) == RewardSet({"far": 1.0}, {"far": here}).check(
+            rows
+        )
+        for reward in (served, here):
+            with pytest.raises(UserError, match=r"^line 3: no unicorns in 'two dogs'. 1 more .*: line 5$"):
+                RewardSet({"far": 1.0}, {"far": reward}).check(mixed)
+
+
+def test_a_served_reward_whose_check_fails_is_not_taken_for_one_without_doubts():
+    def breaks(prompt, metadata):
+        raise KeyError("no such thing")
+
+    with (
+        serving(declaring(checks_rows(breaks))) as url,
+        pytest.raises(UserError, match="'mine' cannot be shown the prompts"),
+    ):
+        Remote(url).check_every_row(["a"], [{}])
+    with serving(declaring(checks_rows(looks)), token="right") as url:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DGPO_REWARD_TOKEN", "right")
+            served = Remote(url, retries=0)
+        assert served.check_every_row(["a"], [{}]) == ["says little"]
+    with pytest.raises(UserError, match=r"'mine' cannot be shown the prompts: .*cannot be reached"):
+        served.check_every_row(["a"], [{}])
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (b"no msgpack", "none of this protocol"),
+        (msgspec.msgpack.encode(wire.Checked(1, {3: "x"}, {})), "rows that it was not asked about"),
+    ],
+)
+def test_an_answer_about_other_rows_is_none(reply, problem):
+    def answer(asked: Asked) -> Reply:
+        return Reply(version(checks_rows=True) if asked.path == "/version" else reply)
+
+    with answering(answer) as url, pytest.raises(UserError, match=problem):
+        Remote(url).check_every_row(["a"], [{}])
+
+
+def test_a_server_that_checks_nothing_is_not_asked():
+    asked = []
+
+    def answer(request: Asked) -> Reply:
+        asked.append(request.path)
+        return Reply(version())
+
+    with answering(answer) as url:
+        assert Remote(url).check_every_row(["a"], [{}]) == []
+    assert asked == ["/version"]
+
+
+def test_the_size_that_a_served_reward_reads_is_known():
+    with serving(declaring(reads_side(64))) as url:
+        assert Remote(url).image_side == 64
+    with serving(mine) as url:
+        assert Remote(url).image_side is None

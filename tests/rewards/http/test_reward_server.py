@@ -117,6 +117,31 @@ def test_a_token_is_asked_for_before_anything_is_read():
         assert httpx2.get(f"{url}/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("rows", "code", "message"),
+    [
+        ({"protocol": 1, "prompts": ["a"], "metadata": ["{}"]}, 200, None),
+        ({"protocol": 2, "prompts": ["a"], "metadata": ["{}"]}, 400, "no request of protocol 1"),
+        ({"protocol": 1, "prompts": ["a"], "metadata": []}, 400, "1 prompts, 0 metadata; there must be as many"),
+        ({"protocol": 1, "prompts": ["a"], "metadata": ["[]"]}, 400, "metadata must be JSON objects"),
+        ({"protocol": 1, "prompts": ["a"], "metadata": ["{"]}, 400, "no request of protocol 1"),
+        ({"protocol": 1, "prompts": ["a" * 20_000], "metadata": ["{}"]}, 413, "a request may have 10000 bytes"),
+    ],
+)
+def test_rows_to_check_are_a_request_or_refused(url, rows, code, message):
+    reply = httpx2.post(f"{url}/check", content=msgspec.msgpack.encode(rows))
+    assert reply.status_code == code
+    if message is None:
+        assert msgspec.msgpack.decode(reply.content, type=wire.Checked) == wire.Checked(1, {}, {})
+    else:
+        assert message in msgspec.json.decode(reply.content, type=wire.Problem).error
+
+
+def test_rows_are_not_checked_without_the_token():
+    with serving(mean, token="right") as url:
+        assert httpx2.post(f"{url}/check", content=b"").status_code == 401
+
+
 def test_the_version_tells_what_a_client_needs():
     with serving(requires("include")(mean), "some:reward", max_images=7, max_mb=2) as url:
         told = msgspec.json.decode(httpx2.get(f"{url}/version").content, type=wire.Version)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from torch import Tensor
@@ -24,13 +24,17 @@ from dgpo.rewards.http import calls, wire
 from dgpo.rewards.http.auth import bearer, secret
 from dgpo.rewards.http.calls import Unavailable
 from dgpo.rewards.http.pool import Pool, Session
+from dgpo.rewards.rows import Verdict
 
 with Extra("remote", "a remote reward"):
     import httpx2
     import msgspec
 
 TOKEN = "DGPO_REWARD_TOKEN"
+ROWS = 500
+"""Prompts that a server is asked about at a time, before a run."""
 _decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode
+_decode_checked = msgspec.msgpack.Decoder(wire.Checked).decode
 
 
 class Remote:
@@ -67,6 +71,7 @@ class Remote:
         self._pool = Pool(given, bearer(secret(token_env, TOKEN)), timeout, retries, in_flight)
         self._versions = calls.run(self._greet)
         self.required_metadata = tuple(self._versions[0].required_metadata)
+        self.image_side = self._versions[0].image_side
         self.__name__ = self._pool.patience.reward = self._versions[0].reward
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -80,6 +85,44 @@ class Remote:
             if list(answer) != list(answers[0]):
                 raise RewardError(f"gave the scores {list(answers[0])}, then {list(answer)}", part.start)
         return {name: [value for answer in answers for value in answer[name]] for name in answers[0]}
+
+    def check_every_row(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """What the served reward says of each prompt before a run; nothing, where a server of the pool cannot check.
+
+        UserError if it cannot be asked.
+        """
+        if not all(version.checks_rows for version in self._versions):
+            return []
+        try:
+            texts = [_json(row, i) for i, row in enumerate(metadata)]
+            starts = range(0, len(prompts), ROWS)
+            answers = calls.run(self._check, [(prompts[i : i + ROWS], texts[i : i + ROWS]) for i in starts])
+        except (Unavailable, RewardError) as error:
+            raise UserError(f"the served reward {self.__name__!r} cannot be shown the prompts: {error}") from error
+        found: list[Verdict] = [None] * len(prompts)
+        for start, answer in zip(starts, answers):
+            for row, doubt in answer.doubts.items():
+                found[start + row] = doubt
+            for row, problem in answer.refused.items():
+                found[start + row] = UserError(problem)
+        return found
+
+    async def _check(self, parts: list[tuple[Sequence[str], list[str]]]) -> list[wire.Checked]:
+        async with self._pool.session() as session:
+            return await calls.together(self._check_part(session, *part) for part in parts)
+
+    async def _check_part(self, session: Session, prompts: Sequence[str], texts: list[str]) -> wire.Checked:
+        body = msgspec.msgpack.encode(wire.Rows(wire.PROTOCOL, [*prompts], texts))
+        response = await session.post("/check", lambda: body)
+        if response.status_code != 200:
+            raise _refusal(response, f"from {response.url}")
+        try:
+            answer = _decode_checked(response.content)
+        except msgspec.DecodeError as error:
+            raise RewardError(f"got an answer from {response.url} that is none of this protocol: {error}") from error
+        if not all(0 <= row < len(prompts) for row in (*answer.refused, *answer.doubts)):
+            raise RewardError(f"got an answer from {response.url} about rows that it was not asked about")
+        return answer
 
     async def _greet(self) -> list[wire.Version]:
         """What the servers say of themselves; a pool may begin with some of them away."""
@@ -138,7 +181,7 @@ class _Part(NamedTuple):
     metadata: list[str]
 
 
-def _json(row: dict[str, Any], index: int) -> str:
+def _json(row: Mapping[str, Any], index: int) -> str:
     try:
         return json.dumps(row)
     except (TypeError, ValueError) as error:

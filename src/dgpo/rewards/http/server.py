@@ -23,6 +23,7 @@ from dgpo.rewards.base import Reward, RewardAway, RewardError, call_reward
 from dgpo.rewards.http import wire
 from dgpo.rewards.http.batcher import Batcher, Full, Room
 from dgpo.rewards.http.options import Serving
+from dgpo.rewards.rows import can_check, verdicts
 
 with Extra("serve", "a server of rewards"):
     import msgspec
@@ -37,6 +38,7 @@ RETRY_AFTER = "1"  # seconds
 LOG = logging.getLogger("uvicorn.error")
 T = TypeVar("T")
 _decode_request = msgspec.msgpack.Decoder(wire.Request).decode
+_decode_rows = msgspec.msgpack.Decoder(wire.Rows).decode
 
 
 class Refused(Exception):
@@ -65,6 +67,7 @@ class Server:
         self._room = Room(int(options.max_memory_mb * 1_000_000))
         batches = options.max_images, options.max_total_pixels, options.max_waiting, options.batch_ms / 1000
         self._batcher = Batcher(self._score, *batches)
+        self._one_check = asyncio.Lock()
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -72,6 +75,7 @@ class Server:
             Route("/health", self._health),
             Route("/version", self._version),
             Route("/score", self._answer, methods=["POST"]),
+            Route("/check", self._check, methods=["POST"]),
         ]
         handlers = {Refused: _problem, HTTPException: _problem, Exception: _crash}
         return Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
@@ -91,7 +95,28 @@ class Server:
         self._authorize(request)
         needed: list[str] = list(getattr(self._reward, "required_metadata", ()))
         limits = self._options.max_images, self._max_bytes, self._options.max_total_pixels
-        return _json(wire.Version(wire.PROTOCOL, __version__, self._name, needed, *limits))
+        side, checks = getattr(self._reward, "image_side", None), can_check(self._reward)
+        return _json(wire.Version(wire.PROTOCOL, __version__, self._name, needed, *limits, side, checks))
+
+    async def _check(self, request: Request) -> Response:
+        self._authorize(request)
+        with self._room.share() as take:
+            sent = _read(await self._body(request, take), _decode_rows)
+            metadata = _metadata(sent.metadata)
+            if len(sent.prompts) != len(metadata):
+                raise Refused(
+                    400, f"{len(sent.prompts)} prompts, {len(metadata)} metadata; there must be as many of each"
+                )
+            try:
+                async with self._one_check:
+                    found = await run_in_threadpool(verdicts, self._reward, sent.prompts, metadata)
+            except UserError as error:
+                LOG.error("%s", error)
+                raise Refused(500, str(error)) from error
+        refused = {row: str(verdict) for row, verdict in enumerate(found) if isinstance(verdict, UserError)}
+        doubts = {row: verdict for row, verdict in enumerate(found) if isinstance(verdict, str)}
+        answer = wire.Checked(wire.PROTOCOL, refused, doubts)
+        return Response(msgspec.msgpack.encode(answer), media_type="application/msgpack")
 
     async def _answer(self, request: Request) -> Response:
         self._authorize(request)
@@ -120,7 +145,7 @@ class Server:
     async def _asked(self, request: Request, take: Callable[[int], None]) -> Asked:
         """What is asked for. Its pictures are taken room for, and meanwhile the bytes that they came in as."""
         with self._room.share() as take_meanwhile:
-            sent = await run_in_threadpool(self._read, await self._body(request, take_meanwhile))
+            sent = await run_in_threadpool(_read, await self._body(request, take_meanwhile), _decode_request)
             take(12 * self._shape(sent).pixels)
             return await run_in_threadpool(self._unpack, sent)
 
@@ -140,12 +165,6 @@ class Server:
         except ClientDisconnect:
             raise Refused(408, "the client has gone") from None
         return body
-
-    def _read(self, body: bytearray) -> wire.Request:
-        try:
-            return _decode_request(body)
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise _no_request(error) from None
 
     def _shape(self, sent: wire.Request) -> wire.Shape:
         """Of the images, which have as many prompts and metadata and are within the limits."""
@@ -169,13 +188,7 @@ class Server:
         return shape
 
     def _unpack(self, sent: wire.Request) -> Asked:
-        try:
-            metadata = [json.loads(text) for text in sent.metadata]
-        except (ValueError, RecursionError) as error:
-            raise _no_request(error) from None
-        odd = next((i for i, row in enumerate(metadata) if not isinstance(row, dict)), None)
-        if odd is not None:
-            raise Refused(400, "metadata must be JSON objects", odd)
+        metadata = _metadata(sent.metadata)
         try:
             images = wire.unpack_images(sent.images, self._options.max_pixels)
         except wire.BadImages as error:
@@ -197,6 +210,25 @@ async def _while_connected(request: Request, call: Coroutine[Any, Any, T]) -> T:
     finally:
         answer.cancel()
         gone.cancel()
+
+
+def _read(body: bytearray, decode: Callable[[bytearray], T]) -> T:
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _no_request(error) from None
+
+
+def _metadata(texts: list[str]) -> list[dict[str, Any]]:
+    """The JSON objects that they are."""
+    try:
+        metadata = [json.loads(text) for text in texts]
+    except (ValueError, RecursionError) as error:
+        raise _no_request(error) from None
+    odd = next((i for i, row in enumerate(metadata) if not isinstance(row, dict)), None)
+    if odd is not None:
+        raise Refused(400, "metadata must be JSON objects", odd)
+    return metadata
 
 
 def _no_request(error: Exception) -> Refused:

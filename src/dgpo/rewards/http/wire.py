@@ -3,6 +3,7 @@
     GET  /health   -> 200, JSON {"status": "ok", "waiting": images that wait or are being scored}; asks for no token
     GET  /version  -> 200, JSON `Version`
     POST /score    `Request` -> 200, `Answer`; both are msgpack maps whose keys are the fields below
+    POST /check    `Rows` -> 200, `Checked`, the same way; only of a server whose `Version` says that it checks rows
     anything else  -> JSON `Problem`, with one of these codes
         400 no valid request     401 the token is missing or wrong
         413 more images, pixels or bytes than the server takes at once; `Version` says how many
@@ -80,9 +81,10 @@ class Answer(msgspec.Struct):
 
 
 class Version(msgspec.Struct):
-    """dgpo: the server's version, or whatever it calls itself; the last three limit one request.
+    """dgpo: the server's version, or whatever it calls itself; the three with max limit one request.
 
-    max_pixels: of all its images together; None: as many as its bytes hold
+    max_pixels: of all its images together; None: as many as its bytes hold. image_side: of the square images that the
+    reward reads, in pixels; None: it reads any. checks_rows: whether prompts can be shown to it before a run
     """
 
     protocol: int
@@ -92,6 +94,24 @@ class Version(msgspec.Struct):
     max_images: Size
     max_bytes: Size
     max_pixels: Size | None = None
+    image_side: Size | None = None
+    checks_rows: bool = False
+
+
+class Rows(msgspec.Struct):
+    """n prompts that a reward is asked about before a run. metadata: n texts, each a JSON object."""
+
+    protocol: Literal[1]
+    prompts: Annotated[list[str], Listed]
+    metadata: Annotated[list[str], Listed]
+
+
+class Checked(msgspec.Struct):
+    """By the number of its row: why the reward cannot score it, and what it may score otherwise than meant."""
+
+    protocol: Literal[1]
+    refused: dict[int, str]
+    doubts: dict[int, str]
 
 
 class Problem(msgspec.Struct):
