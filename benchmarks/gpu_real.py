@@ -37,6 +37,7 @@ from dgpo.bench.overhead import measured
 from dgpo.config import Config
 from dgpo.data.prompts import load_prompts
 from dgpo.models import FAMILIES
+from dgpo.models.autoencoder import compute_in
 from dgpo.models.pipeline import PipelineModel
 from dgpo.plan.estimates import Estimate, estimate
 from dgpo.plan.gpus import GPUS
@@ -165,6 +166,7 @@ def at_real_size(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "memory_by_phase": {**clock.peaks, "planned": foreseen.phases, "unknown": foreseen.unknown},
         "planned_seconds": planned_seconds(foreseen, place),
         "deterministic_over_default": deterministic_cost(model, config, prompts.prompts[0]),
+        "decoding": decoding(model, min(8, images)),
         **found,
     }
 
@@ -256,6 +258,25 @@ def deterministic_cost(model: PipelineModel, config: Config, prompt: str) -> flo
     return round(times[True] / times[False], 3)
 
 
+def decoding(model: PipelineModel, images: int) -> dict[str, Any]:
+    """Seconds and peak bytes of decoding so many latents by the VAE in fp32 and in bf16, and how far apart pictures are
+    on average, in levels of 255. The last thing that is done with a model: its VAE stays in bf16."""
+    x0 = model.init_noise([torch.Generator().manual_seed(seed) for seed in range(images)])
+    found: dict[str, Any] = {"images": images}
+    pictures = []
+    for name in ("fp32", "bf16"):
+        if name == "bf16":
+            compute_in(model.pipeline.vae, DTYPES[name])
+        for _ in range(2):  # the first warms up
+            clock = Peaks(model.device)
+            with clock.phase("decoding"):
+                drawn = model.decode(x0)
+        found[name] = {"seconds": clock.read()["time/decoding"], "peak": clock.peaks.get("decoding")}
+        pictures.append(drawn)
+    found["levels_apart"] = 255 * (pictures[0] - pictures[1]).abs().mean().item()
+    return found
+
+
 def page(out: Path) -> Iterator[str]:
     """Everything as tables; a part that is not there says why."""
     yield "# Runs on one GPU"
@@ -311,7 +332,15 @@ def _real(found: dict[str, Any]) -> Iterator[str]:
     )
     yield f"\nPeak of an iteration {found['memory']['iteration'] / MIB:,.1f} MiB, with prompts encoded before."
     cost = found["deterministic_over_default"]
-    yield f"A trained forward and backward with deterministic kernels, over one with the usual ones: {cost}."
+    yield f"A trained forward and backward with deterministic kernels, over one with the usual ones: {cost}.\n"
+    decoded = found["decoding"]
+    times = ", ".join(
+        f"{name} {decoded[name]['seconds']:.3f} s"
+        + (f" and {decoded[name]['peak'] / MIB:,.0f} MiB in all" if decoded[name]["peak"] else "")
+        for name in ("fp32", "bf16")
+    )
+    apart = f"pictures are {decoded['levels_apart']:.2f} levels of 255 apart"
+    yield f"Decoding {decoded['images']} images: {times}; {apart}."
 
 
 def _machine(found: dict[str, Any]) -> str:
