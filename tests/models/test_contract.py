@@ -284,9 +284,11 @@ def test_an_autoencoder_in_bf16_draws_the_same_pictures_but_for_rounding(load, t
     x0 = unit_noise(model)
     images, other = model.decode(x0), rounded.decode(x0)
     assert other.dtype == torch.float32
+    assert other.is_contiguous()  # a reward may call view
     assert 0 < (other - images).abs().mean() < 0.02 * images.std()
     latents, other = model.encode_images(images), rounded.encode_images(images)
     assert other.dtype == torch.float32
+    assert other.is_contiguous()
     assert 0 < (other - latents).abs().mean() < 0.03 * latents.std()
     weights = list(rounded.pipeline.vae.parameters())
     assert {w.dtype for w in weights} == {torch.bfloat16}

@@ -76,6 +76,15 @@ def test_a_check_that_breaks_names_row_and_reward() -> None:
         check_rows("broken", broken, PromptSet(["a", "b"], [{"size": None}, {}]))
 
 
+@pytest.mark.parametrize("answer", [True, ["short"], {"doubt": 1}, 0.5])
+def test_a_check_that_returns_no_text_names_row_and_reward(answer: Any) -> None:
+    odd = checks_rows(lambda prompt, metadata: answer)(lambda *_: [])
+    with pytest.raises(
+        UserError, match=r"prompt 0: the reward .* returned .*, for the prompt 'a'; it must return a text"
+    ):
+        check_rows("odd", odd, PromptSet(["a"], [{}]))
+
+
 def test_only_the_rows_that_a_reward_is_for_are_checked() -> None:
     rows = PromptSet(["a cat", "a dog"], [{"tag": "cats"}, {"tag": "dogs"}])
     functions = {"picky": Picky(), "any": doubting}

@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dgpo.rewards.base import RewardError, group_reward
+from dgpo.rewards.base import RewardError, Seen, group_reward
 from dgpo.rewards.combine import RewardSet
 
 PROMPTS = ["a", "a", "a", "b", "b", "b", "c", "c"]
@@ -40,6 +41,23 @@ def scored(rewards, cuts=(3, 6), **options):
 
 def threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("reward ")]
+
+
+def test_what_is_shared_is_whole_before_another_stream_reads_it(monkeypatch):
+    """A look only queues its kernels, and rewards that share it have other streams."""
+    happened = []
+    stream = SimpleNamespace(synchronize=lambda: happened.append("waited"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    seen = Seen(IMAGES)
+
+    def look(images):
+        happened.append("queued")
+        return images.sum()
+
+    for _ in range(2):
+        assert seen.by(look) == IMAGES.sum()
+    assert happened == ["queued", "waited"]
 
 
 @pytest.mark.parametrize("cuts", [(), (3, 6), (1, 2, 4, 7), (5,)])
@@ -173,12 +191,15 @@ def test_the_calls_repeated_and_the_images_dropped_are_counted():
 
 
 def test_reward_threads_have_the_gpu_of_their_process_and_a_stream_each(monkeypatch):
-    """CUDA's current device and stream belong to a thread; a new one has the first GPU, and the stream of all."""
+    """CUDA's current device and stream belong to a thread; a new one has the first GPU, and the stream of all.
+
+    The threads of later images have the same streams: each keeps the memory that was free on it.
+    """
     current = threading.local()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: getattr(current, "index", 0))
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: (current.index, object()))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: (device, object()))
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(current, "stream", stream))
     seen = []
 
@@ -190,7 +211,9 @@ def test_reward_threads_have_the_gpu_of_their_process_and_a_stream_each(monkeypa
         return looks(images, prompts, metadata)
 
     torch.cuda.set_device(3)
-    scored(RewardSet({"looks": 1.0, "also": 1.0}, {"looks": looks, "also": also_looks}))
+    rewards = RewardSet({"looks": 1.0, "also": 1.0}, {"looks": looks, "also": also_looks})
+    scored(rewards)
+    scored(rewards)
     assert {(name, index) for name, index, _ in seen} == {("reward looks", 3), ("reward also", 3)}
     assert len({stream for _, _, stream in seen}) == 2
     assert all(stream[0] == 3 for _, _, stream in seen)

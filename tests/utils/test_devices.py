@@ -88,20 +88,21 @@ def test_a_thread_gets_the_gpu_of_the_one_that_made_it(monkeypatch: pytest.Monke
     assert seen == [3]
 
 
-def test_a_thread_has_a_stream_of_its_own_on_the_gpu_of_the_one_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As CUDA has it: the current stream, too, belongs to a thread."""
-    current, streams = threading.local(), iter(range(1, 9))
+def test_threads_of_a_name_share_a_stream_on_the_gpu_of_the_one_that_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA has it: the current stream, too, belongs to a thread. A stream keeps the memory that was free on it."""
+    current, made = threading.local(), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(current, "index", index))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: (current.index, next(streams)))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append((device, len(made))) or made[-1])
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(current, "stream", stream))
     seen = []
-    for start in (on_a_stream_of_its_own(), on_a_stream_of_its_own()):
-        thread = threading.Thread(target=lambda start=start: (start(), seen.append(current.stream)))
+    for name in ("one of these", "other of these", "one of these"):
+        start = on_a_stream_of_its_own(name)
+        thread = threading.Thread(target=lambda start=start: (start(), seen.append((current.index, current.stream))))
         thread.start()
         thread.join()
-    assert seen == [(3, 1), (3, 2)]
+    assert seen == [(3, (3, 0)), (3, (3, 1)), (3, (3, 0))]
     assert not hasattr(current, "stream")  # this thread's own
 
 

@@ -395,7 +395,7 @@ class PipelineModel:
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         self._place_autoencoder()
-        return (self.family.decode(x0).float() / 2 + 0.5).clamp(0, 1)
+        return (_plain(self.family.decode(x0)) / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -406,7 +406,7 @@ class PipelineModel:
                 "resize the images, or set resolution (sampling.resolution for images that train)"
             )
         self._place_autoencoder()
-        return self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)).float()
+        return _plain(self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)))
 
     def sigmas(self, num_steps: int) -> Tensor:
         return self.family.sigmas(num_steps, self.shift).to(self.device)
@@ -424,6 +424,11 @@ class PipelineModel:
         write_lora(
             directory, tensors, metadata, self.family.network, peft=not hasattr(self.pipeline, "load_lora_weights")
         )
+
+
+def _plain(values: Tensor) -> Tensor:
+    """fp32 in PyTorch's usual order, which rewards may rely on: an autoencoder's may be channels last."""
+    return values.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def _fingerprint(modules: Sequence[nn.Module]) -> str:

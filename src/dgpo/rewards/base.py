@@ -167,6 +167,8 @@ class Seen:
         with self._lock:
             if look not in self._found:
                 self._found[look] = look(self._images)
+                if torch.cuda.is_initialized():
+                    torch.cuda.current_stream().synchronize()  # the others read it on streams of their own
             return self._found[look]
 
 

@@ -73,15 +73,18 @@ def verdicts(
 def _verdict(
     reward: Reward, check: RowCheck, index: int, prompt: str, metadata: Mapping[str, Any], place: Callable[[int], str]
 ) -> Verdict:
+    cannot = f"{place(index)}: the reward {title(reward)} cannot be asked: its check_row"
     try:
-        return check(prompt, metadata)
+        doubt: object = check(prompt, metadata)
     except MissingFiles:  # that says nothing of the row
         raise
     except UserError as error:
         return error
     except Exception as error:
-        problem = f"its check_row raised {type(error).__name__}: {error}, for the prompt {prompt!r}"
-        raise UserError(f"{place(index)}: the reward {title(reward)} cannot be asked: {problem}") from error
+        raise UserError(f"{cannot} raised {type(error).__name__}: {error}, for the prompt {prompt!r}") from error
+    if doubt is None or isinstance(doubt, str):
+        return doubt
+    raise UserError(f"{cannot} returned {doubt!r}, for the prompt {prompt!r}; it must return a text or None")
 
 
 def _lines(name: str, doubts: Mapping[str, Sequence[str]], count: int) -> list[str]:

@@ -2,9 +2,9 @@
 
 The scores are those of calls one after the other: the same batches in the same order for each reward, and nothing is
 shared between them. A thread gains what its reward waits or computes outside of Python's lock (a server, a network in
-torch, ONNX); pure Python competes with the sampler. On a GPU each thread has its own stream, so that a score does not
-wait for the sampler's kernels. A thread cannot be ended from outside, so that a reward which may
-hang needs a time limit of its own.
+torch, ONNX); pure Python competes with the sampler. On a GPU each reward has its own stream, so that a score does not
+wait for the sampler's kernels. A thread cannot be ended from outside, so that a reward which may hang needs a time
+limit of its own.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class Scoring:
         self._images: list[Tensor] = []  # (3, H, W), one for each row so far
         # one thread for a reward that has two names: it may not bear to be called twice at once
         names = {id(reward): name for name, reward in rewards.items()} if threads else {}
-        here = on_a_stream_of_its_own()
-        self._threads = {key: ThreadPoolExecutor(1, f"reward {name}", here) for key, name in names.items()}
+        self._threads = {
+            key: ThreadPoolExecutor(1, f"reward {name}", on_a_stream_of_its_own(f"reward {name}"))
+            for key, name in names.items()
+        }
         self._jobs: list[tuple[str, list[int], Future[Answer]]] = []
         self._folder, self._stop = save_failures_to, Event()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -88,16 +89,23 @@ def on_this_device() -> Callable[[], None]:
     return lambda: torch.cuda.set_device(current)
 
 
-def on_a_stream_of_its_own() -> Callable[[], None]:
+def on_a_stream_of_its_own(name: str) -> Callable[[], None]:
     """The same, and the thread waits for its own kernels alone, not for those of others that were called before.
 
-    What it makes on the GPU must be read there by nobody else, or after it has waited.
+    Threads of one name follow each other on one stream: PyTorch keeps the memory that was free on a stream for that
+    stream, so that new ones would leave more and more of it unused. What a thread makes on the GPU must be read there
+    by nobody else, or after it has waited.
     """
     here = on_this_device()
 
     def start() -> None:
         here()
         if torch.cuda.is_available():
-            torch.cuda.set_stream(torch.cuda.Stream())
+            torch.cuda.set_stream(_stream(torch.cuda.current_device(), name))
 
     return start
+
+
+@cache
+def _stream(device: int, name: str) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

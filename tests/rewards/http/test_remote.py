@@ -357,3 +357,30 @@ def test_the_size_that_a_served_reward_reads_is_known():
         assert Remote(url).image_side == 64
     with serving(mine) as url:
         assert Remote(url).image_side is None
+
+
+def test_prompts_are_shown_in_requests_that_the_server_takes():
+    seen = []
+
+    def looks(prompt, metadata):
+        seen.append(prompt)
+        return "is the last" if prompt == prompts[-1] else None
+
+    prompts = [f"{i} " + "x" * 400 for i in range(60)]
+    with serving(declaring(checks_rows(looks)), max_mb=0.01) as url:
+        found = Remote(url).check_every_row(prompts, [{"note": "y" * 300}] * 60)
+    assert found == [None] * 59 + ["is the last"]
+    assert sorted(seen) == sorted(prompts)
+
+
+def test_what_any_server_of_a_pool_declares_holds_for_the_pool():
+    old, new = lambda _: Reply(version()), lambda _: Reply(version(image_side=64, required_metadata=["class"]))
+    with answering(old) as first, answering(new) as second:
+        pool = Remote([first, second])
+    assert (pool.image_side, pool.required_metadata) == (64, ("class",))
+    with (
+        answering(new) as first,
+        answering(lambda _: Reply(version(image_side=32))) as second,
+        pytest.raises(UserError, match=r"images of other sizes: 64, 32 pixels"),
+    ):
+        Remote([first, second])

@@ -23,6 +23,7 @@ from dgpo.rewards.base import RewardAway, requires
 from dgpo.rewards.http import wire
 from dgpo.rewards.http.client import Remote
 from dgpo.rewards.http.options import Serving
+from dgpo.rewards.rows import checks_rows
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +141,50 @@ def test_rows_to_check_are_a_request_or_refused(url, rows, code, message):
 def test_rows_are_not_checked_without_the_token():
     with serving(mean, token="right") as url:
         assert httpx2.post(f"{url}/check", content=b"").status_code == 401
+
+
+ROWS = {"protocol": 1, "prompts": ["a"], "metadata": ["{}"]}
+
+
+def test_rows_that_find_no_memory_are_asked_again_later():
+    with serving(mean, max_mb=0.01, max_pixels=4, max_total_pixels=4, max_memory_mb=0.011) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as slow:
+            slow.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + b"0" * 8_000)
+            time.sleep(0.3)
+            reply = httpx2.post(f"{url}/check", content=msgspec.msgpack.encode({**ROWS, "prompts": ["a" * 5_000]}))
+    assert reply.status_code == 503
+    assert reply.headers["Retry-After"] == "1"
+    assert "bytes" in reply.json()["error"]
+
+
+def test_a_doubt_that_holds_half_of_a_character_is_told():
+    reward = checks_rows(lambda prompt, metadata: f"odd {metadata['name']}")(lambda *_: [])
+    rows = {**ROWS, "metadata": ['{"name": "\\ud800"}']}
+    with serving(reward) as url:
+        reply = httpx2.post(f"{url}/check", content=msgspec.msgpack.encode(rows))
+    assert msgspec.msgpack.decode(reply.content, type=wire.Checked).doubts == {0: "odd \\ud800"}
+
+
+def test_a_reward_is_not_asked_about_rows_while_it_scores():
+    """It may not bear two at once: the tokenizers of the CLIP rewards do not."""
+    busy, both = threading.Event(), []
+
+    def asked(*_):
+        both.append(busy.is_set())
+        busy.set()
+        time.sleep(0.2)
+        busy.clear()
+
+    def reward(images, prompts, metadata):
+        asked()
+        return images.mean((1, 2, 3))
+
+    with serving(checks_rows(asked)(reward)) as url, ThreadPoolExecutor(2) as pool:
+        scored = pool.submit(post, url, RIGHT)
+        checked = pool.submit(httpx2.post, f"{url}/check", content=msgspec.msgpack.encode(ROWS))
+        assert (scored.result().status_code, checked.result().status_code) == (200, 200)
+    assert both == [False, False]
 
 
 def test_the_version_tells_what_a_client_needs():

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from dgpo.rewards.base import RewardAway
 from dgpo.utils.devices import on_this_device
 
+T = TypeVar("T")
 Score = Callable[[Tensor, list[str], list[dict[str, Any]]], Mapping[str, Tensor]]
 
 
@@ -63,6 +64,7 @@ class Batcher:
         self._max_waiting, self._wait = max_waiting, wait
         self._queue: asyncio.Queue[_Job] = asyncio.Queue()
         self._next: _Job | None = None  # taken from the queue, and too large for the call before it
+        self._thread = ThreadPoolExecutor(1, initializer=on_this_device())
         self.waiting = 0  # images, those that are being scored included
 
     def require_room(self) -> None:
@@ -83,11 +85,15 @@ class Batcher:
 
     async def run(self) -> None:
         """Score what comes until this is cancelled."""
-        with ThreadPoolExecutor(1, initializer=on_this_device()) as thread:
+        with self._thread:
             while True:
                 jobs = await self._gather()
                 for size in dict.fromkeys(job.images.shape[1:] for job in jobs):
-                    await self._call(thread, [job for job in jobs if job.images.shape[1:] == size])
+                    await self._call([job for job in jobs if job.images.shape[1:] == size])
+
+    async def between(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What something else returns that may not run beside a call: what scores is not asked by two at once."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def _gather(self) -> list[_Job]:
         jobs = [self._next or await self._queue.get()]
@@ -102,7 +108,7 @@ class Batcher:
                     jobs.append(job)
         return jobs
 
-    async def _call(self, thread: ThreadPoolExecutor, jobs: list[_Job]) -> None:
+    async def _call(self, jobs: list[_Job]) -> None:
         jobs = [job for job in jobs if not job.scores.done()]  # nobody waits for it any more
         if not jobs:
             return
@@ -112,11 +118,11 @@ class Batcher:
                 [prompt for job in jobs for prompt in job.prompts],
                 [row for job in jobs for row in job.metadata],
             )
-            scores = await asyncio.get_running_loop().run_in_executor(thread, self._score, *batch)
+            scores = await self.between(self._score, *batch)
         except Exception as error:
             if len(jobs) > 1 and not isinstance(error, RewardAway):
                 for job in jobs:
-                    await self._call(thread, [job])
+                    await self._call([job])
                 return
             for job in jobs:
                 if not job.scores.done():

@@ -70,8 +70,8 @@ class Remote:
         given = urls.split(",") if isinstance(urls, str) else urls
         self._pool = Pool(given, bearer(secret(token_env, TOKEN)), timeout, retries, in_flight)
         self._versions = calls.run(self._greet)
-        self.required_metadata = tuple(self._versions[0].required_metadata)
-        self.image_side = self._versions[0].image_side
+        self.required_metadata = tuple(dict.fromkeys(key for v in self._versions for key in v.required_metadata))
+        self.image_side = next((v.image_side for v in self._versions if v.image_side is not None), None)
         self.__name__ = self._pool.patience.reward = self._versions[0].reward
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -95,8 +95,9 @@ class Remote:
             return []
         try:
             texts = [_json(row, i) for i, row in enumerate(metadata)]
-            starts = range(0, len(prompts), ROWS)
-            answers = calls.run(self._check, [(prompts[i : i + ROWS], texts[i : i + ROWS]) for i in starts])
+            starts = self._starts(prompts, texts)
+            ends = [*starts[1:], len(prompts)]
+            answers = calls.run(self._check, [(prompts[i:end], texts[i:end]) for i, end in zip(starts, ends)])
         except (Unavailable, RewardError) as error:
             raise UserError(f"the served reward {self.__name__!r} cannot be shown the prompts: {error}") from error
         found: list[Verdict] = [None] * len(prompts)
@@ -106,6 +107,18 @@ class Remote:
             for row, problem in answer.refused.items():
                 found[start + row] = UserError(problem)
         return found
+
+    def _starts(self, prompts: Sequence[str], texts: Sequence[str]) -> list[int]:
+        """The first row of each request that every server takes; a row that is too large alone is a request too."""
+        most = int(0.9 * min(version.max_bytes for version in self._versions))
+        starts, held = [], 0
+        for row, (prompt, text) in enumerate(zip(prompts, texts)):
+            size = len(prompt.encode()) + len(text) + 10  # what msgpack adds, at most
+            if not starts or row - starts[-1] == ROWS or held + size > most:
+                starts.append(row)
+                held = 0
+            held += size
+        return starts
 
     async def _check(self, parts: list[tuple[Sequence[str], list[str]]]) -> list[wire.Checked]:
         async with self._pool.session() as session:
@@ -135,6 +148,12 @@ class Remote:
         if len({version.reward for version in versions}) > 1:
             served = ", ".join(repr(version.reward) for version in versions)
             raise UserError(f"the servers of one pool serve different rewards: {served}; name them as separate ones")
+        sides = dict.fromkeys(str(v.image_side) for v in versions if v.image_side is not None)
+        if len(sides) > 1:
+            raise UserError(
+                f"the servers of one pool serve rewards that read images of other sizes: {', '.join(sides)} pixels; "
+                "name them as separate ones"
+            )
         for problem in away:
             warnings.warn(f"{problem}; the other servers of the pool score without it", stacklevel=2)
         return versions

@@ -67,7 +67,6 @@ class Server:
         self._room = Room(int(options.max_memory_mb * 1_000_000))
         batches = options.max_images, options.max_total_pixels, options.max_waiting, options.batch_ms / 1000
         self._batcher = Batcher(self._score, *batches)
-        self._one_check = asyncio.Lock()
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -100,21 +99,17 @@ class Server:
 
     async def _check(self, request: Request) -> Response:
         self._authorize(request)
-        with self._room.share() as take:
-            sent = _read(await self._body(request, take), _decode_rows)
-            metadata = _metadata(sent.metadata)
-            if len(sent.prompts) != len(metadata):
-                raise Refused(
-                    400, f"{len(sent.prompts)} prompts, {len(metadata)} metadata; there must be as many of each"
-                )
-            try:
-                async with self._one_check:
-                    found = await run_in_threadpool(verdicts, self._reward, sent.prompts, metadata)
-            except UserError as error:
-                LOG.error("%s", error)
-                raise Refused(500, str(error)) from error
-        refused = {row: str(verdict) for row, verdict in enumerate(found) if isinstance(verdict, UserError)}
-        doubts = {row: verdict for row, verdict in enumerate(found) if isinstance(verdict, str)}
+        try:
+            with self._room.share() as take:
+                rows = await run_in_threadpool(_rows, await self._body(request, take))
+                found = await self._batcher.between(verdicts, self._reward, *rows)
+        except Full as error:
+            raise Refused(503, str(error)) from None
+        except UserError as error:
+            LOG.error("%s", error)
+            raise Refused(500, str(error)) from error
+        refused = {row: _sendable(verdict) for row, verdict in enumerate(found) if isinstance(verdict, UserError)}
+        doubts = {row: _sendable(verdict) for row, verdict in enumerate(found) if isinstance(verdict, str)}
         answer = wire.Checked(wire.PROTOCOL, refused, doubts)
         return Response(msgspec.msgpack.encode(answer), media_type="application/msgpack")
 
@@ -219,6 +214,15 @@ def _read(body: bytearray, decode: Callable[[bytearray], T]) -> T:
         raise _no_request(error) from None
 
 
+def _rows(body: bytearray) -> tuple[list[str], list[dict[str, Any]]]:
+    """The prompts that are to be checked, and the metadata of each."""
+    sent = _read(body, _decode_rows)
+    metadata = _metadata(sent.metadata)
+    if len(sent.prompts) != len(metadata):
+        raise Refused(400, f"{len(sent.prompts)} prompts, {len(metadata)} metadata; there must be as many of each")
+    return sent.prompts, metadata
+
+
 def _metadata(texts: list[str]) -> list[dict[str, Any]]:
     """The JSON objects that they are."""
     try:
@@ -246,8 +250,12 @@ async def _problem(_: Request, error: Exception) -> Response:
         return _json(wire.Problem(error.detail), error.status_code)
     assert isinstance(error, Refused)
     headers = {"Retry-After": RETRY_AFTER} if error.code == 503 else {}
-    said = str(error).encode(errors="backslashreplace").decode()  # a message may hold half of a UTF-16 pair
-    return _json(wire.Problem(said, error.index), error.code, headers)
+    return _json(wire.Problem(_sendable(error), error.index), error.code, headers)
+
+
+def _sendable(message: object) -> str:
+    """Its text, where half of a UTF-16 pair is spelled out."""
+    return str(message).encode(errors="backslashreplace").decode()
 
 
 def _json(value: Any, code: int = 200, headers: dict[str, str] | None = None) -> Response:
