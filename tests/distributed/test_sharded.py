@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,15 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_sd3
 from tiny_families import TINY
 
-from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling, load_model
+from dgpo import DGPO, Config, LoraConfig, Optimizer, Sampling, distributed, load_model
 from dgpo.algorithms import AWM, CRD, RAM, DiffusionDPO, DiffusionNFT, FlowGRPO
 from dgpo.algorithms.registry import BUILT_IN
 from dgpo.config import load_yaml
 from dgpo.core import seeds
-from dgpo.distributed import sharded
-from dgpo.errors import UserError
+from dgpo.distributed import lockstep, sharded
+from dgpo.distributed.lockstep import Lockstep
+from dgpo.distributed.watch import Board, Watch
+from dgpo.errors import NonFiniteError, UserError
 from dgpo.models import FAMILIES
 from dgpo.plan import fitting
 from dgpo.plan.checks import run_checks
@@ -379,6 +382,64 @@ def test_a_process_that_is_lost_inside_the_network_is_named(
     ranks.end(pair)
     said = (tmp_path / "run.log").read_text()
     assert f"rank 1 of 2 (process {pair[1].pid} on {socket.gethostname()}) has died" in said
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_is_lost_in_a_call_that_others_only_help_with_is_named(blow: int, tmp_path: Path) -> None:
+    pair = ranks.start(2, ranks.helping, tmp_path / "log", blow)
+    assert ranks.end(pair[:1], 60) == [1]
+    pair[1].kill()
+    ranks.end(pair)
+    said = (tmp_path / "log").read_text()
+    assert f"rank 1 of 2 (process {pair[1].pid} on {socket.gethostname()}) has died" in said
+
+
+class Clock:
+    """Stands in for the watch: whether this process waits for others."""
+
+    waits = False
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lockstep, "_current", None)  # a Lockstep puts itself there
+        monkeypatch.setattr(lockstep, "wait", self.set)
+        monkeypatch.setattr(lockstep, "world_size", lambda: 2)
+        monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: None)
+
+    def set(self, waits: bool) -> None:
+        self.waits = waits
+
+
+def test_an_error_between_a_forward_and_its_backward_leaves_no_clock_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process does of it, such as saving, may take as long as it likes. And its own errors name nobody."""
+    clock, steps = Clock(monkeypatch), Lockstep(("policy",), lambda _: None)
+    monkeypatch.setattr(Watch, "missing", lambda _: "rank 1 of 2 has died")
+    monkeypatch.setattr("dgpo.distributed.collectives.lost", Watch(Board(), 0, 2, 60.0).lost)
+    inside = []
+
+    def work() -> None:
+        with steps.call("policy"):
+            pass
+        inside.append(clock.waits)
+        raise NonFiniteError("the loss is not finite")
+
+    with pytest.raises(NonFiniteError, match="the loss is not finite"):
+        distributed.together(work)
+    assert inside == [True]
+    assert not clock.waits
+    assert not steps.inside
+
+
+def test_a_call_on_a_gpu_is_waited_for_with_the_clock_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is only queued: what the sampler asks of it next would wait, and nobody would see it."""
+    clock, steps = Clock(monkeypatch), Lockstep(("policy",), lambda _: None)
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    stream = SimpleNamespace(synchronize=lambda: waited.append(clock.waits))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    with torch.no_grad(), steps.call("policy"):
+        assert clock.waits
+    assert waited == [True]
+    assert not clock.waits
 
 
 def test_one_process_cannot_shard(tiny_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from dgpo import Config, distributed, load_model
+from dgpo.distributed.lockstep import Lockstep
 from dgpo.distributed.sharded import rows_here
-from dgpo.errors import UserError
+from dgpo.errors import RankLost, UserError
 from dgpo.models import visits
 from dgpo.models.pipeline import PipelineModel
 from dgpo.models.unread import Unread
@@ -158,6 +160,28 @@ def killed_inside(config: Config, backward: bool, number: int) -> None:
 
     _inside_a_forward(None if backward else blow, blow)
     run(config)
+
+
+def helping(log: Path, number: int) -> None:
+    """The second rank is killed, or halted, in a call that the first one only helps with. The log is what all say."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    distributed.init("cpu", 0.05)
+    own = distributed.rank()
+
+    def gather(_: Any = None) -> None:
+        torch.distributed.all_reduce(torch.ones(1))
+
+    steps = Lockstep(("policy",), gather)
+
+    def work() -> None:
+        with torch.no_grad(), steps.call("policy"):
+            os.kill(os.getpid(), number)
+
+    try:
+        distributed.together(work if own == 1 else lambda: None)
+    except RankLost as lost:
+        print(lost, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _inside_a_forward(fail: Callable[[], None] | None, in_backward: Callable[..., None] | None = None) -> None:

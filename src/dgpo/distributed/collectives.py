@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -68,17 +68,27 @@ def together(work: Callable[[], T]) -> T:
         steps = None  # another rank has failed, and this one knows
     except (Exception, SystemExit) as error:
         if steps is not None and steps.inside:
-            gone = lost(error)
-            if gone is None:
-                raise
-            raise gone from error
+            _raise_alone(steps, error)
         failure = error
     if steps is not None:
-        steps.finish(failure is not None)
+        try:
+            steps.finish(failure is not None)
+        except Exception as error:
+            _raise_alone(steps, error)
     failures = gather_objects([_portable(failure)] if failure else [])
     if failures:
         raise shared(failure or failures[0])
     return done[0]
+
+
+def _raise_alone(steps: lockstep.Lockstep, error: BaseException) -> NoReturn:
+    """Raise an error of which the others cannot be told; from inside a call RankLost, where one of them has gone."""
+    if steps.inside:
+        steps.leave()
+        gone = lost(error)
+        if gone is not None:
+            raise gone from error
+    raise error
 
 
 def on_main(work: Callable[[], object]) -> None:

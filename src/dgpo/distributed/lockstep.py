@@ -52,22 +52,39 @@ class Lockstep:
         while (agreed := self._agree(self._calls.index(wanted))) != wanted:
             if agreed is None:
                 raise Stopped
-            self._take_part(agreed)
-        self._enter(True)
+            self._help(agreed)
+        self._begin()
         with torch.set_grad_enabled(wanted.trains):
             yield
-        self._enter(wanted.trains)  # the backward is still to come
+        if not wanted.trains:  # else the backward is still to come
+            self._end()
 
     def finish(self, failed: bool) -> None:
         """Take part in the calls of others until no rank wants any, or one has failed."""
-        self._enter(False)
+        if self.inside:
+            self._end()
         own = _FAILED if failed else len(self._calls)
         while (agreed := self._agree(own)) is not None:
-            self._take_part(agreed)
+            self._help(agreed)
 
-    def _enter(self, inside: bool) -> None:
-        self.inside = inside
-        wait(inside)
+    def leave(self) -> None:
+        """Note that this process is inside no call, and waits for nobody."""
+        self.inside = False
+        wait(False)
+
+    def _help(self, call: Call) -> None:
+        self._begin()
+        self._take_part(call)
+        self._end()
+
+    def _begin(self) -> None:
+        self.inside = True
+        wait(True)
+
+    def _end(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()  # the call is only queued, and the wait would be elsewhere
+        self.leave()
 
     @meets
     def _agree(self, own: int) -> Call | None:

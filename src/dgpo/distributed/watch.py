@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from dgpo.distributed.store import connected
-from dgpo.errors import RankLost
+from dgpo.errors import RankLost, RunFailed
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -117,7 +117,7 @@ class Watch:
 
     def lost(self, error: BaseException) -> RankLost | None:
         """What an error amid an exchange means, if it means that another process has gone."""
-        if not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError):
+        if not isinstance(error, RuntimeError) or isinstance(error, (torch.OutOfMemoryError, RunFailed)):
             return None
         missing = self.missing()
         return RankLost(f"{missing} ({_first_line(error)})") if missing else None

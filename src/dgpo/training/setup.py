@@ -125,8 +125,8 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     doubts = check_run(reward, eval_reward, trained, eval_sets, config.images_of)
     if dataset is not None and dataset.equal_groups:
         doubts.append(
-            f"{config.offline}: all images of {dataset.equal_groups} of {len(dataset)} groups earned the same, and "
-            "nothing is learned from these"
+            f"{config.offline}: all images of {dataset.equal_groups} of {len(dataset)} groups earned the same: "
+            "these prefer no image to another"
         )
     return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts, people)
 
