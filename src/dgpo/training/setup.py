@@ -123,9 +123,9 @@ def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = 
     people = asks_people(config, reward_functions)
     trained = prompts if dataset is None else None
     doubts = check_run(reward, eval_reward, trained, eval_sets, config.images_of)
-    if dataset is not None and dataset.equal_groups:
+    if dataset is not None and (equal := dataset.equal_groups):
         doubts.append(
-            f"{config.offline}: all images of {dataset.equal_groups} of {len(dataset)} groups earned the same: "
+            f"{config.offline}: all images of {equal} of {len(dataset)} groups earned the same: "
             "these prefer no image to another"
         )
     return Inputs(dataset, prompts, eval_sets, eval_sources, reward, eval_reward, doubts, people)

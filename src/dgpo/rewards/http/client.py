@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ with Extra("remote", "a remote reward"):
     import msgspec
 
 TOKEN = "DGPO_REWARD_TOKEN"
+T = TypeVar("T")
 ROWS = 500
 """Prompts that a server is asked about at a time, before a run."""
 _decode_answer = msgspec.msgpack.Decoder(wire.Answer).decode
@@ -127,12 +128,7 @@ class Remote:
     async def _check_part(self, session: Session, prompts: Sequence[str], texts: list[str]) -> wire.Checked:
         body = msgspec.msgpack.encode(wire.Rows(wire.PROTOCOL, [*prompts], texts))
         response = await session.post("/check", lambda: body)
-        if response.status_code != 200:
-            raise _refusal(response, f"from {response.url}")
-        try:
-            answer = _decode_checked(response.content)
-        except msgspec.DecodeError as error:
-            raise RewardError(f"got an answer from {response.url} that is none of this protocol: {error}") from error
+        answer = _decoded(response, _decode_checked)
         if not all(0 <= row < len(prompts) for row in (*answer.refused, *answer.doubts)):
             raise RewardError(f"got an answer from {response.url} about rows that it was not asked about")
         return answer
@@ -225,15 +221,21 @@ def _version(response: httpx2.Response) -> wire.Version:
     return version
 
 
-def _scores(response: httpx2.Response, name: str, reward: str, count: int) -> dict[str, list[float]]:
-    """The scores in the answer to the request called `name`, of `count` images; RewardError if there are none."""
+def _decoded(response: httpx2.Response, decode: Callable[[bytes], T]) -> T:
+    """What a server has answered; RewardError if it has refused, or answered something else."""
     where = f"from {response.url}"
     if response.status_code != 200:
         raise _refusal(response, where)
     try:
-        answer = _decode_answer(response.content)
+        return decode(response.content)
     except msgspec.DecodeError as error:
         raise RewardError(f"got an answer {where} that is none of this protocol: {error}") from error
+
+
+def _scores(response: httpx2.Response, name: str, reward: str, count: int) -> dict[str, list[float]]:
+    """The scores in the answer to the request called `name`, of `count` images; RewardError if there are none."""
+    where = f"from {response.url}"
+    answer = _decoded(response, _decode_answer)
     if (answer.id, answer.reward) != (name, reward):
         raise RewardError(
             f"got another answer {where} than the one asked for: {answer.id!r} of the reward {answer.reward!r} in the "
