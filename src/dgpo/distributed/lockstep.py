@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from dgpo.distributed.process_group import world_size
 from dgpo.distributed.watch import meets, wait
+from dgpo.utils.devices import await_kernels
 
 _FAILED = -1
 
@@ -82,8 +83,7 @@ class Lockstep:
         wait(True)
 
     def _end(self) -> None:
-        if torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()  # the call is only queued, and the wait would be elsewhere
+        await_kernels()  # the call is only queued, and the wait would be elsewhere
         self.leave()
 
     @meets

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from dgpo.distributed.store import connected
 from dgpo.errors import RankLost, RunFailed
+from dgpo.utils.devices import await_kernels
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,8 +101,7 @@ class Watch:
         self.wait(True)
         try:
             result = collective(*given, **named)
-            if torch.cuda.is_initialized():
-                torch.cuda.current_stream().synchronize()  # NCCL only queues it, and the wait would be elsewhere
+            await_kernels()  # NCCL only queues it, and the wait would be elsewhere
             return result
         except RuntimeError as error:
             lost = self.lost(error)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dgpo.errors import RunFailed, UserError
+from dgpo.utils.devices import await_kernels
 from dgpo.utils.pictures import to_pil
 
 Scores = Any  # (B,) Tensor, ndarray or list of finite numbers, or a dict of those
@@ -167,8 +168,7 @@ class Seen:
         with self._lock:
             if look not in self._found:
                 self._found[look] = look(self._images)
-                if torch.cuda.is_initialized():
-                    torch.cuda.current_stream().synchronize()  # the others read it on streams of their own
+                await_kernels()  # the others read it on streams of their own
             return self._found[look]
 
 

@@ -89,6 +89,12 @@ def on_this_device() -> Callable[[], None]:
     return lambda: torch.cuda.set_device(current)
 
 
+def await_kernels() -> None:
+    """Wait until what this thread has queued on a GPU is done, where one is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+
+
 def on_a_stream_of_its_own(name: str) -> Callable[[], None]:
     """The same, and the thread waits for its own kernels alone, not for those of others that were called before.
 
