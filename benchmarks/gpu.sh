@@ -6,7 +6,7 @@
 #                              in at most nine minutes
 #
 # table runs `dgpo bench` with several runs at once. Its sizes are a fraction of the full benchmark's so that it fits:
-# a grid of three learning rates, short searches, two seeds. When the time is up the runs are asked to stop, and the
+# a grid of three learning rates, short searches, no halves of the best rate, two seeds. When the time is up the runs are asked to stop, and the
 # page is made of those that are finished. The same command goes on where it was stopped.
 #
 # Results, at most eight files, go to $OUT: the page, all runs and all searches without their training logs, an archive
@@ -61,7 +61,7 @@ table() {
   # words of a list are split on purpose
   # shellcheck disable=SC2086
   set -- --device "$device" --jobs "$JOBS" --seeds $SEEDS --forwards "$FORWARDS" \
-    --search-forwards "$SEARCH_FORWARDS" --rates $RATES ${ONLY:+--only $ONLY} --out "$WORK"
+    --search-forwards "$SEARCH_FORWARDS" --rates $RATES --halve False ${ONLY:+--only $ONLY} --out "$WORK"
   echo "dgpo bench $*, at most $LIMIT s" | tee "$OUT/bench.log"
   local code=0
   timeout --signal=TERM --kill-after=30 "$LIMIT" "$python" -m dgpo bench "$@" 2>&1 | tee -a "$OUT/bench.log" || code=$?

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dgpo.bench.curves import DIVERSITY, SCORE, SETS, WATCHED, Row, reached, read_rows
 from dgpo.bench.out_of_domain import out_of_domain
 from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
-from dgpo.bench.run import SEARCHED, SEARCHED_DIVERSITY, load, results
+from dgpo.bench.run import SEARCHED, SEARCHED_DIVERSITY, job_of, late_score, load, results
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
@@ -57,6 +57,7 @@ def _section(out: str | Path, setting: Setting, rows: Sequence[Row]) -> dict[str
         "out_of_domain": out_of_domain(rows),
         "finals": [(row.name, f"{row.runs[0]['lr']:g}", _machines(row), *_finals(row)) for row in rows],
         "search": [*_search(out, setting, rows)],
+        "halved": [*_halved(out, setting, rows)],
         "grids": [(row.name, grid) for row in rows if (grid := _grid(out, row))],
     }
 
@@ -165,6 +166,20 @@ def _search(out: str | Path, setting: Setting, rows: Sequence[Row]) -> Iterator[
         ]
         if tried:
             yield row.name, "; ".join(tried), f"{row.runs[0]['lr']:g}"
+
+
+def _halved(out: str | Path, setting: Setting, rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """Each full-length run of the first seed that a contender's rate was settled by."""
+    for row in rows:
+        found = [load(path) for path in (results(out) / "halved").glob(f"{row.name}-{setting}-seed*-lr*.json")]
+        for run in sorted(found, key=lambda run: -run["lr"]):
+            job, taken = job_of(run), "yes" if run["lr"] == row.runs[0]["lr"] else ""
+            if not run["evaluations"]:
+                yield row.name, f"{job.lr:g}", "diverged", *[""] * 5
+                continue
+            scores = curve_of(run["evaluations"]).scores
+            ends = [f"{scores[name][-1]:.3f}" if name in scores else "–" for name in WATCHED]
+            yield row.name, f"{job.lr:g}", f"{late_score(job, out):.3f}", *ends, taken
 
 
 def _searched(last: dict[str, Any]) -> str:

@@ -73,7 +73,7 @@ class _Contender:
         self._running -= 1
         if failure is not None:
             self.failed.append(failure)
-            if job.seed is None:
+            if job.seed is None or job.halving:
                 self._give_up(f"{self.name}: no learning rate, as a run of its search failed")
 
     def _give_up(self, why: str) -> None:

@@ -11,7 +11,10 @@ A run is as long as a number of network forwards, for one image each, a backward
 counted: that does not depend on the machine. Each contender searches its learning rate, with a seed of its own, in
 runs of `search_forwards` that are judged on the train list: the highest strict score of those rates that keep nine
 tenths of the base model's diversity, or of all if none does. The grid grows by a factor of two while its best is at an
-edge. In every run the rate falls to a tenth along half a cosine: constant rates favour whoever learns slowly.
+edge. What is best in a short run can be too much for a long one, so the first seed then runs at that rate and at its
+half, and on while halving helps: judged by the strict score of its rollouts, on the train list, in the last fifth of
+the run. All seeds take the best rate. In every run the rate falls to a tenth along half a cosine: constant rates
+favour whoever learns slowly.
 
 Everything computes in fp32, on a GPU without TF32: Flow-GRPO's clip is so narrow that the rounding of bf16 or TF32
 would decide whom it clips.
@@ -63,6 +66,8 @@ class Plan:
     """Length of each run of the search for the learning rate."""
     rates: tuple[float, ...] = LEARNING_RATES
     """Learning rates that the search begins with; a single one is taken without a search."""
+    halve: bool = True
+    """Whether the first seed runs at the found rate and at its half, and on while that helps; all seeds take the best."""
     device: Device = "auto"
     """Where runs compute: cuda, cpu, or cuda where there is one."""
     jobs: int = 1

@@ -1,8 +1,9 @@
 """Runs the plan in pieces: a run that has its result is not run again, one that was cut short is continued.
 
-OUT/results/time_to_score/NAME-SETTING-seedS.json       one run: config, environment, its evaluations, all its metrics
-OUT/results/time_to_score/NAME-SETTING-seedS.png        its last pictures, the same prompts and noise for all
-OUT/results/time_to_score/search/NAME-SETTING-lrX.json  one rate of the search
+OUT/results/time_to_score/NAME-SETTING-seedS.json             one run: config, environment, evaluations, all metrics
+OUT/results/time_to_score/NAME-SETTING-seedS.png              its last pictures, the same prompts and noise for all
+OUT/results/time_to_score/search/NAME-SETTING-lrX.json        one rate of the search
+OUT/results/time_to_score/halved/NAME-SETTING-seedS-lrX.json  the first seed at the best rate, its half, and so on
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,26 +33,30 @@ INCIDENTAL = ("out", "device", "noise_scale_every")
 GPU_BATCH = 512
 TF32 = "NVIDIA_TF32_OVERRIDE"
 GROWTH = 4  # rates that a search adds at most
+ROLLOUTS, LAST_SHARE = "train/score/shapes_strict", 0.2  # what full-length runs of different rates are judged by
 SEARCHED, SEARCHED_DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/diversity", 0.9
 
 
 class Job(NamedTuple):
-    """One run of the benchmark. seed None: of the search."""
+    """One run of the benchmark. seed None: of the search. halving: of the rates that a full-length run is tried at."""
 
     contender: str
     setting: Setting
     lr: float
     forwards: int
     seed: int | None = None
+    halving: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.contender}-{self.setting}-" + (f"lr{self.lr:g}" if self.seed is None else f"seed{self.seed}")
+        seed = [] if self.seed is None else [f"seed{self.seed}"]
+        rate = [f"lr{self.lr:g}"] if self.seed is None or self.halving else []
+        return "-".join([self.contender, self.setting, *seed, *rate])
 
 
 def result_path(job: Job, out: str | Path) -> Path:
     """Where a run's result is, or will be."""
-    return results(out) / ("search" if job.seed is None else "") / f"{job.name}.json"
+    return results(out) / ("search" if job.seed is None else "halved" if job.halving else "") / f"{job.name}.json"
 
 
 def bench(plan: Plan) -> bool:
@@ -65,18 +70,59 @@ def bench(plan: Plan) -> bool:
 
 
 def stages(plan: Plan, name: str) -> Iterator[list[Job]]:
-    """The runs of a contender: rates of its search, more while the best is at an edge, then each seed at the best one.
+    """The runs of a contender: the search for its rate, the first seed at halves of that, each seed at the best one.
 
     A stage is asked for when the one before it has all of its results. A single rate is taken without a search.
     """
-    best, *others = rates = sorted(plan.rates)
-    while others:
+    lr = plan.rates[0]
+    if len(plan.rates) > 1:
+        lr = yield from _search(plan, name)
+        if plan.halve:
+            lr = yield from _halve(plan, name, lr)
+    yield [Job(name, plan.setting, lr, plan.forwards, seed) for seed in plan.seeds]
+
+
+def _search(plan: Plan, name: str) -> Generator[list[Job], None, float]:
+    """Short runs at all rates of the grid, which grows while its best is at an edge. Returns the best rate."""
+    rates = sorted(plan.rates)
+    while True:
         yield [Job(name, plan.setting, lr, plan.search_forwards) for lr in rates]
         best = best_lr(plan.out, name, plan.setting, rates)
         if best not in (rates[0], rates[-1]) or len(rates) == len(plan.rates) + GROWTH:
-            break
+            return best
         rates = [rates[0] / 2, *rates] if best == rates[0] else [*rates, 2 * rates[-1]]
-    yield [Job(name, plan.setting, best, plan.forwards, seed) for seed in plan.seeds]
+
+
+def _halve(plan: Plan, name: str, lr: float) -> Generator[list[Job], None, float]:
+    """The first seed at this rate and at its half, and on while that helps. Returns the best rate.
+
+    Its run there becomes that of the first seed.
+    """
+    runs = [Job(name, plan.setting, rate, plan.forwards, plan.seeds[0], halving=True) for rate in (lr, lr / 2)]
+    yield [*runs]
+    while late_score(runs[-1], plan.out) > late_score(runs[-2], plan.out):
+        runs.append(runs[-1]._replace(lr=runs[-1].lr / 2))
+        yield runs[-1:]
+    best = runs[-2]
+    _copy_result(best, best._replace(halving=False), plan.out)
+    return best.lr
+
+
+def late_score(job: Job, out: str | Path) -> float:
+    """Mean strict score of a finished run's rollouts, on the train list, in its last fifth; below all if it diverged."""
+    scores = [row[ROLLOUTS] for row in load(result_path(job, out)).get("metrics", []) if ROLLOUTS in row]
+    return statistics.fmean(scores[-max(1, round(LAST_SHARE * len(scores))) :]) if scores else -math.inf
+
+
+def _copy_result(job: Job, to: Job, out: str | Path) -> None:
+    """Keep a finished run's result under another name too, the pictures first; what is there stays."""
+    source, target = result_path(job, out), result_path(to, out)
+    if target.exists() or not load(source)["evaluations"]:  # a rate that diverged is no run
+        return
+    for suffix in (".png", ".json"):
+        if (given := source.with_suffix(suffix)).exists():
+            with whole(target.with_suffix(suffix)) as unfinished:
+                shutil.copy(given, unfinished)
 
 
 def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) -> float:
@@ -93,6 +139,11 @@ def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) ->
     ]
     middle = math.log(statistics.median(LEARNING_RATES))
     return max(keep or found, key=lambda lr: (found[lr][-1][SEARCHED], -abs(math.log(lr) - middle)))
+
+
+def job_of(result: Mapping[str, Any]) -> Job:
+    """The job of a stored result."""
+    return Job(**{name: result[name] for name in Job._fields if name in result})
 
 
 def results(out: str | Path) -> Path:
@@ -117,7 +168,7 @@ def run_config(job: Job, out: str | Path) -> Config:
     config = lasting(config_of(job.contender, job.setting), job.forwards)
     config = replace(
         config,
-        name=job.name,
+        name=job._replace(halving=False).name,
         out=str(Path(out) / "runs" / job.name),
         seed=SEARCH_SEED if job.seed is None else job.seed,
         eval_every=max(1, round(EVALUATE_EVERY / network_forwards(config))),
@@ -146,7 +197,7 @@ def has_result(job: Job, out: str | Path) -> bool:
 def run_job(job: Job, out: str | Path, device: Device = "auto") -> bool:
     """Run or continue a run that has no result yet, and keep its result; False where a person stopped it.
 
-    A rate of the search at which the run diverges has that as its result.
+    A rate that is tried, and at which the run diverges, has that as its result.
     """
     path, config = result_path(job, out), placed(run_config(job, out), device)
     print(f"{job.name}: {config.iterations} iterations at a rate of {job.lr:g}", flush=True)
@@ -155,7 +206,7 @@ def run_job(job: Job, out: str | Path, device: Device = "auto") -> bool:
         with _full_precision():
             result = train(config, resume=(Path(config.out or "") / runfolder.CONFIG).exists())
     except NonFiniteError as error:
-        if job.seed is not None:
+        if job.seed is not None and not job.halving:
             raise
         print(f"{job.name} diverged: {error}", flush=True)
         _write({**job._asdict(), "asked": _asked(config), "diverged": str(error), "evaluations": []}, path)
