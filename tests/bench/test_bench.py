@@ -66,7 +66,56 @@ def test_the_search_sees_the_train_list_only_and_its_best_rate_runs_every_seed(
     search = trained.started[: len(LEARNING_RATES)]
     assert searched(trained) == [*LEARNING_RATES]
     assert {(c.seed, *c.eval_prompts.items()) for c in search} == {(100, ("train", search[0].prompts))}
-    assert [(c.optimizer.lr, c.seed) for c in finals(trained)] == [(BEST, 0), (BEST, 1)]
+    assert [(c.optimizer.lr, c.seed) for c in finals(trained)] == [(BEST, 0), (BEST / 2, 0), (BEST, 1)]
+
+
+@pytest.mark.parametrize(("searched_best", "long_best", "tried"), [(4e-3, 4e-3, 2), (4e-3, 2e-3, 3), (4e-3, 1e-3, 4)])
+def test_a_rate_is_halved_at_full_length_while_that_helps(
+    searched_best: float, long_best: float, tried: int, trained: Trained, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def lasts(config: Config, resume: bool = False) -> Result:
+        trained.best = searched_best if "train" in config.eval_prompts else long_best
+        return trained(config, resume)
+
+    monkeypatch.setattr(run, "train", lasts)
+    options = Plan(only=("ram",), seeds=(5, 6), out=str(tmp_path))
+    assert bench(options)
+    rates = [4e-3 / 2**k for k in range(tried)]
+    assert [(c.optimizer.lr, c.seed) for c in finals(trained)] == [*((lr, 5) for lr in rates), (long_best, 6)]
+    kept = {path.name for path in results(tmp_path).glob("halved/*.json")}
+    assert kept == {f"ram-plain-seed5-lr{lr:g}.json" for lr in rates}
+    for suffix in ("json", "png"):
+        first, best = results(tmp_path) / f"ram-plain-seed5.{suffix}", f"ram-plain-seed5-lr{long_best:g}.{suffix}"
+        assert first.read_bytes() == (results(tmp_path) / "halved" / best).read_bytes(), "it is the first seed's run"
+    count = len(trained.started)
+    assert bench(options)
+    assert len(trained.started) == count
+    page = write_page(tmp_path).read_text()
+    assert "Half of that rate in a full-length run" in page
+    assert page.count("<td>yes</td>") == 1
+
+
+def test_the_evaluation_lists_do_not_decide_the_rate(trained: Trained, tmp_path: Path) -> None:
+    job = Job("awm", "plain", BEST, 230_400, 0, halving=True)
+    path = result_path(job, tmp_path)
+    path.parent.mkdir(parents=True)
+    rows = [{run.ROLLOUTS: score, "eval/seen/shapes_strict": 1.0} for score in (0.9, 0.9, 0.9, 0.9, 0.5)]
+    path.write_text(json.dumps({"metrics": [{"iteration": 0}, *rows, {"eval/seen/shapes_strict": 1.0}]}))
+    assert run.late_score(job, tmp_path) == 0.5
+
+
+def test_a_long_run_that_diverges_at_its_rate_halves_it(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explodes(config: Config, resume: bool = False) -> Result:
+        if config.optimizer.lr > 0.6 * BEST and "seen" in config.eval_prompts:
+            raise NonFiniteError("train/loss not finite")
+        return trained(config, resume)
+
+    monkeypatch.setattr(run, "train", explodes)
+    assert bench(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)))
+    assert {(c.optimizer.lr, c.seed) for c in finals(trained)} == {(1e-3, 0), (5e-4, 0), (1e-3, 1)}
+    assert "diverged" in write_page(tmp_path).read_text()
 
 
 @pytest.mark.parametrize(
@@ -92,10 +141,10 @@ def test_a_single_rate_is_taken_without_a_search(trained: Trained, tmp_path: Pat
 
 def test_a_rate_that_loses_diversity_is_taken_only_where_all_do(trained: Trained, tmp_path: Path) -> None:
     trained.diversity = lambda config: 0.8 if config.optimizer.lr >= BEST else 0.95
-    bench(Plan(only=("ram",), seeds=(0,), out=str(tmp_path)))
+    bench(Plan(only=("ram",), seeds=(0,), halve=False, out=str(tmp_path)))
     assert finals(trained)[0].optimizer.lr == 1e-3
     trained.diversity = lambda config: 0.8
-    bench(Plan(only=("dgpo",), seeds=(0,), out=str(tmp_path)))
+    bench(Plan(only=("dgpo",), seeds=(0,), halve=False, out=str(tmp_path)))
     assert finals(trained)[1].optimizer.lr == BEST
     assert best_lr(tmp_path, "ram", "plain", [1e-3, 2e-3]) == 1e-3
 
@@ -106,9 +155,11 @@ def test_a_finished_run_is_not_run_again(trained: Trained, tmp_path: Path) -> No
     count = len(trained.started)
     assert bench(options)
     assert len(trained.started) == count
-    (results(tmp_path) / "awm-plain-seed0.json").unlink()
+    for name in ("awm-plain-seed0", "halved/awm-plain-seed0-lr0.001"):
+        (results(tmp_path) / f"{name}.json").unlink()
     assert bench(options)
-    assert [c.seed for c in trained.started[count:]] == [0]
+    assert [(c.optimizer.lr, c.seed) for c in trained.started[count:]] == [(BEST / 2, 0)]
+    assert (results(tmp_path) / "awm-plain-seed0.json").exists(), "of the best of its rates"
 
 
 @pytest.mark.parametrize("changes", [{"forwards": 90_000}, {"search_forwards": 90_000}])
@@ -161,14 +212,15 @@ def test_a_gpu_gets_larger_batches_and_its_results_are_those_of_the_same_run(
         assert run.comparable(to_dict(fast)) == run.comparable(to_dict(config))
 
 
-def test_the_project_s_own_search_results_are_taken() -> None:
+def test_the_project_s_own_results_are_taken() -> None:
     folder = Path(__file__).parents[2] / "benchmarks"
-    found = [*(results(folder) / "search").glob("*.json")]
+    found = [*results(folder).rglob("*.json")]
     assert found
     for path in found:
-        result = run.load(path)
-        job = Job(result["contender"], result["setting"], result["lr"], Plan().search_forwards)
-        assert run.comparable(result["asked"]) == run.comparable(to_dict(run_config(job, folder))), path
+        job = run.job_of(run.load(path))
+        job = job._replace(halving=path.parent.name == "halved")
+        assert result_path(job, folder) == path
+        assert run.has_result(job, folder), path
 
 
 def test_equal_scores_end_the_search_at_the_middle(trained: Trained, tmp_path: Path) -> None:
@@ -197,7 +249,7 @@ def test_a_rate_that_diverges_is_not_taken_and_stops_nothing(
         return trained(config, resume)
 
     monkeypatch.setattr(run, "train", explodes)
-    assert bench(Plan(only=("ram", "awm"), seeds=(0,), out=str(tmp_path)))
+    assert bench(Plan(only=("ram", "awm"), seeds=(0,), halve=False, out=str(tmp_path)))
     assert [c.optimizer.lr for c in finals(trained)] == [1e-3, BEST]
     assert "0.004: diverged" in write_page(tmp_path).read_text()
     assert len([*(results(tmp_path) / "search").glob("ram-*")]) == len(LEARNING_RATES)
@@ -224,7 +276,7 @@ def test_a_result_lists_its_evaluations_with_their_cost(trained: Trained, tmp_pa
 
 
 def test_the_command_takes_lists_joined_by_commas(trained: Trained, tmp_path: Path, capsys: Any) -> None:
-    words = ["--only", "dgpo,awm", "--seeds", "0,2", "--forwards", "9000", "--out", str(tmp_path)]
+    words = ["--only", "dgpo,awm", "--seeds", "0,2", "--forwards", "9000", "--halve", "False", "--out", str(tmp_path)]
     assert main(["bench", *words]) == 0
     assert [(type(c.algorithm).__name__, c.seed) for c in finals(trained)] == [
         ("DGPO", 0), ("DGPO", 2), ("AWM", 0), ("AWM", 2)
@@ -234,8 +286,8 @@ def test_the_command_takes_lists_joined_by_commas(trained: Trained, tmp_path: Pa
 
 def test_the_page_says_what_it_takes_to_reach_a_score(trained: Trained, tmp_path: Path) -> None:
     trained.diversity = lambda config: 0.8 if type(config.algorithm).__name__ == "FlowGRPO" else 1.0
-    bench(Plan(only=("dgpo", "flow_grpo"), seeds=(0, 1, 2), forwards=100_000, out=str(tmp_path)))
-    bench(Plan(only=("dgpo",), seeds=(0,), setting="guided", out=str(tmp_path)))
+    bench(Plan(only=("dgpo", "flow_grpo"), seeds=(0, 1, 2), forwards=100_000, halve=False, out=str(tmp_path)))
+    bench(Plan(only=("dgpo",), seeds=(0,), setting="guided", halve=False, out=str(tmp_path)))
     text = write_page(tmp_path).read_text()
     assert "0.400 → 0.700 ± 0.000" in text
     assert text.count("data:image/png;base64,") == 3

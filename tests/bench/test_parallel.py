@@ -70,7 +70,7 @@ def test_the_same_runs_are_made_as_one_after_the_other(slots: Slots, trained: Tr
     assert slots.most == 4
     bench(Plan(only=("awm", "crd"), seeds=(0, 1), out=str(tmp_path / "one")))
     assert made(tmp_path / "four") == made(tmp_path / "one")
-    assert len(slots.started) == len({*slots.started}) == 2 * (len(LEARNING_RATES) + 2 + 2)
+    assert len(slots.started) == len({*slots.started}) == 2 * (len(LEARNING_RATES) + 2 + 2 + 1)
     grown = next(place for place, job in enumerate(slots.started) if job.lr > max(LEARNING_RATES))
     assert {job.contender for job in slots.started[:grown]} == {"awm", "crd"}, "crd began while awm's search went on"
     count = len(slots.started)
@@ -80,12 +80,12 @@ def test_the_same_runs_are_made_as_one_after_the_other(slots: Slots, trained: Tr
 
 def test_runs_that_are_compared_start_before_other_searches(slots: Slots, tmp_path: Path) -> None:
     side_by_side(Plan(only=("awm", "crd"), seeds=(0,), jobs=1, out=str(tmp_path)), slots)
-    assert [job.contender for job in slots.started] == ["awm"] * 6 + ["crd"] * 6
+    assert [job.contender for job in slots.started] == ["awm"] * 7 + ["crd"] * 7
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(slots: Slots, tmp_path: Path, capsys: Any) -> None:
     slots.fails = lambda job: (job.contender, job.lr) == ("awm", 1e-3) or (job.contender, job.seed) == ("crd", 0)
-    outcome = side_by_side(Plan(only=("awm", "crd"), seeds=(0, 1), jobs=3, out=str(tmp_path)), slots)
+    outcome = side_by_side(Plan(only=("awm", "crd"), seeds=(0, 1), jobs=3, halve=False, out=str(tmp_path)), slots)
     assert not outcome.stopped
     assert [failure.partition(" (exit code 1,")[0] for failure in outcome.failed] == [
         "awm-plain-lr0.001",
@@ -95,7 +95,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(slots: Slots, tmp_path: 
     assert {name for name in made(tmp_path) if "seed" in name} == {"crd-plain-seed1.json"}
     assert "crd-plain-seed0: FAILED after" in capsys.readouterr().out
     slots.fails = lambda job: False
-    assert side_by_side(Plan(only=("awm", "crd"), seeds=(0, 1), jobs=3, out=str(tmp_path)), slots) == (False, [])
+    assert side_by_side(Plan(only=("awm", "crd"), seeds=(0, 1), jobs=3, halve=False, out=str(tmp_path)), slots) == (
+        False,
+        [],
+    )
 
 
 def test_a_result_of_other_settings_stops_its_contender_alone(slots: Slots, tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_the_command_exits_with_what_happened(slots: Slots, monkeypatch: pytest.
     slots.fails = lambda job: False
     assert main(words) == 0
     assert (tmp_path / "bench.html").exists()
-    assert {job.lr for job in slots.started if job.seed == 0} == {BEST}
+    assert {job.lr for job in slots.started if job.seed == 0} == {BEST, BEST / 2}
 
 
 WAITS = """

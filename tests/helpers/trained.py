@@ -32,7 +32,7 @@ class Trained:
         (folder / "config.yaml").write_text(json.dumps(to_dict(config)))
         (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
         gain = 0.3 * min(config.optimizer.lr / self.best, self.best / config.optimizer.lr)
-        rows: list[dict[str, Any]] = [{"iteration": 1, "train/reward_mean": 0.5}]
+        rows: list[dict[str, Any]] = [{"iteration": 1, "train/score/shapes_strict": 0.4 + gain}]
         for i, share in ((0, 0.0), (last // 2, 0.5), (last, 1.0)):
             row = {"iteration": i, "time/elapsed": 60.0 * i, "train/forwards": i * network_forwards(config)}
             kept = 1 + (self.diversity(config) - 1) * share

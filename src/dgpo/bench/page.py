@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from dgpo.bench.curves import DIVERSITY, SCORE, SETS, WATCHED, Row, reached, read_rows
+from dgpo.bench.curves import DIVERSITY, SCORE, SETS, WATCHED, Row, curve_of, reached, read_rows
 from dgpo.bench.out_of_domain import out_of_domain
 from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
 from dgpo.bench.run import SEARCHED, SEARCHED_DIVERSITY, job_of, late_score, load, results

@@ -67,7 +67,7 @@ class Plan:
     rates: tuple[float, ...] = LEARNING_RATES
     """Learning rates that the search begins with; a single one is taken without a search."""
     halve: bool = True
-    """Whether the first seed runs at the found rate and at its half, and on while that helps; all seeds take the best."""
+    """Whether the first seed also runs at half of the found rate, and on while that helps; all seeds take the best."""
     device: Device = "auto"
     """Where runs compute: cuda, cpu, or cuda where there is one."""
     jobs: int = 1

@@ -109,7 +109,7 @@ def _halve(plan: Plan, name: str, lr: float) -> Generator[list[Job], None, float
 
 
 def late_score(job: Job, out: str | Path) -> float:
-    """Mean strict score of a finished run's rollouts, on the train list, in its last fifth; below all if it diverged."""
+    """Mean strict score of a run's rollouts, on the train list, in its last fifth; below all others if it diverged."""
     scores = [row[ROLLOUTS] for row in load(result_path(job, out)).get("metrics", []) if ROLLOUTS in row]
     return statistics.fmean(scores[-max(1, round(LAST_SHARE * len(scores))) :]) if scores else -math.inf
 
