@@ -171,6 +171,21 @@ def test_a_run_whose_updates_split_groups_is_scored_like_any(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        ("--sampling.resolution 16", "--resolution"),
+        ("--sampling.num-inference-steps 3", "--sampling.eval-num-inference-steps, which is 10"),
+        ("--sampling.num_inference_steps=3 --sampling.eval-num-inference-steps 4", "which is 4"),
+        ("--sampling.guidance-scale 2 --sampling.eval-guidance-scale 3", "--sampling.eval-guidance-scale, which is 3"),
+    ],
+)
+def test_eval_refuses_a_setting_that_only_rollouts_have(command: Command, words: str, instead: str) -> None:
+    message = command("eval", "tiny-sd3", *words.split(), code=2)
+    assert f"{words.split()[0].partition('=')[0].replace('_', '-')} is " in message
+    assert instead in message
+
+
 def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path, command: Command) -> None:
     assert "eval_prompts is empty" in command("eval", finished_run, "--eval-prompts", code=2)
     Path("mine.txt").write_text("a cat\n")

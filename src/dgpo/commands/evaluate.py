@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dgpo.commands.words import announce, take_flag
+from dgpo.errors import UserError
 from dgpo.utils.people import HUMAN
 
 if TYPE_CHECKING:
+    from dgpo.config import Config
     from dgpo.training.apply import Scores
 
 USAGE = {"dgpo eval RUN|MODEL [--FIELD VALUE ...]": "score a run before and after training, or a model"}
@@ -38,6 +40,7 @@ def run(given: list[str]) -> int:
     source, rest = take_source(given, usage)
     alone, rest = take_flag(rest, "--no-compare")
     config = parse(config_of(source), rest, usage, about(ABOUT, given), shown=FIELDS)
+    _refuse_settings_of_rollouts(rest, config)
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
 
@@ -50,6 +53,21 @@ def run(given: list[str]) -> int:
         notes.append("human: nobody is asked here; the win rate on the page for teaching says what people prefer")
     _print(scores.weights, tables, notes)
     return 0
+
+
+def _refuse_settings_of_rollouts(given: Iterable[str], config: Config) -> None:
+    """Refuse a field that rollouts alone read: it would change nothing here."""
+    named = {word.partition("=")[0].replace("_", "-") for word in given}
+    if "--sampling.resolution" in named:
+        raise UserError("--sampling.resolution is the size of rollouts' images; evaluations draw at --resolution")
+    for name in ("guidance_scale", "num_inference_steps"):
+        own = getattr(config.sampling, f"eval_{name}")
+        flag = name.replace("_", "-")
+        if f"--sampling.{flag}" in named and own is not None:
+            raise UserError(
+                f"--sampling.{flag} is of rollouts, and evaluations take --sampling.eval-{flag}, which is {own} here; "
+                "give that one"
+            )
 
 
 def _print(weights: str, tables: Iterable[Any], notes: Iterable[str]) -> None:
