@@ -251,3 +251,11 @@ def test_doubts_are_told_by_the_plan_and_at_the_start_of_a_run_which_goes_on(
     out = capsys.readouterr().out
     assert f"warning: {told}" in out
     assert "warning: the reward 'doubting:short' gave all images of iteration 1 the score 1" in out
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_run_folder_in_the_place_of_a_config_is_told_what_works(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"take its config, {run / 'config.yaml'}" in refused(capsys, command, run)
+    assert main([command, str(run / "config.yaml"), "--out", f"{run}-2"]) == 0
