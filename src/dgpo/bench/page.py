@@ -14,7 +14,7 @@ from markupsafe import Markup
 from dgpo.bench.curves import DIVERSITY, SCORE, SETS, WATCHED, Row, curve_of, reached, read_rows
 from dgpo.bench.out_of_domain import out_of_domain
 from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
-from dgpo.bench.run import SEARCHED, SEARCHED_DIVERSITY, job_of, late_score, load, results
+from dgpo.bench.run import SEARCHED, SEARCHED_DIVERSITY, late_score, load, results
 from dgpo.errors import UserError
 from dgpo.report.curves import SERIES, Frame, Line, chart
 from dgpo.report.templates import template
@@ -173,13 +173,13 @@ def _halved(out: str | Path, setting: Setting, rows: Sequence[Row]) -> Iterator[
     for row in rows:
         found = [load(path) for path in (results(out) / "halved").glob(f"{row.name}-{setting}-seed*-lr*.json")]
         for run in sorted(found, key=lambda run: -run["lr"]):
-            job, taken = job_of(run), "yes" if run["lr"] == row.runs[0]["lr"] else ""
+            rate, taken = f"{run['lr']:g}", "yes" if run["lr"] == row.runs[0]["lr"] else ""
             if not run["evaluations"]:
-                yield row.name, f"{job.lr:g}", "diverged", *[""] * 5
+                yield row.name, rate, "diverged", *[""] * 5
                 continue
             scores = curve_of(run["evaluations"]).scores
             ends = [f"{scores[name][-1]:.3f}" if name in scores else "–" for name in WATCHED]
-            yield row.name, f"{job.lr:g}", f"{late_score(job, out):.3f}", *ends, taken
+            yield row.name, rate, f"{late_score(run):.3f}", *ends, taken
 
 
 def _searched(last: dict[str, Any]) -> str:

@@ -100,7 +100,7 @@ def _halve(plan: Plan, name: str, lr: float) -> Generator[list[Job], None, float
     """
     runs = [Job(name, plan.setting, rate, plan.forwards, plan.seeds[0], halving=True) for rate in (lr, lr / 2)]
     yield [*runs]
-    while late_score(runs[-1], plan.out) > late_score(runs[-2], plan.out):
+    while _late_score_of(runs[-1], plan.out) > _late_score_of(runs[-2], plan.out):
         runs.append(runs[-1]._replace(lr=runs[-1].lr / 2))
         yield runs[-1:]
     best = runs[-2]
@@ -108,9 +108,13 @@ def _halve(plan: Plan, name: str, lr: float) -> Generator[list[Job], None, float
     return best.lr
 
 
-def late_score(job: Job, out: str | Path) -> float:
+def _late_score_of(job: Job, out: str | Path) -> float:
+    return late_score(load(result_path(job, out)))
+
+
+def late_score(result: Mapping[str, Any]) -> float:
     """Mean strict score of a run's rollouts, on the train list, in its last fifth; below all others if it diverged."""
-    scores = [row[ROLLOUTS] for row in load(result_path(job, out)).get("metrics", []) if ROLLOUTS in row]
+    scores = [row[ROLLOUTS] for row in result.get("metrics", []) if ROLLOUTS in row]
     return statistics.fmean(scores[-max(1, round(LAST_SHARE * len(scores))) :]) if scores else -math.inf
 
 
@@ -139,11 +143,6 @@ def best_lr(out: str | Path, name: str, setting: Setting, rates: list[float]) ->
     ]
     middle = math.log(statistics.median(LEARNING_RATES))
     return max(keep or found, key=lambda lr: (found[lr][-1][SEARCHED], -abs(math.log(lr) - middle)))
-
-
-def job_of(result: Mapping[str, Any]) -> Job:
-    """The job of a stored result."""
-    return Job(**{name: result[name] for name in Job._fields if name in result})
 
 
 def results(out: str | Path) -> Path:
