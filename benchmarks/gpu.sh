@@ -6,8 +6,8 @@
 #                              in at most nine minutes
 #
 # table runs `dgpo bench` with several runs at once. Its sizes are a fraction of the full benchmark's so that it fits:
-# a grid of three learning rates, short searches, no halves of the best rate, two seeds. When the time is up the runs are asked to stop, and the
-# page is made of those that are finished. The same command goes on where it was stopped.
+# a grid of three learning rates, short searches, no halves of the best rate, two seeds. When the time is up the runs
+# are asked to stop, and the page is made of those that are finished. The same command goes on where it was stopped.
 #
 # Results, at most eight files, go to $OUT: the page, all runs and all searches without their training logs, an archive
 # of the raw results, and what was printed. Run folders stay in $WORK.

@@ -38,7 +38,7 @@ SEARCHED, SEARCHED_DIVERSITY, KEPT = "eval/train/shapes_strict", "eval/train/div
 
 
 class Job(NamedTuple):
-    """One run of the benchmark. seed None: of the search. halving: of the rates that a full-length run is tried at."""
+    """One run of the benchmark. seed None: of the search. halving: of the first seed, to compare rates."""
 
     contender: str
     setting: Setting
