@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from starlette.testclient import TestClient
 from synthetic import PROMPTS, draw, make_run
 
 from dgpo.report.grids import write_samples
@@ -18,6 +19,15 @@ from dgpo.run import lock
 
 SCRIPT = "<script>alert(1)<script>"
 """A name that a page must show as it is."""
+
+
+def listed(web: TestClient) -> dict[str, dict[str, Any]]:
+    """name -> what the studio's list says of the run, once it has read every run."""
+    runs, answer = {}, {"now": "", "unread": 1}
+    while answer["unread"]:
+        answer = web.get(f"/api/runs?since={answer['now']}").json()
+        runs |= {run["name"]: run for run in answer["runs"]}
+    return runs
 
 
 def made(folder: Path, iterations: int = 60, pictures: bool = True, **config: Any) -> Path:

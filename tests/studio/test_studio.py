@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from pages import Reader
 from starlette.testclient import TestClient
-from studio_runs import SCRIPT, evaluated, failed, log, made, training
+from studio_runs import SCRIPT, evaluated, failed, listed, log, made, training
 from synthetic import PROMPTS
 
 from dgpo.commands.main import main
@@ -66,10 +66,6 @@ def web(folder: Path) -> TestClient:
     return client(folder)
 
 
-def listed(web: TestClient) -> dict[str, dict[str, object]]:
-    return {run["name"]: run for run in web.get("/api/runs").json()["runs"]}
-
-
 def test_the_list_says_of_every_run_what_it_is_and_how_far(web: TestClient):
     runs = listed(web)
     assert runs.keys() == {"first", "second", "broken", SCRIPT}
@@ -99,6 +95,7 @@ def test_a_run_that_a_process_holds_is_running_and_one_that_was_killed_is_not(ow
 
 def test_only_what_has_changed_is_told_again(own: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dgpo.studio.listing.FRESH", 0.0)
+    monkeypatch.setattr("dgpo.studio.listing.SLICE", 60.0)
     listing = Listing(own)
     first = listing.changes()
     assert len(first["runs"]) == 4
@@ -488,6 +485,17 @@ def test_a_watcher_hears_once_of_every_change(own: Path, monkeypatch: pytest.Mon
     assert quiet == ": nothing new\n\n"
     assert len({first, logged, held, ended}) >= 4
     assert all(event.startswith("data: ") for event in (first, logged, held, ended))
+
+
+def test_every_answer_reads_at_least_one_more_run_however_slow_the_disk(own: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dgpo.studio.listing.SLICE", 0.0)
+    web = client(own)
+    with training(own / "second"):  # it is described anew at every call
+        answer, unread = {"now": ""}, []
+        for _ in range(4):
+            answer = web.get(f"/api/runs?since={answer['now']}").json()
+            unread.append(answer["unread"])
+    assert unread == [3, 2, 1, 0]
 
 
 @pytest.mark.slow

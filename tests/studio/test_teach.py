@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from browsing import Server
 from starlette.testclient import TestClient
-from studio_runs import SCRIPT, made, training
+from studio_runs import SCRIPT, listed, made, training
 from taught_runs import NEVER, grouped, learned, taught
 
 from dgpo.studio.app import app
@@ -472,8 +472,7 @@ def test_the_page_and_the_links_to_it(run: Path, web: TestClient):
     assert not re.search(r"<style|<script>|<script [^>]*>[^<]|\son\w+=| style=", page.text)
     assert 'href="/teach/cats"' in web.get("/run/cats").text
     assert 'href="/teach' not in web.get("/run/plain").text
-    listed = {one["name"]: one["teach"] for one in web.get("/api/runs").json()["runs"]}
-    assert listed == {"cats": "/teach/cats", "plain": ""}
+    assert {name: one["teach"] for name, one in listed(web).items()} == {"cats": "/teach/cats", "plain": ""}
     for name in ("teach.js", "teach_board.js", "teach_learned.js"):
         assert "http" not in web.get(f"/static/{name}").text
 
@@ -485,7 +484,8 @@ def test_names_and_prompts_that_are_markup_stay_text(tmp_path: Path):
     asked = ask(web)
     assert asked["prompt"] == "</h1><script>alert(2)</script>"
     assert web.get(asked["images"][0]).status_code == 200
-    page = web.get(json.loads(json.dumps(web.get("/api/runs").json()))["runs"][0]["teach"]).text
+    (listing,) = listed(web).values()
+    page = web.get(listing["teach"]).text
     assert "<script>alert" not in page
     assert "<b>cats" not in page
 

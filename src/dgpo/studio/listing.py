@@ -81,15 +81,15 @@ class Listing:
                 self._gone.pop(name, None)
 
     def _update(self) -> None:
-        """Read what has changed, and of the runs that are new as many as there is time for, newest first."""
+        """Read what has changed, and of the new runs as many as there is time for: one at least, newest first."""
         end = time.monotonic() + SLICE
         new = [run for run in self._runs.values() if run.unread]
         for run in [run for run in self._runs.values() if run.changed()]:
             self._describe(run)
         for run in sorted(new, key=lambda run: -stamp_of(run.folder / "metrics.jsonl")[0]):
+            self._describe(run)
             if time.monotonic() > end:
                 return  # the next call goes on at once
-            self._describe(run)
         self._looked = time.monotonic()
 
     def _describe(self, run: Run) -> None:
