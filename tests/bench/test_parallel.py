@@ -89,7 +89,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(slots: Slots, tmp_path: 
     assert not outcome.stopped
     assert [failure.partition(" (exit code 1,")[0] for failure in outcome.failed] == [
         "awm-plain-lr0.001",
-        "awm: no learning rate, as a run of its search failed",
+        "awm: no learning rate is chosen, as awm-plain-lr0.001 failed",
         "crd-plain-seed0",
     ]
     assert {name for name in made(tmp_path) if "seed" in name} == {"crd-plain-seed1.json"}
@@ -99,6 +99,13 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(slots: Slots, tmp_path: 
         False,
         [],
     )
+
+
+def test_no_seed_runs_where_a_rate_at_full_length_failed(slots: Slots, tmp_path: Path) -> None:
+    slots.fails = lambda job: job.halving and job.lr == BEST
+    _, why = side_by_side(Plan(only=("awm",), seeds=(0, 1), out=str(tmp_path)), slots).failed
+    assert why == f"awm: no learning rate is chosen, as awm-plain-seed0-lr{BEST:g} failed"
+    assert not any(job.seed == 1 for job in slots.started)
 
 
 def test_a_result_of_other_settings_stops_its_contender_alone(slots: Slots, tmp_path: Path) -> None:

@@ -69,12 +69,12 @@ class _Contender:
         return self.ready.popleft()
 
     def finish(self, job: Job, failure: str | None) -> None:
-        """A run has ended. A search that lacks a rate chooses none."""
+        """A run has ended. Without one of the runs that are compared for it, no learning rate is chosen."""
         self._running -= 1
         if failure is not None:
             self.failed.append(failure)
             if job.seed is None or job.halving:
-                self._give_up(f"{self.name}: no learning rate, as a run of its search failed")
+                self._give_up(f"{self.name}: no learning rate is chosen, as {job.name} failed")
 
     def _give_up(self, why: str) -> None:
         if not self._ended:
