@@ -1,6 +1,6 @@
-"""Writes the tables of time to score into README.md from the raw results: python benchmarks/tables.py.
+"""Writes the tables of time to score into the pages that show them, from the raw results: python benchmarks/tables.py.
 
-A table stands between <!-- table: NAME --> and <!-- end of table -->. What else the page says is written by hand.
+A table stands between <!-- table: NAME --> and <!-- end of table -->. What else the pages say is written by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from dgpo.bench.plan import CONTENDERS, GUIDANCE, Setting
 from dgpo.bench.run import KEPT, SEARCHED, SEARCHED_DIVERSITY, best_lr, late_score, load, results
 
 HERE = Path(__file__).parent
+PAGES = tuple(HERE.parent / name for name in ("README.md", "docs/algorithms.md", "benchmarks/README.md"))
 TARGETS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+FEWER = (0.6, 0.7, 0.8)
 RANKED = 0.6  # the score whose cost orders the contenders
 MARK = " ⚠"
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -80,11 +82,20 @@ def rates(out: Path, setting: Setting) -> str:
 
 def reach(out: Path, setting: Setting) -> str:
     """What each contender takes to each score, and how it ends."""
+    return _reach(out, setting, TARGETS)
+
+
+def summary(out: Path, setting: Setting) -> str:
+    """The same with fewer scores."""
+    return _reach(out, setting, FEWER)
+
+
+def _reach(out: Path, setting: Setting, targets: Sequence[float]) -> str:
     rows = sorted((row for row in read_rows(out) if row.setting == setting), key=_rank)
     return _table(
-        ["", "seeds", *map(_score, TARGETS), "strict at the end", "diversity", "crispness"],
+        ["", "seeds", *map(_score, targets), "strict at the end", "diversity", "crispness"],
         [
-            [f"`{row.name}`", str(len(row.curves)), *(_cost(row, target) for target in TARGETS), *_end(row.curves)]
+            [f"`{row.name}`", str(len(row.curves)), *(_cost(row, target) for target in targets), *_end(row.curves)]
             for row in rows
         ],
     )
@@ -161,17 +172,19 @@ TABLES: dict[str, Callable[[Path, Setting], str]] = {
     "searches": searches,
     "rates": rates,
     "reach": reach,
+    "summary": summary,
     "outside": outside,
 }
 
 
 def main() -> int:
-    """Write the tables, and say whether any has changed."""
-    path = HERE / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = filled(before)
-    path.write_text(after, encoding="utf-8")
-    print(f"{path}: {'as before' if after == before else 'changed'}")
+    """Write the tables, and say which pages have changed."""
+    for path in PAGES:
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+        print(f"{path}: {'as before' if after == before else 'changed'}")
     return 0
 
 
