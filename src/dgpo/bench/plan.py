@@ -42,8 +42,8 @@ Device = Literal["auto", "cpu", "cuda"]
 GUIDANCE: dict[Setting, float] = {"plain": 1.0, "guided": 3.0}
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SEARCH_SEED = 100
-EVALUATE_EVERY = 19_200
-"""Forwards between evaluations, rounded to whole iterations."""
+EVALUATE_EVERY: dict[Setting, int] = {"plain": 19_200, "guided": 38_400}
+"""Forwards between evaluations, rounded to whole iterations. A guided evaluation costs twice as many."""
 OTHER_KINDS = {f"other_{split}": f"shapes:{split}:single_object,two_object,counting" for split in ("seen", "unseen")}
 """Evaluation sets of the kinds of prompts that nobody trains on."""
 OTHER_IMAGES = 2

@@ -170,7 +170,7 @@ def run_config(job: Job, out: str | Path) -> Config:
         name=job._replace(halving=False).name,
         out=str(Path(out) / "runs" / job.name),
         seed=SEARCH_SEED if job.seed is None else job.seed,
-        eval_every=max(1, round(EVALUATE_EVERY / network_forwards(config))),
+        eval_every=max(1, round(EVALUATE_EVERY[job.setting] / network_forwards(config))),
         optimizer=replace(config.optimizer, lr=job.lr),
     )
     if job.seed is None:  # no look at the evaluation lists
