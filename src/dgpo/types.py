@@ -42,6 +42,14 @@ class Trajectory(NamedTuple):
         return Trajectory(torch.cat(latents), torch.cat(log_probs), self.sde)
 
 
+class Replaced(NamedTuple):
+    """Groups that taught nothing and gave way to groups of other prompts: what their images had earned."""
+
+    equal: int  # of these groups, over all ranks, whose images were compared and all earned the same
+    rewards: Tensor  # (n,) of the images on this rank; NaN for one that was dropped
+    scores: dict[str, Tensor]  # name -> (n,) raw reward
+
+
 class Rollout(NamedTuple):
     """One collected batch: what was sampled for which prompt, and what it earned. Rows are images."""
 
@@ -64,6 +72,7 @@ class Rollout(NamedTuple):
     trajectory: Trajectory | None = None
     drawn: int = 0  # images that were sampled for it, over all ranks, with those of groups that were drawn again
     failures: Counter[str] | None = None  # on this rank: retries/REWARD calls repeated, dropped/REWARD images
+    replaced: tuple[Replaced, ...] = ()  # one for each time that groups were drawn again
 
     def rows(self, index: slice | Tensor) -> Rollout:
         """The same rollout with only some images. What is said of groups keeps its meaning for the whole batch."""
@@ -82,6 +91,19 @@ class Rollout(NamedTuple):
     def score(self, name: str) -> Tensor:
         """(B,) fp32 on the CPU; all NaN for a score that no image here has."""
         return self.scores.get(name, torch.full((len(self.prompts),), torch.nan))
+
+    @property
+    def score_names(self) -> list[str]:
+        """Of the scores that any image drawn on this rank has."""
+        return [*dict.fromkeys(name for part in (self, *self.replaced) for name in part.scores)]
+
+    def drawn_rewards(self) -> Tensor:
+        """(B + n,) of all images that were drawn on this rank, also of groups that were replaced."""
+        return torch.cat([self.rewards, *(gone.rewards for gone in self.replaced)])
+
+    def drawn_scores(self, name: str) -> Tensor:
+        """(up to B + n,) one score of the same images; NaN, or left out, where they have none."""
+        return torch.cat([self.score(name), *(gone.scores[name] for gone in self.replaced if name in gone.scores)])
 
     def cat(self, other: Rollout) -> Rollout:
         """These rows, then those of a rollout of the same iteration, grid and sampler."""

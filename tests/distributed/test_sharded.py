@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from runs import assert_same_run, distance, newest, rows, run, small, write_pictures
+from runs import ROUNDING, assert_same_run, distance, newest, rows, run, small, write_pictures
 from safetensors.torch import load_file, save_file
 from tiny import tiny_sd3
 from tiny_families import TINY
@@ -121,7 +121,7 @@ def test_sharded_equals_whole(folders: tuple[Path, Path], name: str) -> None:
     one, two = (folder / name for folder in folders)
     whole, spread = weights(one, 2), weights(two, 2)
     assert whole.keys() == spread.keys() >= {"policy", "ema", "optimizer"}
-    off = 3e-3 if name == "bf16" else 1e-6
+    off = 3e-3 if name == "bf16" else ROUNDING
     for part in whole.keys() - ({"optimizer"} if name == "bf16" else set()):
         assert distance(spread[part], whole[part]) < off, part
     assert distance(whole["policy"], weights(one, 1 if name == "best" else 0)["policy"]) > 1e-4
@@ -265,7 +265,7 @@ def begun(straight: Config, name: str) -> Config:
 def assert_same_to_rounding(config: Config, straight: Config) -> None:
     own, expected = weights(Path(config.out or ""), 3), weights(Path(straight.out or ""), 3)
     for part in expected:
-        assert distance(own[part], expected[part]) < 1e-6, part
+        assert distance(own[part], expected[part]) < ROUNDING, part
 
 
 def test_as_many_processes_resume_bit_for_bit(straight: Config) -> None:

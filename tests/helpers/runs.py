@@ -131,6 +131,10 @@ def assert_same_run(one: Path, other: Path, iteration: int, but: Collection[str]
     assert logged == others
 
 
+ROUNDING = 1e-5
+"""Of `distance`, where two ways to one result differ by the rounding of fp32 alone: processors give up to 1e-6."""
+
+
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """|one - other| / |other|, over all tensors."""
     assert one.keys() == other.keys()

@@ -13,6 +13,7 @@ from dgpo.algorithms import AWM, DiffusionDPO
 from dgpo.rewards.base import RewardError
 from dgpo.training.compare import compared, constant_scores, with_advantages
 from dgpo.training.metrics import describe
+from dgpo.training.sources import let_go
 from dgpo.training.update import of_one_size
 from dgpo.types import Rollout
 
@@ -93,6 +94,18 @@ def test_means_are_over_the_images_that_were_scored():
     assert metrics["train/frac_reward_zero_std"] == pytest.approx(2 / 3)
     assert metrics["train/frac_trained"] == pytest.approx(11 / 12)
     assert (metrics["train/reward_retries/one"], metrics["train/reward_dropped/one"]) == (2, 4)
+
+
+def test_a_replaced_group_of_lone_images_is_none_of_equal_ones():
+    """The first group is equal, of the second one image was scored: both go, and only the first counts as equal."""
+    given = rollout([0] * 4 + [1, NAN, NAN, NAN] + [1, 2, 3, 4], one=[0] * 4 + [1, NAN, NAN, NAN] + [1, 2, 3, 4])
+    left = let_go(
+        given._replace(cond=torch.zeros(12, 1)), torch.tensor([True, True, False]), compared(given, AWM_CONFIG)
+    )
+    assert (left.group_index.tolist(), left.replaced[0].equal) == ([2] * 4, 1)
+    metrics = describe(with_advantages(left, AWM_CONFIG), AWM_CONFIG)
+    assert metrics["train/frac_reward_zero_std"] == 1 / 2
+    assert metrics["train/reward_mean"] == metrics["train/score/one"] == pytest.approx(11 / 9)
 
 
 def test_normalised_rewards_weigh_what_their_weights_say():

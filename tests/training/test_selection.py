@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import PROMPTS, assert_same_run, colour, distance, newest, rows, run, small, tensors
+from runs import PROMPTS, ROUNDING, assert_same_run, colour, distance, newest, rows, run, small, tensors
 from updates import source_of, updates
 
 from dgpo import DGPO, Config, UserError, load_prompts
@@ -19,7 +19,9 @@ from dgpo.models.text_cache import CondCache
 from dgpo.rewards.base import RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
+from dgpo.training.compare import constant_scores
 from dgpo.training.geometry import network_forwards
+from dgpo.training.metrics import describe
 from dgpo.training.optim import make_optimizer
 from dgpo.training.state import State
 from dgpo.training.update import improve, share_of_update, to_train
@@ -66,7 +68,7 @@ def test_equal_groups_are_dropped_without_a_change_of_the_gradient(fresh, tiny_f
         assert rollout.trained.tolist() == [not drop] * 3 + [True] * 3
         assert rollout.group_sizes.tolist() == [0 if drop else 3, 3]
         assert metrics["train/grad_norm"] > 0
-    assert distance(found[1], found[0]) < 1e-5
+    assert distance(found[1], found[0]) < ROUNDING
     assert images[0] == {("policy", 1.0, True): 6 * POINTS, ("ref", 1.0, False): 6 * POINTS}
     assert images[1] == {("policy", 1.0, True): 3 * POINTS, ("ref", 1.0, False): 3 * POINTS}
 
@@ -122,6 +124,37 @@ def test_new_prompts_are_drawn_in_place_of_equal_groups(fresh, tiny_folder, tmp_
     assert sampler.position == 3, "what is needed is drawn, and no more"
 
 
+def test_metrics_are_of_all_images_that_were_drawn(fresh, tiny_folder, tmp_path):
+    """The first prompt and the second that replaces it are flat and gone; the third is flat and stays."""
+    config = small(tiny_folder, tmp_path, algorithm=FREE_OF_KL, drop_equal_groups=True, redraw_groups=2)
+    first, _, third, fourth, _ = order(config)
+    drawn = []
+
+    def seen(images, prompts, metadata):
+        drawn.extend(flat_for(first, third, fourth)(images, prompts, metadata).tolist())
+        return torch.tensor(drawn[-len(images) :])
+
+    metrics = describe(rollout_of(fresh(config), config, seen), config)
+    assert len(drawn) == 4 * 3
+    assert metrics["train/reward_mean"] == pytest.approx(sum(drawn) / 12)
+    assert metrics["train/reward_std"] == pytest.approx(torch.tensor(drawn).std().item())
+    assert metrics["train/score/colour"] == pytest.approx(sum(drawn) / 12)
+    assert metrics["train/frac_reward_zero_std"] == 3 / 4
+    assert metrics["train/frac_trained"] == 3 / 12
+
+
+def test_groups_that_replace_equal_ones_tell_constant_rewards_apart(fresh, tiny_folder, tmp_path):
+    """Each prompt has one score for all of its images, so that the one that stays says nothing of the reward."""
+    config = small(tiny_folder, tmp_path, num_groups=1, drop_equal_groups=True, redraw_groups=1)
+
+    def of_prompt(images, prompts, metadata):
+        return torch.tensor([float(PROMPTS.index(prompt)) for prompt in prompts])
+
+    rollout = rollout_of(fresh(config), config, of_prompt)
+    assert len(set(rollout.scores["colour"].tolist())) == 1
+    assert constant_scores(rollout, config) == {}
+
+
 @pytest.mark.slow
 def test_a_run_that_redraws_resumes_bit_for_bit(tiny_folder, tmp_path):
     config = small(tiny_folder, tmp_path / "whole", iterations=3, drop_equal_groups=True, redraw_groups=1)
@@ -133,7 +166,9 @@ def test_a_run_that_redraws_resumes_bit_for_bit(tiny_folder, tmp_path):
     assert_same_run(tmp_path / "parts", tmp_path / "whole", 3)
     _, state = checkpoint.load(tmp_path / "whole" / "checkpoints" / "iteration-000003")
     assert state["position"] > 3 * config.num_groups
-    assert {row["train/frac_trained"] for row in rows(tmp_path / "whole")} <= {0.0, 0.5, 1.0}
+    drawn = (2, 3, 4)  # groups
+    shares = {k / n for n in drawn for k in (0, 1, 2)}
+    assert {row["train/frac_trained"] for row in rows(tmp_path / "whole")} <= shares
 
 
 def test_a_rollout_of_equal_groups_takes_no_step_and_the_run_goes_on(tiny_folder, tmp_path):

@@ -8,7 +8,7 @@ HEALTH = {
     "clip_fraction": "Share of images that the clip left without a gradient. Near 1 hardly anything is learned.",
     "kl": "Distance of the policy from the base model. It grows as the model learns; a sudden jump is a bad sign.",
     "grad_norm": "Length of the gradient before clipping. Single peaks are harmless, a steady rise is not.",
-    "frac_reward_zero_std": "Share of groups whose images all earned the same. Such groups teach nothing.",
+    "frac_reward_zero_std": "Share of the sampled groups whose images all earned the same. Such groups teach nothing.",
     "grad_noise_scale": "How many groups a step needs until noise stops dominating. Dashed: the groups in use.",
     "loss": "Its height means little. It should neither explode nor jump.",
     "reward_std": "Spread of the rewards in a rollout. At 0 there is nothing left to learn from.",

@@ -79,7 +79,7 @@ def constant_scores(rollout: Rollout, config: Config) -> dict[str, float]:
     """
     constant = {}
     for name in config.rewards:
-        scores = distributed.all_gather_rows(rollout.score(name))
+        scores = distributed.all_gather_rows(rollout.drawn_scores(name))
         scores = scores[~scores.isnan()]
         if len(scores) > 1 and scores.min() == scores.max():
             constant[name] = scores[0].item()

@@ -19,17 +19,23 @@ from dgpo.types import Rollout
 
 
 def describe(rollout: Rollout, config: Config) -> dict[str, float]:
-    """What a rollout earned, over all ranks, and how much of it trains. Means are over the images with a score."""
-    rewards = distributed.all_gather_rows(rollout.rewards)
+    """What a rollout earned, over all ranks, and how much of it trains.
+
+    Means are over the images that were drawn and have a score, also of groups that were replaced: what is left would
+    say less of a policy the more prompts it has solved.
+    """
+    rewards = distributed.all_gather_rows(rollout.drawn_rewards())
     earned = rewards[~rewards.isnan()]
     comparable = compared(rollout, config)
     groups, own = comparable.group_index.unique(return_inverse=True)
-    names = dict.fromkeys(distributed.gather_objects([*rollout.scores]))
-    scores = {name: distributed.all_gather_rows(rollout.score(name)) for name in names}
+    replaced = sum(gone.equal for gone in rollout.replaced)
+    equal = frac_reward_zero_std(comparable.rewards, own, len(groups)).item() * len(groups) + replaced
+    names = dict.fromkeys(distributed.gather_objects(rollout.score_names))
+    scores = {name: distributed.all_gather_rows(rollout.drawn_scores(name)) for name in names}
     return {
         "train/reward_mean": earned.mean().item(),
         "train/reward_std": earned.std().item(),
-        "train/frac_reward_zero_std": frac_reward_zero_std(comparable.rewards, own, len(groups)).item(),
+        "train/frac_reward_zero_std": equal / (len(groups) + replaced),
         **{f"train/score/{name}": score.nanmean().item() for name, score in scores.items() if not score.isnan().all()},
         **({"train/frac_trained": rollout.group_sizes.sum().item() / len(rewards)} if chooses(config) else {}),
         **failures(rollout, config),

@@ -29,10 +29,10 @@ from dgpo.rewards.combine import RewardSet
 from dgpo.rewards.scoring import Scored
 from dgpo.run.stopwatch import Stopwatch
 from dgpo.training import schedule
-from dgpo.training.compare import compared, with_advantages
+from dgpo.training.compare import Compared, compared, with_advantages
 from dgpo.training.draw import Drawn, counted, draw, grid
 from dgpo.training.split_groups import on_several_ranks, scored_whole
-from dgpo.types import Rollout, Sde
+from dgpo.types import Replaced, Rollout, Sde, take
 
 
 class Source(Protocol):
@@ -86,7 +86,7 @@ class Sampled:
                 groups = torch.nonzero(~unequal).flatten().tolist()
                 if not groups:
                     break
-                rollout = rollout.rows(unequal[rollout.group_index])
+                rollout = let_go(rollout, ~unequal, whole)
         assert rollout is not None
         return with_advantages(rollout, config)
 
@@ -144,6 +144,15 @@ class Sampled:
             drawn=len(everyone),
             failures=scored.failures,
         )
+
+
+def let_go(rollout: Rollout, equal: Tensor, whole: Compared) -> Rollout:
+    """Let groups go, and remember what they earned. equal: (num_groups,) bool, on whose side a lone image is."""
+    gone = equal[rollout.group_index]
+    scores = {name: take(score, gone) for name, score in rollout.scores.items()}
+    count = len(whole.group_index[equal[whole.group_index]].unique())
+    remembered = Replaced(count, rollout.rewards[gone], scores)
+    return rollout.rows(~gone)._replace(replaced=(*rollout.replaced, remembered))
 
 
 class Replayed:
