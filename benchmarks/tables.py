@@ -24,18 +24,24 @@ TARGETS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 FEWER = (0.6, 0.7, 0.8)
 RANKED = 0.6  # the score whose cost orders the contenders
 MARK = " ⚠"
-TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+NOTHING = "No results yet."
+TABLE = re.compile(r"(<!-- table: (.+?) -->\n)(?:(?!<!-- table: ).)*?(<!-- end of table -->)", re.DOTALL)
 
 
 def filled(page: str, out: Path = HERE) -> str:
     """The page with its tables as the results in OUT/results/time_to_score have them."""
+    begun, whole = page.count("<!-- table: "), len(TABLE.findall(page))
+    if begun != whole:
+        raise ValueError(f"{begun} tables begin and {whole} end: <!-- end of table --> is missing")
     return TABLE.sub(lambda found: f"{found[1]}\n{_named(found[2], out)}\n\n{found[3]}", page)
 
 
 def _named(name: str, out: Path) -> str:
     """The table of a name such as `searches, plain`."""
     table, _, asked = name.partition(", ")
-    setting: Setting = next(setting for setting in GUIDANCE if setting == asked)
+    setting: Setting | None = next((setting for setting in GUIDANCE if setting == asked), None)
+    if table not in TABLES or setting is None:
+        raise ValueError(f"no table is named {name!r}; tables: {', '.join(TABLES)}; settings: {', '.join(GUIDANCE)}")
     return TABLES[table](out, setting)
 
 
@@ -52,30 +58,31 @@ def searches(out: Path, setting: Setting) -> str:
 def _searched(
     out: Path, setting: Setting, name: str, tried: dict[float, dict[str, Any]], rates: Sequence[float]
 ) -> Iterator[str]:
-    best = best_lr(out, name, setting, sorted(tried))
-    lengths = [run["evaluations"][-1]["forwards"] for run in tried.values() if run["evaluations"]]
-    yield _thousands(statistics.median(lengths))
+    ended = {rate: run["evaluations"] for rate, run in tried.items() if run["evaluations"]}
+    best = best_lr(out, name, setting, sorted(tried)) if ended else None
+    yield _thousands(statistics.median(evaluations[-1]["forwards"] for evaluations in ended.values())) if ended else ""
     for rate in rates:
-        if rate not in tried:
-            yield ""
-        elif not tried[rate]["evaluations"]:
-            yield "diverged"
-        else:
-            first, *_, last = tried[rate]["evaluations"]
+        if rate in ended:
+            first, *_, last = ended[rate]
             mark = MARK if last[SEARCHED_DIVERSITY] < KEPT * first[SEARCHED_DIVERSITY] else ""
             yield _bold(_score(last[SEARCHED]), rate == best) + mark
+        else:
+            yield "diverged" if rate in tried else ""
 
 
 def rates(out: Path, setting: Setting) -> str:
-    """The first seed's runs at full length that settled each contender's rate; the one that counts is bold."""
-    taken = {row.name: row.runs[0]["lr"] for row in read_rows(out) if row.setting == setting}
+    """The first seed's runs at full length that settle each contender's rate; the best is bold."""
     rows = []
     for name in CONTENDERS:
-        for rate, run in sorted(_tried(out, "halved", f"{name}-{setting}-seed*-lr*.json").items(), reverse=True):
+        tried = _tried(out, "halved", f"{name}-{setting}-seed*-lr*.json")
+        late = {rate: late_score(run) for rate, run in tried.items()}
+        best = max(late, key=lambda rate: late[rate], default=None)
+        for rate, run in sorted(tried.items(), reverse=True):
+            told = ["diverged", *[""] * 3]
             if run["evaluations"]:
-                told = [_bold(_score(late_score(run)), rate == taken.get(name)), *_end([curve_of(run["evaluations"])])]
-            else:
-                told = ["diverged", *[""] * 3]
+                told = [_bold(_score(late[rate]), rate == best), *_end([curve_of(run["evaluations"])])]
+            if rate == best == min(tried):
+                told[0] += ", half of it to come"
             rows.append([f"`{name}`", f"{rate:g}", *told])
     return _table(["", "rate", "rollouts, last fifth", "strict at the end", "diversity", "crispness"], rows)
 
@@ -102,37 +109,46 @@ def _reach(out: Path, setting: Setting, targets: Sequence[float]) -> str:
 
 
 def _rank(row: Row) -> tuple[float, float]:
-    hits = [reached(curve, RANKED) for curve in row.curves]
-    cost = statistics.median(hit.forwards if hit else math.inf for hit in hits)
-    return cost, -statistics.fmean(curve.scores[SCORE][-1] for curve in row.curves)
+    return statistics.median(_costs(row, RANKED)), -statistics.fmean(curve.scores[SCORE][-1] for curve in row.curves)
+
+
+def _costs(row: Row, target: float) -> list[float]:
+    """Each seed's forwards to a score; infinite where it never got there."""
+    return [hit.forwards if (hit := reached(curve, target)) else math.inf for curve in row.curves]
 
 
 def _cost(row: Row, target: float) -> str:
-    """Median and range of the forwards to a score, in thousands; of how many seeds, where it is not all."""
+    """Median and range of the forwards to a score, in thousands; `never` stands for seeds that did not get there."""
     hits: list[Reached] = [hit for curve in row.curves if (hit := reached(curve, target))]
-    if not hits:
-        return "never"
-    costs = [hit.forwards for hit in hits]
-    several = f" ({_thousands(min(costs))} to {_thousands(max(costs))})" if len(costs) > 1 else ""
-    share = "" if len(hits) == len(row.curves) else f"{len(hits)} of {len(row.curves)}: "
-    return share + _thousands(statistics.median(costs)) + several + (MARK if any(hit.uniform for hit in hits) else "")
+    mark = MARK if any(hit.uniform for hit in hits) else ""
+    return _ranged(_costs(row, target), _thousands) + mark
 
 
 def _end(curves: Sequence[Curve]) -> Iterator[str]:
-    """Last strict score with its deviation over seeds, change of diversity in percent, change of crispness."""
-    scores = [curve.scores[SCORE][-1] for curve in curves]
-    yield _score(statistics.fmean(scores)) + (f" ± {_score(statistics.stdev(scores))}" if len(scores) > 1 else "")
-    kept = statistics.fmean(curve.scores[DIVERSITY][-1] / curve.scores[DIVERSITY][0] for curve in curves)
-    yield f"{100 * (kept - 1):+.0f} %"
-    change = statistics.fmean(curve.scores["crispness"][-1] - curve.scores["crispness"][0] for curve in curves)
-    yield ("-" if change < -0.005 else "+" if change > 0.005 else "") + _score(abs(change))
+    """Last strict scores, change of diversity in percent, change of crispness."""
+    yield _ranged([curve.scores[SCORE][-1] for curve in curves], _score)
+    for name, told in ((DIVERSITY, _percent), ("crispness", _change)):
+        ends = [(scores[0], scores[-1]) for curve in curves if (scores := curve.scores.get(name))]
+        yield told(ends) if ends else "–"
+
+
+def _percent(ends: Sequence[tuple[float, float]]) -> str:
+    """-15 %"""
+    return f"{round(100 * (statistics.fmean(last / first for first, last in ends) - 1)):+d} %"
+
+
+def _change(ends: Sequence[tuple[float, float]]) -> str:
+    """+.01"""
+    change = round(statistics.fmean(last - first for first, last in ends), 2)
+    return f"{'+' if change > 0 else ''}{_score(change)}"
 
 
 def outside(out: Path, setting: Setting) -> str:
     """Out of domain, at one score on seen prompts; who does not reach it is left out."""
-    table = out_of_domain([row for row in read_rows(out) if row.setting == setting])
+    found = [row for row in read_rows(out) if row.setting == setting]
+    table = out_of_domain(found) if found else None
     if table is None:
-        return "No score is reached by most contenders."
+        return NOTHING
     rows = [row for row in table.rows if row[2] and not row[2].startswith("not")]
     return _table(["", *table.head[1:]], [[_named_cell(row[0]), *map(_shorter, row[1:])] for row in rows])
 
@@ -152,16 +168,22 @@ def _tried(out: Path, folder: str, pattern: str) -> dict[float, dict[str, Any]]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) if rows else NOTHING
+
+
+def _ranged(values: Sequence[float], told: Callable[[float], str]) -> str:
+    """Their median and, of several, the smallest and the largest."""
+    several = f" ({told(min(values))} to {told(max(values))})" if len({*values}) > 1 else ""
+    return told(statistics.median(values)) + several
 
 
 def _score(value: float) -> str:
     """.62"""
-    return f"{value:.2f}".removeprefix("0")
+    return re.sub(r"^(-?)0(?=\.)", r"\1", f"{value:.2f}").replace("-.00", ".00")
 
 
 def _thousands(forwards: float) -> str:
-    return f"{forwards / 1000:.0f}"
+    return "never" if math.isinf(forwards) else f"{forwards / 1000:.0f}"
 
 
 def _bold(text: str, yes: bool) -> str:

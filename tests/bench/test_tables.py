@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from trained import Trained
 
 from dgpo.bench.plan import Plan
-from dgpo.bench.run import bench
+from dgpo.bench.run import Job, bench, result_path
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -51,10 +52,19 @@ def test_the_pages_have_what_the_results_have(tables: Any) -> None:
 def test_what_a_score_takes_is_marked_where_diversity_was_lost(tables: Any, results: Path) -> None:
     awm, crd = rows(tables.reach(results, "plain"))
     assert awm[:2] == ["`awm`", "2"]
-    assert awm[2:4] == ["113 (113 to 113)", "152 (152 to 152) ⚠"], "half of the rise costs a tenth, which is no mark"
-    assert awm[-3:] == [".70 ± .00", "-20 %", ".00"]
+    assert awm[2:4] == ["113", "152 ⚠"], "half of the rise costs a tenth, which is no mark"
+    assert awm[-3:] == [".70", "-20 %", ".00"]
     assert crd[:4] == ["`crd`", "1", "230", "never"]
     assert crd[-3:] == [".55", "+0 %", ".00"]
+
+
+def test_a_seed_that_never_gets_there_counts_in_the_median(tables: Any, results: Path, trained: Trained) -> None:
+    for seed, best in ((1, 2e-3), (2, 1e-3)):  # the rate of 2e-3 is the best, or twice as much
+        trained.best = best
+        bench(Plan(only=("crd",), seeds=(seed,), rates=(2e-3,), out=str(results)))
+    _, crd = rows(tables.reach(results, "plain"))
+    assert crd[1:4] == ["3", "230 (111 to 230)", "never (151 to never)"]
+    assert crd[-3] == ".55 (.55 to .70)"
 
 
 def test_the_rate_of_a_search_is_bold(tables: Any, results: Path) -> None:
@@ -70,12 +80,45 @@ def test_the_rate_that_counts_is_bold(tables: Any, results: Path) -> None:
     ]
 
 
+def test_a_rate_that_is_the_smallest_tried_is_not_settled(tables: Any, results: Path) -> None:
+    result_path(Job("awm", "plain", 1e-3, 0, 0, halving=True), results).unlink()
+    assert rows(tables.rates(results, "plain")) == [
+        ["`awm`", "0.002", "**.70**, half of it to come", ".70", "-20 %", ".00"]
+    ]
+
+
+def test_rates_that_diverged_say_so(tables: Any, results: Path) -> None:
+    for folder, name in (("search", "awm-plain-lr"), ("halved", "awm-plain-seed0-lr0.002")):
+        for path in (results / "results" / "time_to_score" / folder).glob(f"{name}*.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluations": [], "metrics": []}))
+    (awm,) = rows(tables.searches(results, "plain"))
+    assert awm == ["`awm`", "", *["diverged"] * 5]
+    assert rows(tables.rates(results, "plain"))[0] == ["`awm`", "0.002", "diverged", "", "", ""]
+
+
 def test_who_does_not_reach_the_common_score_is_left_out(tables: Any, results: Path, trained: Trained) -> None:
     trained.best = 2e-3
     bench(Plan(only=("ram",), seeds=(0,), rates=(2e-3,), out=str(results)))
     base, *reached = rows(tables.outside(results, "plain"))
     assert base[:4] == ["the base model", "", ".40", ".40"]
     assert [row[:3] for row in reached] == [["`awm`", "2 of 2", ".70"], ["`ram`", "1 of 1", ".70"]]
+
+
+def test_a_setting_without_results_has_none(tables: Any, results: Path) -> None:
+    for table in tables.TABLES.values():
+        assert table(results, "guided") == "No results yet."
+
+
+@pytest.mark.parametrize("name", ["rates", "rates, steered", "reaches, plain"])
+def test_a_table_of_another_name_is_refused(tables: Any, results: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"no table is named '{name}'"):
+        tables.filled(f"<!-- table: {name} -->\n<!-- end of table -->", results)
+
+
+def test_a_table_without_an_end_is_refused(tables: Any, results: Path) -> None:
+    page = "<!-- table: rates, plain -->\nwords\n<!-- table: reach, plain -->\n<!-- end of table -->"
+    with pytest.raises(ValueError, match="2 tables begin and 1 end"):
+        tables.filled(page, results)
 
 
 def test_only_what_is_between_the_marks_changes(tables: Any, results: Path) -> None:
