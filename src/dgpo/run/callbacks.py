@@ -72,7 +72,10 @@ class Callback:
         """
 
     def on_rollout(self, run: Progress, rollout: Rollout) -> None:
-        """A rollout is scored, on this process its own share; the update follows."""
+        """A rollout is scored, on this process its own share; the update follows.
+
+        Groups that gave way to groups of other prompts are in `rollout.replaced`, without their images.
+        """
 
     def on_iteration(self, run: Progress, metrics: dict[str, float]) -> None:
         """A rollout and its updates are done."""
