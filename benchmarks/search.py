@@ -3,7 +3,7 @@
     python benchmarks/search.py "optimizer.lr=3e-3" "optimizer.lr=5e-3 train_images=6 sampling.num_inference_steps=6"
 
 Each candidate is a set of overrides of the recipe. It trains for as many iterations as `--forwards` pay for, a backward
-counted as two, while its rate falls to a tenth. Then three pictures of every prompt of the train list are judged, by
+counted as two, while its rate falls to a tenth, or as `optimizer.decay_steps` among the overrides says. Then three pictures of every prompt of the train list are judged, by
 ten solver steps. Appends a line with settings, scores, curve and environment of each to
 benchmarks/results/search_forwards.jsonl.
 """
@@ -60,7 +60,10 @@ def candidate_config(name: str, overrides: str, forwards: int, seed: int, dtype:
         field, _, value = pair.partition("=")
         *heading, own = field.split(".")
         (values[heading[0]] if heading else values)[own] = yaml.safe_load(value)
-    config = lasting(from_dict(values), forwards)
+    given = from_dict(values)
+    config = lasting(given, forwards)
+    if "optimizer.decay_steps=" in overrides:
+        config = replace(config, optimizer=given.optimizer)
     return replace(
         config,
         seed=seed,
