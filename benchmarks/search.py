@@ -3,9 +3,9 @@
     python benchmarks/search.py "optimizer.lr=3e-3" "optimizer.lr=5e-3 train_images=6 sampling.num_inference_steps=6"
 
 Each candidate is a set of overrides of the recipe. It trains for as many iterations as `--forwards` pay for, a backward
-counted as two, while its rate falls to a tenth, or as `optimizer.decay_steps` among the overrides says. Then three pictures of every prompt of the train list are judged, by
-ten solver steps. Appends a line with settings, scores, curve and environment of each to
-benchmarks/results/search_forwards.jsonl.
+counted as two, while its rate falls to a tenth, or as `optimizer.decay_steps` among the overrides says. Then three
+pictures of every prompt of the train list are judged, by ten solver steps. Appends a line with settings, scores, curve
+and environment of each to benchmarks/results/search_forwards.jsonl.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dgpo.bench.run import lasting
-from dgpo.config import Config, from_dict, to_dict
+from dgpo.config import Config, save_yaml
 from dgpo.recipes import recipe
 from dgpo.run import folder as runfolder
+from overrides import overridden
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("train/score/shapes_strict", "train/forwards", "train/grad_norm", "train/kl", "time/elapsed")
@@ -55,12 +54,7 @@ def main() -> None:
 def candidate_config(name: str, overrides: str, forwards: int, seed: int, dtype: str) -> Config:
     """The recipe with the overrides, as long as the forwards pay for, judged on its train list."""
     base = recipe(name)
-    values = to_dict(base)
-    for pair in overrides.split():
-        field, _, value = pair.partition("=")
-        *heading, own = field.split(".")
-        (values[heading[0]] if heading else values)[own] = yaml.safe_load(value)
-    given = from_dict(values)
+    given = overridden(base, overrides.split())
     config = lasting(given, forwards)
     if "optimizer.decay_steps=" in overrides:
         config = replace(config, optimizer=given.optimizer)
@@ -82,7 +76,7 @@ def candidate_config(name: str, overrides: str, forwards: int, seed: int, dtype:
 def train(config: Config, folder: Path) -> Path:
     """Run it in a process of its own; returns the run folder."""
     stored, run = folder / "candidate.yaml", folder / "run"
-    stored.write_text(yaml.safe_dump(to_dict(config)), encoding="utf-8")
+    save_yaml(config, stored)
     command = [sys.executable, "-m", "dgpo", "train", str(stored), "--out", str(run)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return run

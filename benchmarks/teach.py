@@ -30,12 +30,11 @@ from typing import Any
 from urllib.parse import urljoin
 
 import torch
-import yaml
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from torch import Tensor
 
-from dgpo.config import Config, from_dict, to_dict
+from dgpo.config import Config
 from dgpo.recipes import recipe
 from dgpo.recipes.teaching import for_teaching
 from dgpo.run import folder as runfolder
@@ -46,6 +45,7 @@ from dgpo.teach.picks import Picks
 from dgpo.training.loop import train
 from dgpo.utils.pictures import from_pil
 from dgpo.worlds.shapes.detector import Found, detect
+from overrides import overridden
 
 RESULTS = Path(__file__).parent / "results" / "teach.jsonl"
 HELD_OUT = "shapes:unseen:two_object"
@@ -112,12 +112,7 @@ def run_config(out: Path, seed: int, changes: Sequence[str]) -> Config:
         eval_images_per_prompt=IMAGES,
         eval_rewards=("taste", "crispness"),
     )
-    values = to_dict(config)
-    for pair in changes:
-        field, _, value = pair.partition("=")
-        *heading, own = field.split(".")
-        (values[heading[0]] if heading else values)[own] = yaml.safe_load(value)
-    return from_dict(values)
+    return overridden(config, changes)
 
 
 def teach(config: Config, taste: str, answers: int, wrong: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dgpo.errors import UserError
 def read_mapping(path: str | Path) -> dict[Any, Any]:
     """The fields that a config file holds."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = parse(Path(path).read_text(encoding="utf-8"))
     except _TwiceError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -22,6 +22,11 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is no config: it must hold fields such as `iterations: 100`, one a line")
     return values
+
+
+def parse(text: str) -> Any:
+    """What a text holds; raises what PyYAML raises."""
+    return yaml.load(text, _Loader)
 
 
 def dump(values: Any, **style: Any) -> str:
