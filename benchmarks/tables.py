@@ -149,7 +149,7 @@ def outside(out: Path, setting: Setting) -> str:
     table = out_of_domain(found) if found else None
     if table is None:
         return NOTHING
-    rows = [row for row in table.rows if row[2] and not row[2].startswith("not")]
+    rows = [row for row in table.rows if not row[2].startswith("not")]
     return _table(["", *table.head[1:]], [[_named_cell(row[0]), *map(_shorter, row[1:])] for row in rows])
 
 

@@ -147,7 +147,10 @@ class Sampled:
 
 
 def let_go(rollout: Rollout, equal: Tensor, whole: Compared) -> Rollout:
-    """Let groups go, and remember what they earned. equal: (num_groups,) bool, on whose side a lone image is."""
+    """Let groups go that teach nothing, and remember what they earned.
+
+    equal: (num_groups,) bool, those groups: of equal rewards, or with fewer than two images to compare
+    """
     gone = equal[rollout.group_index]
     scores = {name: take(score, gone) for name, score in rollout.scores.items()}
     count = len(whole.group_index[equal[whole.group_index]].unique())
