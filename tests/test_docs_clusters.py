@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 PAGE = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text()
 WHOLE, ENDING = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
@@ -33,8 +34,7 @@ def result(folder: Path, script: str, code: int, warned: bool) -> tuple[int, lis
         (folder / "bin" / name).chmod(0o755)
     environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_NNODES": "2"}
     job = subprocess.Popen(["bash", "-c", script], cwd=folder, env={**environment, "CODE": str(code)})
-    while not (folder / "started").exists():
-        time.sleep(0.01)
+    until((folder / "started").exists)
     time.sleep(0.1)
     if warned:
         job.send_signal(signal.SIGUSR1)

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from trained import BEST, Trained
+from waiting import until
 
 from dgpo.bench import parallel
 from dgpo.bench.parallel import side_by_side, threads
@@ -156,8 +156,7 @@ def test_a_signal_stops_all_runs_and_a_second_one_at_once(polite: bool, heard: l
 
     def press() -> None:
         for word in ("ready", "SIGTERM")[: len(heard)]:
-            while not said(word):
-                time.sleep(0.02)
+            until(lambda word=word: said(word))
             os.kill(os.getpid(), signal.SIGINT)
 
     finger = threading.Thread(target=press)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from dgpo.studio.app import app
@@ -41,11 +39,3 @@ class Server:
     def restart(self) -> None:
         """It has another token, as every studio."""
         self._listen(self.port, "another")
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what a page evaluates; its own policy forbids Playwright to do so within the page."""
-    end = time.monotonic() + WAIT / 1000
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)

@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("playwright", reason="make test-browser installs it")
 
-from browsing import BROKEN, WAIT, until
+from browsing import BROKEN, WAIT
 from playwright.sync_api import Page, expect
 from studio_runs import SCRIPT, evaluated, failed, log, made, training
 from synthetic import PROMPTS
+from waiting import until
 
 import dgpo
 from dgpo.run import checkpoint
@@ -85,6 +86,7 @@ def test_the_list_is_filtered_and_runs_are_compared(serve, visit, folder: Path):
     expect(page.get_by_role("heading", name="2 runs compared")).to_be_visible()
     expect(page.locator("main .sub").first).to_contain_text("second, which was named first")
     expect(page.locator(".grid.wide svg").first).to_be_visible()
+    # the page's policy forbids wait_for_function
     until(lambda: page.evaluate("[...document.images].slice(0, 4).every((image) => image.naturalWidth > 0)"))
 
 

@@ -15,10 +15,11 @@ import pytest
 
 pytest.importorskip("playwright", reason="make test-browser installs it")
 
-from browsing import BROKEN, WAIT, until
+from browsing import BROKEN, WAIT
 from playwright.sync_api import Page, expect
 from studio_runs import evaluated, training
 from taught_runs import NEVER, grouped, learned, taught
+from waiting import until
 
 from dgpo.teach.groups import BLIND
 

@@ -16,6 +16,7 @@ import pytest
 import ranks
 import slow_saves
 from runs import assert_same_run, newest, rows, run, small
+from waiting import until
 
 from dgpo import Callback, Config
 from dgpo.errors import RunFailed
@@ -238,9 +239,7 @@ def test_a_kill_amid_writing_leaves_the_last_one(tiny_folder: Path, tmp_path: Pa
     config = small(tiny_folder, tmp_path / "run", background_saving=True)
     (process,) = ranks.start(1, slow_saves.hanging, config, 2)
     partial = tmp_path / "run" / "checkpoints" / ".partial-iteration-000002" / "policy.safetensors"
-    until = time.monotonic() + 60
-    while not partial.exists() and time.monotonic() < until:
-        time.sleep(0.02)
+    until(partial.exists)
     process.kill()
     ranks.end([process])
     assert partial.exists()

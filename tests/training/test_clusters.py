@@ -19,6 +19,7 @@ import cluster_worker
 import pytest
 from cluster_worker import config_of
 from runs import assert_same_run, newest, run
+from waiting import until
 
 from dgpo import Config, Result
 from dgpo.commands.main import main
@@ -66,8 +67,7 @@ def free_port() -> int:
 
 def await_mark(folder: Path, scene: str) -> None:
     """Until the reward misbehaves."""
-    while not (folder / f"{scene}.mark").exists():
-        time.sleep(0.02)
+    until((folder / f"{scene}.mark").exists)
     time.sleep(0.2)
 
 
