@@ -146,16 +146,11 @@ def _change(ends: Sequence[tuple[float, float]]) -> str:
 def outside(out: Path, setting: Setting) -> str:
     """Out of domain, at one score on seen prompts; who does not reach it is left out."""
     found = [row for row in read_rows(out) if row.setting == setting]
-    table = out_of_domain(found) if found else None
+    table = out_of_domain(found, _score) if found else None
     if table is None:
         return NOTHING
     rows = [row for row in table.rows if not row[2].startswith("not")]
-    return _table(["", *table.head[1:]], [[_named_cell(row[0]), *map(_shorter, row[1:])] for row in rows])
-
-
-def _shorter(cell: str) -> str:
-    """Two digits of every number."""
-    return re.sub(r"\d\.\d+", lambda found: _score(float(found[0])), cell)
+    return _table(["", *table.head[1:]], [[_named_cell(row[0]), *row[1:]] for row in rows])
 
 
 def _named_cell(name: str) -> str:

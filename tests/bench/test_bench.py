@@ -332,9 +332,9 @@ def test_contenders_are_compared_out_of_domain_at_one_score_in_domain() -> None:
     base, dgpo, awm, ram = table.rows
     assert base[:5] == ("base model", "", "0.300", "0.200", "0.300")
     # halfway to .4 and .2 in the first seed; at the end, .5 and .4, in the other
-    assert dgpo[:5] == ("dgpo", "2 of 2", "0.50", "0.400 ± 0.141", "0.325 ± 0.106")
-    assert awm[:5] == ("awm", "1 of 1", "0.50", "0.200", "–"), "an older result has no lists of other kinds"
-    assert ram[:4] == ("ram", "0 of 1", "not reached; best 0.44", "")
+    assert dgpo[:5] == ("dgpo", "2 of 2", "0.500", "0.400 ± 0.141", "0.325 ± 0.106")
+    assert awm[:5] == ("awm", "1 of 1", "0.500", "0.200", "–"), "an older result has no lists of other kinds"
+    assert ram[:4] == ("ram", "0 of 1", "not reached; best 0.440", "")
     assert dgpo[table.head.index("diversity")] == "1.000 ± 0.000"
     assert dgpo[table.head.index("crispness")] == "–"
     assert out_of_domain([contender("dgpo", [start, start])]) is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dgpo.bench.curves import SCORE, SETS, WATCHED, Curve, Row, curve, reached
@@ -32,17 +32,25 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def out_of_domain(rows: Sequence[Row]) -> Table | None:
-    """The table at the highest multiple of STEP that all seeds of most contenders reach; None where that is no rise."""
+def out_of_domain(rows: Sequence[Row], told: Callable[[float], str] = "{:.3f}".format) -> Table | None:
+    """The table at the highest multiple of STEP that all seeds of most contenders reach; None where that is no rise.
+
+    told: how a score is written.
+    """
     curves = {row.name: [_curve(run["evaluations"]) for run in row.runs] for row in rows}
     every = [each for own in curves.values() for each in own]
     score = _common(curves)
     if score <= statistics.fmean(each.scores[SCORE][0] for each in every):
         return None
     before = [{name: values[0] for name, values in each.scores.items()} for each in every]
-    base = ("base model", "", f"{statistics.fmean(each[SCORE] for each in before):.3f}", *_cells(before, spread=False))
+    base = (
+        "base model",
+        "",
+        told(statistics.fmean(each[SCORE] for each in before)),
+        *_cells(before, told, spread=False),
+    )
     head = ["contender", "seeds that reach it", f"seen {SCORE}", *OUTSIDE]
-    return Table(score, head, [base, *(_row(name, own, score) for name, own in curves.items())])
+    return Table(score, head, [base, *(_row(name, own, score, told) for name, own in curves.items())])
 
 
 def _curve(evaluations: Sequence[dict[str, float]]) -> Curve:
@@ -55,19 +63,19 @@ def _common(curves: Mapping[str, Sequence[Curve]]) -> float:
     return round(math.floor(most / STEP + 1e-9) * STEP, 2)
 
 
-def _row(name: str, curves: Sequence[Curve], score: float) -> tuple[str, ...]:
+def _row(name: str, curves: Sequence[Curve], score: float, told: Callable[[float], str]) -> tuple[str, ...]:
     hits = [hit.scores for each in curves if (hit := reached(each, score))]
     seeds = f"{len(hits)} of {len(curves)}"
     if not hits:
         best = max(max(each.scores[SCORE]) for each in curves)
-        return (name, seeds, f"not reached; best {best:.2f}", *[""] * len(OUTSIDE))
-    return (name, seeds, f"{score:.2f}", *_cells(hits))
+        return (name, seeds, f"not reached; best {told(best)}", *[""] * len(OUTSIDE))
+    return (name, seeds, told(score), *_cells(hits, told))
 
 
-def _cells(found: Iterable[Mapping[str, float]], spread: bool = True) -> Iterator[str]:
+def _cells(found: Iterable[Mapping[str, float]], told: Callable[[float], str], spread: bool = True) -> Iterator[str]:
     """Mean over seeds and their standard deviation; a dash where a result of an older version has no such list."""
     found = [*found]
     for name in OUTSIDE:
         values = [each[name] for each in found if name in each]
-        apart = f" ± {statistics.stdev(values):.3f}" if spread and len(values) > 1 else ""
-        yield f"{statistics.fmean(values):.3f}{apart}" if values else "–"
+        apart = f" ± {told(statistics.stdev(values))}" if spread and len(values) > 1 else ""
+        yield f"{told(statistics.fmean(values))}{apart}" if values else "–"
