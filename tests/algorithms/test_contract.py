@@ -26,6 +26,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the defaults
         {"shared_noise": False},
         {"shared_t": False, "shared_noise": False},
         {"reference": "old", "std": "group"},
+        {"self_normalized": True},
     ],
     "flow_grpo": [
         {"clip_range": 0.2},

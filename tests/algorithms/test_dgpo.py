@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import SPLITS, first_point, gradient_in_parts, make_rollout, make_velocities, randn
+from made import SPLITS, first_point, gradient_in_parts, make_rollout, make_velocities, of_latents, randn
 
 from dgpo.algorithms.base import Algorithm
 from dgpo.algorithms.dgpo import DGPO, dgpo_loss, group_weight
@@ -17,7 +17,7 @@ from dgpo.core.losses import dsm_loss
 from dgpo.core.seeds import generator
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
-from dgpo.types import Velocities
+from dgpo.types import TrainPoint, Velocities
 
 
 def surrogate(dsm, dsm_ref, advantages, group_index, *more, **named):
@@ -183,6 +183,26 @@ def test_loss_is_the_mean_of_dgpo_loss_plus_the_kl():
         assert value.shape == ()
         assert not value.requires_grad
         assert value.item() == pytest.approx(expected[name].item(), rel=1e-6), name
+
+
+def test_self_normalized_errors_are_used_throughout():
+    """Errors 1, 2 and 4 of two pixels each: d is their square over their size, so themselves."""
+    pixels = lambda *errors: torch.tensor([[error, -error] for error in errors], dtype=torch.float64)
+    rollout = of_latents([[0.0, 0.0], [0.0, 0.0]], [1.0, -1.0])
+    point = TrainPoint(pixels(0, 0), torch.full((2,), 0.5).double(), pixels(0, 0))
+    v = Velocities(policy=pixels(1, 2).requires_grad_(), ref=pixels(2, 4), old=pixels(1.008, 2))
+    algorithm = DGPO(self_normalized=True, beta=0.1, kl_coef=0.0, clip_range=1e-2)
+    loss, metrics = algorithm.loss(point, v, rollout)
+    weight = 1 / (1 + math.exp(-0.1 / 2 * ((1 - 2) - (2 - 4))))
+    assert loss.item() == pytest.approx(weight * (1 - 2) / 2)
+    assert (metrics["dsm"].item(), metrics["dsm_ref"].item()) == (1.5, 3.0)
+    assert metrics["clip_fraction"].item() == 0.0, "the good one's d has fallen by .008, its square by .016"
+    (grad,) = torch.autograd.grad(loss, v.policy)
+    torch.testing.assert_close(grad, weight * pixels(1 / 2, -1 / 2))  # A (v - target) / size, a mean over two images
+    squares = DGPO(beta=0.1, kl_coef=0.0, clip_range=1e-2)
+    assert squares.loss(point, v, rollout)[1]["clip_fraction"].item() == 0.5
+    totals = [each.statistic(point, v, rollout).item() for each in (algorithm, squares)]
+    assert totals == [(1 - 2) - (2 - 4), (1 - 4) - (4 - 16)]
 
 
 def test_where_the_policy_is_the_reference_each_group_weighs_half():

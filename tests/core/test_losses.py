@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dgpo.core.losses import clipped_surrogate, dsm_clip_mask, dsm_loss, gaussian_kl, velocity_kl
+from dgpo.core.losses import clipped_surrogate, dsm_clip_mask, dsm_loss, gaussian_kl, self_normalized, velocity_kl
 
 
 def test_dsm_is_the_mean_square_of_each_image():
@@ -19,6 +19,14 @@ def test_half_precision_is_squared_in_fp32_and_float64_is_kept():
     v = torch.tensor([[300.0]], dtype=torch.float16)
     assert dsm_loss(v, torch.zeros(1, 1)).tolist() == [90000.0]
     assert dsm_loss(v.double(), torch.zeros(1, 1)).dtype == torch.float64
+
+
+def test_self_normalized_is_the_square_over_the_size_which_has_no_gradient():
+    a = torch.tensor([[1.0, 3.0], [4.0, 4.0], [5.0, 5.0]], requires_grad=True)
+    terms = self_normalized(a, torch.tensor([[0.0, 0.0], [0.0, 8.0], [5.0, 5.0]]))
+    torch.testing.assert_close(terms, torch.tensor([5.0 / 2, 16.0 / 4, 0.0]))
+    (grad,) = torch.autograd.grad(terms.sum(), a)
+    torch.testing.assert_close(grad, torch.tensor([[1 / 2, 3 / 2], [1.0, -1.0], [0.0, 0.0]]))  # (a - b) / size
 
 
 def test_shapes_that_would_broadcast_are_refused():

@@ -26,14 +26,13 @@ from dgpo.algorithms.forward_process import ForwardProcess
 from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.groups import Reduce, group_sum, identity
 from dgpo.core.guidance import require_guidance
-from dgpo.core.losses import dsm_loss, velocity_kl
+from dgpo.core.losses import dsm_loss, self_normalized, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
 from dgpo.utils.late import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST_ERROR = 1e-5
 SMALLEST_KL = 1e-4
 
 
@@ -153,10 +152,7 @@ class CRD(ForwardProcess, GroupAdvantages):
 
     def _error(self, v: Tensor, target: Tensor) -> Tensor:
         """d; returns (B,) >= 0."""
-        if not self.self_normalized:
-            return dsm_loss(v, target)
-        size = (v - target).detach().abs().flatten(1).mean(1).clamp(min=SMALLEST_ERROR)
-        return dsm_loss(v, target) / size
+        return (self_normalized if self.self_normalized else dsm_loss)(v, target)
 
     def _kl_weight(self, reward: Tensor) -> Tensor:
         """kl_i; returns (B,)."""

@@ -25,7 +25,7 @@ from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.ema import warmup_decay
 from dgpo.core.groups import Reduce, group_size, group_sum, identity
 from dgpo.core.guidance import require_guidance
-from dgpo.core.losses import dsm_clip_mask, dsm_loss, velocity_kl
+from dgpo.core.losses import dsm_clip_mask, dsm_loss, self_normalized, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
 from dgpo.utils.late import torch
 
@@ -75,6 +75,9 @@ class DGPO(ForwardProcess, GroupAdvantages):
 
     clip_range: float | None = 1e-2
     """c: with ratio = exp(d_old - d), no gradient if A > 0 and ratio > 1 + c, or A <= 0 and ratio < 1 - c; or None."""
+
+    self_normalized: bool = False
+    """d is the DSM loss over the mean absolute error of its own velocity, which carries no gradient, as in CRD."""
 
     reference: Literal["ref", "old"] = "ref"
     """Whose DSM loss is d_ref: the frozen pretrained weights, or `old`, which follows the policy."""
@@ -138,7 +141,7 @@ class DGPO(ForwardProcess, GroupAdvantages):
     def statistic(self, point: TrainPoint, velocities: Velocities, rollout: Rollout) -> Tensor:
         """These rows' share of sum_i A_i (d_i - d_ref_i); returns (num_groups,)."""
         with torch.no_grad():
-            margin = dsm_loss(given(velocities, "policy"), point.target) - self._dsm_ref(point, velocities)
+            margin = self._error(given(velocities, "policy"), point.target) - self._dsm_ref(point, velocities)
             return group_sum(rollout.advantages * margin, rollout.group_index, rollout.num_groups)
 
     def loss(
@@ -146,7 +149,7 @@ class DGPO(ForwardProcess, GroupAdvantages):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`mean_i sigmoid(s_group) A_i d_i + kl_coef mean_i (v - v_ref)^2` over these rows, and its metrics."""
         advantages, group_index = rollout.advantages, rollout.group_index
-        dsm, dsm_ref = dsm_loss(given(velocities, "policy"), point.target), self._dsm_ref(point, velocities)
+        dsm, dsm_ref = self._error(given(velocities, "policy"), point.target), self._dsm_ref(point, velocities)
         weight = group_weight(
             dsm, dsm_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
         )[group_index]  # (B,)
@@ -159,12 +162,16 @@ class DGPO(ForwardProcess, GroupAdvantages):
         return averaged(loss, metrics)
 
     def _dsm_ref(self, point: TrainPoint, velocities: Velocities) -> Tensor:
-        """d_ref of the weights that `reference` names; returns (B,)."""
-        return dsm_loss(given(velocities, self.reference), point.target).detach()
+        """d_ref of the weights that `reference` names; returns (B,) without gradient."""
+        return self._error(given(velocities, self.reference), point.target).detach()
+
+    def _error(self, v: Tensor, target: Tensor) -> Tensor:
+        """d; returns (B,) >= 0."""
+        return (self_normalized if self.self_normalized else dsm_loss)(v, target)
 
     def _clipped(self, dsm: Tensor, point: TrainPoint, velocities: Velocities, advantages: Tensor) -> Tensor:
         """Images whose dsm gives no gradient; returns (B,) bool."""
         if self.clip_range is None:
             return torch.zeros_like(dsm, dtype=torch.bool)
-        dsm_old = dsm_loss(given(velocities, "old"), point.target)
+        dsm_old = self._error(given(velocities, "old"), point.target)
         return dsm_clip_mask(dsm, dsm_old, advantages, self.clip_range)

@@ -17,15 +17,13 @@ from dgpo.algorithms.base import averaged, given, require
 from dgpo.algorithms.forward_process import ForwardProcess, TSampling
 from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.ema import warmup_decay
-from dgpo.core.flow import expand, x0_from_velocity
+from dgpo.core.flow import x0_from_velocity
 from dgpo.core.groups import Reduce, identity
-from dgpo.core.losses import velocity_kl
+from dgpo.core.losses import self_normalized, velocity_kl
 from dgpo.types import Rollout, TrainPoint, Velocities
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SMALLEST_WEIGHT = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +106,4 @@ class DiffusionNFT(ForwardProcess, GroupAdvantages):
 
 def _x0_loss(v: Tensor, point: TrainPoint, x0: Tensor) -> Tensor:
     """`mean (x0_hat - x0)^2 / w`, w = mean |x0_hat - x0| without gradient; returns (B,)."""
-    error = x0_from_velocity(point.x_t, v, point.t) - x0
-    weight = error.detach().abs().flatten(1).mean(1).clamp(min=SMALLEST_WEIGHT)
-    return (error.square() / expand(weight, error)).flatten(1).mean(1)
+    return self_normalized(x0_from_velocity(point.x_t, v, point.t), x0)

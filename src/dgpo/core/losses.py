@@ -14,6 +14,8 @@ from dgpo.utils.late import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+SMALLEST_ERROR = 1e-5
+
 
 def _mean_square(a: Tensor, b: Tensor) -> Tensor:
     """a, b: (B, *latent); returns (B,). Shapes must agree: a silent broadcast would average over other images."""
@@ -26,6 +28,16 @@ def _mean_square(a: Tensor, b: Tensor) -> Tensor:
 def dsm_loss(v: Tensor, target: Tensor) -> Tensor:
     """`mean (v - target)^2`. v, target: (B, *latent); returns (B,) fp32 >= 0."""
     return _mean_square(v, target)
+
+
+def self_normalized(a: Tensor, b: Tensor) -> Tensor:
+    """`mean (a - b)^2 / mean |a - b|`, where the divisor carries no gradient: large errors weigh less.
+
+    a, b: (B, *latent); returns (B,) fp32 >= 0.
+    """
+    square = _mean_square(a, b)
+    size = (a.detach().to(square.dtype) - b.detach().to(square.dtype)).abs().flatten(1).mean(1)
+    return square / size.clamp(min=SMALLEST_ERROR)
 
 
 def velocity_kl(v: Tensor, v_ref: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ def tiny() -> Config:
     The paper's mode without guidance: only the reference is guided, and the KL leads the policy to what guidance draws.
     That goes fast, for its gradient has little noise; rewards do the rest. Many small updates, pictures drawn in six
     steps, and half of them trained, the best and the worst, make most of each network forward. Prompts that are solved
-    would be a third of all groups soon: others are drawn in their place. The rate hardly falls in a run as short as
-    this one; the averaged weights take its noise out.
+    would be a third of all groups soon: others are drawn in their place. Losses are divided by their size, so that
+    noisy levels weigh less, and no group is switched off (beta = 1). The rate hardly falls in a run as short as this
+    one; the averaged weights take its noise out.
     """
     config = _shapes(
         "tiny",
@@ -29,7 +30,9 @@ def tiny() -> Config:
         eval_every=15,
         num_points=4,
         t=(0.6, 0.93),
-        kl_coef=0.1,
+        beta=1.0,
+        self_normalized=True,
+        kl_coef=1.2,
         ref_guidance_scale=2.0,
         optimizer=Optimizer(lr=4e-3, decay_steps=200, weight_decay=0.0, ema_decay=0.9),
     )
@@ -65,7 +68,9 @@ def _shapes(
     t: tuple[float, float],
     kl_coef: float,
     optimizer: Optimizer,
+    beta: float = 100.0,
     ref_guidance_scale: float = 1.0,
+    self_normalized: bool = False,
 ) -> Config:
     chosen = f":{','.join(kinds)}" if kinds else ""
     return Config(
@@ -84,9 +89,10 @@ def _shapes(
         eval_every=eval_every,
         checkpoint_every=12,
         algorithm=DGPO(
-            beta=100.0,
+            beta=beta,
             kl_coef=kl_coef,
             ref_guidance_scale=ref_guidance_scale,
+            self_normalized=self_normalized,
             clip_range=None,
             num_points=num_points,
             t_sampling="stratified",
