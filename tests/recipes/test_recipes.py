@@ -12,6 +12,7 @@ from dgpo import DGPO, UserError
 from dgpo.config import Config, from_dict, load_yaml, save_yaml, to_dict
 from dgpo.models import FAMILIES
 from dgpo.recipes import RECIPES, VARIANTS, recipe
+from dgpo.recipes.teaching import for_teaching
 from dgpo.rewards.registry import BUILT_IN
 
 
@@ -197,3 +198,14 @@ def test_the_docs_say_of_each_recipe_what_it_was_run_on() -> None:
     table = page.partition("## What each recipe was run on")[2].partition("\n\n## ")[0]
     rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     assert sorted(re.findall(r"`(\w+)`", "".join(rows))) == sorted(RECIPES)
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {*VARIANTS}))
+def test_people_teach_with_the_loss_that_was_measured_with_them(name: str) -> None:
+    config = recipe(name)
+    algorithm = for_teaching(config).algorithm
+    assert isinstance(algorithm, DGPO)
+    assert (algorithm.self_normalized, algorithm.ref_guidance_scale) == (False, 1.0)
+    assert algorithm.kl_coef >= 0.1
+    if name == "tiny":
+        assert (algorithm.beta, algorithm.kl_coef) == (100.0, 0.1), "not those of divided losses"

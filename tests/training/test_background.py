@@ -239,9 +239,11 @@ def test_a_kill_amid_writing_leaves_the_last_one(tiny_folder: Path, tmp_path: Pa
     config = small(tiny_folder, tmp_path / "run", background_saving=True)
     (process,) = ranks.start(1, slow_saves.hanging, config, 2)
     partial = tmp_path / "run" / "checkpoints" / ".partial-iteration-000002" / "policy.safetensors"
-    until(partial.exists)
-    process.kill()
-    ranks.end([process])
+    try:
+        until(partial.exists)
+    finally:
+        process.kill()
+        ranks.end([process])
     assert partial.exists()
     assert newest(tmp_path / "run") == 1
     run(config, resume=True)

@@ -11,7 +11,8 @@ As in the authors' code the surrogate `mean_i stopgrad(sigmoid(s)) A_i d_i` drop
 says how sharply groups already in order are switched off; `kl_coef` must be read on that scale. Theirs as well: t at
 least t_min, noise shared by a group, images far from `old` clipped, and a reference that is frozen or, as in TDM-R1
 (arXiv 2603.07700), `old`. Deviations: t is the sampler's exact sigma, where the authors round down to 1/1000; noise
-does not depend on how images are spread over ranks; weights that nothing uses are not evaluated.
+does not depend on how images are spread over ranks; weights that nothing uses are not evaluated. Not theirs:
+`self_normalized`, which weighs the DSM losses as CRD (arXiv 2603.14128) does.
 """
 
 from __future__ import annotations

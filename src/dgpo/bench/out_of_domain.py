@@ -32,10 +32,10 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def out_of_domain(rows: Sequence[Row], told: Callable[[float], str] = "{:.3f}".format) -> Table | None:
+def out_of_domain(rows: Sequence[Row], as_text: Callable[[float], str] = "{:.3f}".format) -> Table | None:
     """The table at the highest multiple of STEP that all seeds of most contenders reach; None where that is no rise.
 
-    told: how a score is written.
+    as_text: how a score is written.
     """
     curves = {row.name: [_curve(run["evaluations"]) for run in row.runs] for row in rows}
     every = [each for own in curves.values() for each in own]
@@ -46,11 +46,11 @@ def out_of_domain(rows: Sequence[Row], told: Callable[[float], str] = "{:.3f}".f
     base = (
         "base model",
         "",
-        told(statistics.fmean(each[SCORE] for each in before)),
-        *_cells(before, told, spread=False),
+        as_text(statistics.fmean(each[SCORE] for each in before)),
+        *_cells(before, as_text, spread=False),
     )
     head = ["contender", "seeds that reach it", f"seen {SCORE}", *OUTSIDE]
-    return Table(score, head, [base, *(_row(name, own, score, told) for name, own in curves.items())])
+    return Table(score, head, [base, *(_row(name, own, score, as_text) for name, own in curves.items())])
 
 
 def _curve(evaluations: Sequence[dict[str, float]]) -> Curve:
@@ -63,19 +63,19 @@ def _common(curves: Mapping[str, Sequence[Curve]]) -> float:
     return round(math.floor(most / STEP + 1e-9) * STEP, 2)
 
 
-def _row(name: str, curves: Sequence[Curve], score: float, told: Callable[[float], str]) -> tuple[str, ...]:
+def _row(name: str, curves: Sequence[Curve], score: float, as_text: Callable[[float], str]) -> tuple[str, ...]:
     hits = [hit.scores for each in curves if (hit := reached(each, score))]
     seeds = f"{len(hits)} of {len(curves)}"
     if not hits:
         best = max(max(each.scores[SCORE]) for each in curves)
-        return (name, seeds, f"not reached; best {told(best)}", *[""] * len(OUTSIDE))
-    return (name, seeds, told(score), *_cells(hits, told))
+        return (name, seeds, f"not reached; best {as_text(best)}", *[""] * len(OUTSIDE))
+    return (name, seeds, as_text(score), *_cells(hits, as_text))
 
 
-def _cells(found: Iterable[Mapping[str, float]], told: Callable[[float], str], spread: bool = True) -> Iterator[str]:
+def _cells(found: Iterable[Mapping[str, float]], as_text: Callable[[float], str], spread: bool = True) -> Iterator[str]:
     """Mean over seeds and their standard deviation; a dash where a result of an older version has no such list."""
     found = [*found]
     for name in OUTSIDE:
         values = [each[name] for each in found if name in each]
-        apart = f" ± {told(statistics.stdev(values))}" if spread and len(values) > 1 else ""
-        yield f"{told(statistics.fmean(values))}{apart}" if values else "–"
+        apart = f" ± {as_text(statistics.stdev(values))}" if spread and len(values) > 1 else ""
+        yield f"{as_text(statistics.fmean(values))}{apart}" if values else "–"

@@ -20,7 +20,7 @@ SMALLEST_ERROR = 1e-5
 def _mean_square(a: Tensor, b: Tensor) -> Tensor:
     """a, b: (B, *latent); returns (B,). Shapes must agree: a silent broadcast would average over other images."""
     if a.shape != b.shape:
-        raise ValueError(f"velocities of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
+        raise ValueError(f"tensors of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
     dtype = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))
     return (a.to(dtype) - b.to(dtype)).square().flatten(1).mean(1)
 
