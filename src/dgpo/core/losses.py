@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 SMALLEST_ERROR = 1e-5
 
 
-def _mean_square(a: Tensor, b: Tensor) -> Tensor:
-    """a, b: (B, *latent); returns (B,). Shapes must agree: a silent broadcast would average over other images."""
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a, b: (B, *latent); returns (B, *latent). Shapes must agree: a broadcast would average over other images."""
     if a.shape != b.shape:
         raise ValueError(f"tensors of shape {tuple(a.shape)} and {tuple(b.shape)} cannot be compared")
     dtype = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))
-    return (a.to(dtype) - b.to(dtype)).square().flatten(1).mean(1)
+    return a.to(dtype) - b.to(dtype)
+
+
+def _mean_square(a: Tensor, b: Tensor) -> Tensor:
+    """a, b: (B, *latent); returns (B,)."""
+    return _difference(a, b).square().flatten(1).mean(1)
 
 
 def dsm_loss(v: Tensor, target: Tensor) -> Tensor:
@@ -35,9 +40,9 @@ def self_normalized(a: Tensor, b: Tensor) -> Tensor:
 
     a, b: (B, *latent); returns (B,) fp32 >= 0.
     """
-    square = _mean_square(a, b)
-    size = (a.detach().to(square.dtype) - b.detach().to(square.dtype)).abs().flatten(1).mean(1)
-    return square / size.clamp(min=SMALLEST_ERROR)
+    error = _difference(a, b)
+    size = error.detach().abs().flatten(1).mean(1).clamp(min=SMALLEST_ERROR)
+    return error.square().flatten(1).mean(1) / size
 
 
 def velocity_kl(v: Tensor, v_ref: Tensor) -> Tensor:

@@ -13,19 +13,18 @@ def for_teaching(config: Config) -> Config:
     """Keep the model, the algorithm and the sampler; let people judge, and let the run go on until they stop it.
 
     The rate does not fall, since nobody knows how many answers will come. It is a quarter of the recipe's, and DGPO's
-    KL holds the model closer to its base, since each answer is learned from many times (benchmarks/README.md). That
-    KL belongs to losses that are not divided by their size. The reference is not guided: what nobody judged stays as
-    it is. Every update is evaluated, on a few pictures only, and
-    saved. Prompts of the embedded world are those that leave something to a taste: colours, sizes, places. Its pictures
-    are judged as they are evaluated.
+    KL holds the model closer to its base, since each answer is learned from many times (benchmarks/README.md). Losses
+    are not divided by their size, for that KL was measured without. The reference is not guided: what nobody judged
+    stays as it is. Every update is evaluated, on a few pictures only, and saved. Prompts of the embedded world are
+    those that leave something to a taste: colours, sizes, places. Its pictures are judged as they are evaluated.
     """
     if config.prompts and str(config.prompts).startswith("shapes:"):
         sampling = replace(config.sampling, num_inference_steps=10)
         config = replace(config, prompts="shapes:train:single_object,two_object", sampling=sampling)
     algorithm = config.algorithm
     if isinstance(algorithm, DGPO):
-        if algorithm.self_normalized:
-            algorithm = replace(algorithm, self_normalized=False, beta=100.0, kl_coef=0.1)
+        if algorithm.self_normalized:  # its beta and KL belong to divided losses
+            algorithm = replace(algorithm, self_normalized=False, beta=DGPO.beta, kl_coef=DGPO.kl_coef)
         algorithm = replace(algorithm, kl_coef=max(algorithm.kl_coef, 0.1), ref_guidance_scale=1.0)
     return replace(
         config,
