@@ -289,11 +289,9 @@ def test_other_numbers_of_processes_go_on(straight: Config) -> None:
 def test_a_killed_process_ends_all_and_the_run_goes_on_bit_for_bit(straight: Config) -> None:
     folder = Path(straight.out or "").parent
     config = replace(straight, out=str(folder / "killed"))
-    started = time.monotonic()
     codes = ranks.end(ranks.start(2, ranks.killed, config))
     assert codes[1] == -9
     assert codes[0] not in (0, -9)
-    assert time.monotonic() - started < 60
     assert newest(folder / "killed") == 1
     pair = ranks.start(2, run, config, True)
     pause = random.Random(0).uniform(0.5, 1.5)
@@ -362,10 +360,8 @@ def test_a_failing_reward_of_one_rank_loses_nothing(tiny_folder: Path, tmp_path:
 def test_what_fails_inside_the_network_ends_all(tiny_folder: Path, tmp_path: Path) -> None:
     """The others wait for weights that do not come, until its process has gone; none can save."""
     config = small(tiny_folder, tmp_path / "run", shard="full", checkpoint_every=10)
-    started = time.monotonic()
     codes = ranks.end(ranks.start(2, ranks.out_of_memory, config))
     assert codes == [1, 1]
-    assert time.monotonic() - started < 60
     assert newest(tmp_path / "run") == 0
 
 

@@ -225,9 +225,7 @@ def test_sigterm_waits_for_it(tiny_folder: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_dropped_iteration_waits_for_it(tiny_folder: Path, tmp_path: Path) -> None:
     config = small(tiny_folder, tmp_path / "run", background_saving=True, grace_seconds=6.0)
-    started = time.monotonic()
     assert ranks.end(ranks.start(1, slow_saves.terminated, config)) == [75]
-    assert time.monotonic() - started < 60
     path = checkpoint.latest(tmp_path / "run")
     assert path is not None
     assert checkpoint.iteration_of(path) == 2

@@ -195,11 +195,9 @@ def test_a_signal_and_a_request_are_heard_while_it_waits(config):
 
             threading.Thread(target=soon, daemon=True).start()
 
-    began = time.monotonic()
     result = taught(config, Signals())
     assert result.interrupted
     assert result.iterations == 0
-    assert time.monotonic() - began < 20
     assert newest(Path(config.out)) == 0
 
 
@@ -432,9 +430,9 @@ def test_waiting_for_people_is_no_time_of_training(config):
 
     began = time.perf_counter()
     taught(replace(config, iterations=1), Slow())
-    assert time.perf_counter() - began > 2
+    whole = time.perf_counter() - began
     row = json.loads((Path(config.out) / "metrics.jsonl").read_text())
-    assert row["time/elapsed"] == row["time/iteration"] < 2
+    assert row["time/elapsed"] == row["time/iteration"] < whole - 2
 
 
 def test_the_way_on_is_the_one_with_the_page(config):

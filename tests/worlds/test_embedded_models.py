@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cost import seconds
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from dgpo.data.prompts import load_prompts
 from dgpo.models import EMBEDDED, load_model, locate
 from dgpo.rewards.combine import RewardSet
 from dgpo.worlds.shapes.captions import build_captions, draw_prompts
+from dgpo.worlds.shapes.detector import detect
 from dgpo.worlds.shapes.render import render as render_shapes
 from dgpo.worlds.shapes.scenes import draw as draw_shapes
 from dgpo.worlds.shapes.scenes import requests
@@ -85,6 +87,17 @@ def test_clean_words_survive_the_autoencoder(load) -> None:
     letters = spell(row["text"] for row in load_prompts("words:train").metadata[:96])
     decoded = round_trip(load("tiny-sd3-words"), render_words(draw_words(letters, seeds.generator(1, "round trip"))))
     assert (read(decoded).letters == letters).all(1).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize(("name", "look"), [("tiny-sd3", detect), ("tiny-sd3-words", read)])
+@torch.no_grad()
+def test_a_look_at_images_costs_less_than_one_forward_for_them(name, look, load) -> None:
+    model = load(name)
+    cond = model.encode([PROMPTS[name][0]] * 64)
+    noise = model.init_noise([seeds.generator(0, "test", i) for i in range(64)])
+    images = model.decode(noise)
+    forward = seconds(lambda: model.velocity(noise, torch.full((64,), 0.5), cond))
+    assert seconds(lambda: look(images)) < forward
 
 
 @torch.no_grad()
