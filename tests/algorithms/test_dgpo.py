@@ -195,7 +195,7 @@ def test_self_normalized_errors_are_used_throughout():
     loss, metrics = algorithm.loss(point, v, rollout)
     weight = 1 / (1 + math.exp(-0.1 / 2 * ((1 - 2) - (2 - 4))))
     assert loss.item() == pytest.approx(weight * (1 - 2) / 2)
-    assert (metrics["dsm"].item(), metrics["dsm_ref"].item()) == (1.5, 3.0)
+    assert (metrics["dsm"].item(), metrics["dsm_ref"].item()) == (2.5, 10.0), "metrics are not divided"
     assert metrics["clip_fraction"].item() == 0.0, "the good one's d has fallen by .008, its square by .016"
     (grad,) = torch.autograd.grad(loss, v.policy)
     torch.testing.assert_close(grad, weight * pixels(1 / 2, -1 / 2))  # A (v - target) / size, a mean over two images

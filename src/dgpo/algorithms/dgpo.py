@@ -142,7 +142,8 @@ class DGPO(ForwardProcess, GroupAdvantages):
     def statistic(self, point: TrainPoint, velocities: Velocities, rollout: Rollout) -> Tensor:
         """These rows' share of sum_i A_i (d_i - d_ref_i); returns (num_groups,)."""
         with torch.no_grad():
-            margin = self._error(given(velocities, "policy"), point.target) - self._dsm_ref(point, velocities)
+            v, v_ref = given(velocities, "policy"), given(velocities, self.reference)
+            margin = self._error(v, point.target) - self._error(v_ref, point.target)
             return group_sum(rollout.advantages * margin, rollout.group_index, rollout.num_groups)
 
     def loss(
@@ -150,29 +151,27 @@ class DGPO(ForwardProcess, GroupAdvantages):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`mean_i sigmoid(s_group) A_i d_i + kl_coef mean_i (v - v_ref)^2` over these rows, and its metrics."""
         advantages, group_index = rollout.advantages, rollout.group_index
-        dsm, dsm_ref = self._error(given(velocities, "policy"), point.target), self._dsm_ref(point, velocities)
+        v, v_ref = given(velocities, "policy"), given(velocities, self.reference)
+        d, d_ref = self._error(v, point.target), self._error(v_ref, point.target)
         weight = group_weight(
-            dsm, dsm_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
+            d, d_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
         )[group_index]  # (B,)
-        clipped = self._clipped(dsm, point, velocities, advantages)
-        loss = dgpo_loss(torch.where(clipped, dsm.detach(), dsm), advantages, weight).mean()
-        metrics = {"dsm": dsm, "dsm_ref": dsm_ref, "group_weight": weight, "clip_fraction": clipped}
+        clipped = self._clipped(d, point, velocities, advantages)
+        loss = dgpo_loss(torch.where(clipped, d.detach(), d), advantages, weight).mean()
+        metrics = {"dsm": dsm_loss(v, point.target), "dsm_ref": dsm_loss(v_ref, point.target)}
+        metrics |= {"group_weight": weight, "clip_fraction": clipped}
         if "ref" in self.needs:
-            metrics["kl"] = kl = velocity_kl(given(velocities, "policy"), given(velocities, "ref"))
+            metrics["kl"] = kl = velocity_kl(v, given(velocities, "ref"))
             loss = loss + self.kl_coef * kl.mean()
         return averaged(loss, metrics)
-
-    def _dsm_ref(self, point: TrainPoint, velocities: Velocities) -> Tensor:
-        """d_ref of the weights that `reference` names; returns (B,) without gradient."""
-        return self._error(given(velocities, self.reference), point.target).detach()
 
     def _error(self, v: Tensor, target: Tensor) -> Tensor:
         """d; returns (B,) >= 0."""
         return (self_normalized if self.self_normalized else dsm_loss)(v, target)
 
-    def _clipped(self, dsm: Tensor, point: TrainPoint, velocities: Velocities, advantages: Tensor) -> Tensor:
-        """Images whose dsm gives no gradient; returns (B,) bool."""
+    def _clipped(self, d: Tensor, point: TrainPoint, velocities: Velocities, advantages: Tensor) -> Tensor:
+        """Images whose d gives no gradient; returns (B,) bool."""
         if self.clip_range is None:
-            return torch.zeros_like(dsm, dtype=torch.bool)
-        dsm_old = self._error(given(velocities, "old"), point.target)
-        return dsm_clip_mask(dsm, dsm_old, advantages, self.clip_range)
+            return torch.zeros_like(d, dtype=torch.bool)
+        d_old = self._error(given(velocities, "old"), point.target)
+        return dsm_clip_mask(d, d_old, advantages, self.clip_range)
