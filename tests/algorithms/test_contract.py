@@ -27,6 +27,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the defaults
         {"shared_t": False, "shared_noise": False},
         {"reference": "old", "std": "group"},
         {"self_normalized": True},
+        {"beta": 0.0, "shared_t": False},
     ],
     "flow_grpo": [
         {"clip_range": 0.2},
@@ -50,6 +51,9 @@ NEEDS: list[tuple[str, dict[str, Any], set[str]]] = [
     ("dgpo", {"kl_coef": 0.0, "clip_range": None, "reference": "old"}, {"old"}),
     ("dgpo", {"kl_coef": 0.0, "reference": "old"}, {"old"}),
     ("dgpo", {"reference": "old", "clip_range": None}, {"ref", "old"}),
+    ("dgpo", {"beta": 0.0, "clip_range": None}, {"ref"}),
+    ("dgpo", {"beta": 0.0, "kl_coef": 0.0}, {"old"}),
+    ("dgpo", {"beta": 0.0, "kl_coef": 0.0, "reference": "old", "clip_range": None}, set()),
     ("dgpo", {"ref_guidance_scale": 4.5, "clip_range": None}, {"ref"}),
     ("flow_grpo", {"kl_coef": 0.04}, {"ref"}),
     ("flow_grpo", {"kl_coef": 0.0}, set()),

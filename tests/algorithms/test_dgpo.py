@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import SPLITS, first_point, gradient_in_parts, make_rollout, make_velocities, of_latents, randn
+from made import SPLITS, first_point, gradient, gradient_in_parts, make_rollout, make_velocities, of_latents, randn
 
 from dgpo.algorithms.base import Algorithm
 from dgpo.algorithms.dgpo import DGPO, dgpo_loss, group_weight
@@ -205,6 +205,26 @@ def test_self_normalized_errors_are_used_throughout():
     assert totals == [(1 - 2) - (2 - 4), (1 - 4) - (4 - 16)]
 
 
+def test_with_beta_0_each_group_weighs_half_and_nothing_else_is_asked_for():
+    """The limit of a small beta, without d_ref and without sums over groups."""
+    rollout = make_rollout()
+    point = first_point(rollout, DGPO())
+    v = make_velocities(point)
+    none, little = (DGPO(beta=beta, kl_coef=0.0, clip_range=None) for beta in (0.0, 1e-12))
+    assert (none.needs, none.couples_group) == (frozenset(), False)
+    loss, metrics = none.loss(point, v._replace(ref=None, old=None), rollout)
+    expected, _ = little.loss(point, v, rollout)
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    assert loss == (rollout.advantages * dsm_loss(v.policy, point.target)).mean() / 2
+    assert metrics["group_weight"] == 0.5
+    assert metrics.keys() == {"loss", "dsm", "group_weight", "clip_fraction"}
+    torch.testing.assert_close(
+        gradient(none, point, v, rollout), gradient(little, point, v, rollout), rtol=1e-9, atol=1e-15
+    )
+    assert DGPO(beta=0.0, clip_range=None).needs == {"ref"}, "for the KL"
+    assert DGPO(beta=0.0, kl_coef=0.0, reference="old").needs == {"old"}, "for the clip"
+
+
 def test_where_the_policy_is_the_reference_each_group_weighs_half():
     rollout = make_rollout()
     point = first_point(rollout, DGPO())
@@ -365,7 +385,7 @@ def test_the_defaults_are_the_papers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"beta": 0.0}, "beta=0.0"),
+        ({"beta": -1.0}, "beta=-1.0"),
         ({"beta": math.nan}, "beta=nan"),
         ({"kl_coef": -1.0}, "kl_coef=-1.0"),
         ({"clip_range": 0.0}, "clip_range=0.0"),

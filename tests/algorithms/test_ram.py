@@ -47,9 +47,9 @@ def test_the_gradient_is_a_pull_to_the_reference_and_a_policy_gradient():
 
 
 def test_it_is_dgpo_without_group_weight_and_clip():
-    """Whose surrogate has a weight of 1/2 where beta is 0, and the KL that corresponds to lambda."""
+    """Whose groups weigh 1/2 where beta is 0, and the KL that corresponds to lambda."""
     algorithm, rollout, point, v = moved(sampler_weights="policy")
-    dgpo = DGPO(beta=1e-12, kl_coef=1 / (2 * 3), clip_range=None)
+    dgpo = DGPO(beta=0.0, kl_coef=1 / (2 * 3), clip_range=None)
     expected = 2 * 3 * gradient(dgpo, point, v, rollout)
     torch.testing.assert_close(gradient(algorithm, point, v, rollout), expected, rtol=1e-8, atol=1e-14)
 

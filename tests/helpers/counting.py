@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import REWARDS, colour, run, small
 
-from dgpo import AWM, CRD, RAM, Config, DiffusionDPO, DiffusionNFT, FlowGRPO, Sampling, distributed
+from dgpo import AWM, CRD, DGPO, RAM, Config, DiffusionDPO, DiffusionNFT, FlowGRPO, Sampling, distributed
 from dgpo.models.pipeline import PipelineModel
 from dgpo.rewards.base import Reward
 from dgpo.training import running, sources, update
@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "guided reference": {"mode": "cfg-free, frozen ref"},
     "reference old": {"mode": "cfg-free, dynamic ref", "updates_per_rollout": 2},
     "parts of a group": {"micro_batch_size": 3},
+    "parts of a group that is never switched off": {"algorithm": DGPO(**OF_GROUP, beta=0.0), "micro_batch_size": 3},
     "one image at a time": {"micro_batch_size": 1, "noise_scale_every": 1},
     "a whole group and a bit": {"micro_batch_size": 5, "num_groups": 3},
     "half of the images": {"train_images": 2, "micro_batch_size": 5, "noise_scale_every": 1},

@@ -69,7 +69,7 @@ class DGPO(ForwardProcess, GroupAdvantages):
     """The paper's constants. The defaults are its mode with guided rollouts, as set for text rendering."""
 
     beta: float = 100.0
-    """In s = beta / group_size * sum A (d - d_ref): how sharply groups already ordered right are switched off; > 0."""
+    """In s = beta / group_size * sum A (d - d_ref): how sharply groups in order are switched off; >= 0, 0 is never."""
 
     kl_coef: float = 0.02
     """Weight of mean (v - v_ref)^2, which holds the policy to the frozen reference; >= 0, 0 is none."""
@@ -102,7 +102,7 @@ class DGPO(ForwardProcess, GroupAdvantages):
         ForwardProcess.__post_init__(self)
         GroupAdvantages.__post_init__(self)
         require_known(self, "reference", ("ref", "old"))
-        require(self.beta > 0, f"beta={self.beta} would ignore or reverse the preference; it must be above 0.")
+        require(self.beta >= 0, f"beta={self.beta} would switch off the wrong groups; 0 switches off none.")
         require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} would reward leaving the reference; 0 switches the KL off.")
         require(
             self.clip_range is None or self.clip_range > 0,
@@ -118,14 +118,14 @@ class DGPO(ForwardProcess, GroupAdvantages):
     @property
     def needs(self) -> frozenset[str]:
         """The weight sets evaluated at a point: "ref" for the KL or d_ref, "old" for the clip or d_ref."""
-        ref = self.kl_coef > 0 or self.reference == "ref"
-        old = self.clip_range is not None or self.reference == "old"
+        ref = self.kl_coef > 0 or (self.couples_group and self.reference == "ref")
+        old = self.clip_range is not None or (self.couples_group and self.reference == "old")
         return frozenset(name for name, needed in (("ref", ref), ("old", old)) if needed)
 
     @property
     def couples_group(self) -> bool:
-        """sigmoid(s) needs the sum over a whole group."""
-        return True
+        """sigmoid(s) needs the sum over a whole group, unless beta = 0 makes it 1/2."""
+        return self.beta > 0
 
     def rollout_weights(self, iteration: int) -> Literal["policy", "old"]:
         """Who samples the rollout of this iteration, counted from 0."""
@@ -150,20 +150,28 @@ class DGPO(ForwardProcess, GroupAdvantages):
         self, point: TrainPoint, velocities: Velocities, rollout: Rollout, reduce: Reduce = identity
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`mean_i sigmoid(s_group) A_i d_i + kl_coef mean_i (v - v_ref)^2` over these rows, and its metrics."""
-        advantages, group_index = rollout.advantages, rollout.group_index
-        v, v_ref = given(velocities, "policy"), given(velocities, self.reference)
-        d, d_ref = self._error(v, point.target), self._error(v_ref, point.target)
-        weight = group_weight(
-            d, d_ref, advantages, group_index, rollout.num_groups, self.beta, reduce, rollout.group_sizes
-        )[group_index]  # (B,)
+        v, advantages = given(velocities, "policy"), rollout.advantages
+        d, dsm = self._error(v, point.target), dsm_loss(v, point.target)
+        weight = self._group_weight(d, point, velocities, rollout, reduce)
         clipped = self._clipped(d, point, velocities, advantages)
         loss = dgpo_loss(torch.where(clipped, d.detach(), d), advantages, weight).mean()
-        metrics = {"dsm": dsm_loss(v, point.target), "dsm_ref": dsm_loss(v_ref, point.target)}
-        metrics |= {"group_weight": weight, "clip_fraction": clipped}
+        metrics = {"dsm": dsm, "group_weight": weight, "clip_fraction": clipped}
+        if self.couples_group:
+            metrics["dsm_ref"] = dsm_loss(given(velocities, self.reference), point.target)
         if "ref" in self.needs:
             metrics["kl"] = kl = velocity_kl(v, given(velocities, "ref"))
             loss = loss + self.kl_coef * kl.mean()
         return averaged(loss, metrics)
+
+    def _group_weight(
+        self, d: Tensor, point: TrainPoint, velocities: Velocities, rollout: Rollout, reduce: Reduce
+    ) -> Tensor:
+        """sigmoid(s) of each image's group; returns (B,) without gradient."""
+        if not self.couples_group:
+            return torch.full_like(d.detach(), 0.5)
+        d_ref = self._error(given(velocities, self.reference), point.target)
+        index, count, sizes = rollout.group_index, rollout.num_groups, rollout.group_sizes
+        return group_weight(d, d_ref, rollout.advantages, index, count, self.beta, reduce, sizes)[index]
 
     def _error(self, v: Tensor, target: Tensor) -> Tensor:
         """d; returns (B,) >= 0."""
