@@ -90,12 +90,18 @@ def _train_row(rng: np.random.Generator, i: int, learned: float, gain: float) ->
         "time/update": 7.9 + 0.1 * rng.normal(),
         "time/iteration": 12.6,
         "time/elapsed": 14.0 * i + 20,
+        "train/forwards": 1200 * i,
     }
     return row | ({"train/grad_noise_scale": 70 * float(np.exp(0.6 * rng.normal()))} if i % 3 == 0 else {})
 
 
 def _eval_row(rng: np.random.Generator, i: int, learned: float, gain: float) -> dict[str, float]:
-    row: dict[str, float] = {"iteration": i, "time/elapsed": 14.0 * i + 20, "time/eval": 9.0}
+    row: dict[str, float] = {
+        "iteration": i,
+        "time/elapsed": 14.0 * i + 20,
+        "time/eval": 9.0,
+        "train/forwards": 1200 * i,
+    }
     for name, base, share in (("seen", 0.5, 1.0), ("unseen", 0.42, 0.7)):
         tasks = [float(np.clip(base + d + share * gain * learned, 0, 1)) for d in (0.3, 0.1, -0.15, 0.2, -0.2, -0.1)]
         scores = {"shapes": np.mean(tasks) + 0.15, "shapes_strict": np.mean(tasks)}

@@ -57,10 +57,12 @@ def test_the_page_shows_both_runs_and_stands_alone(pair: list[Path], tmp_path: P
         "compared with a",
         "shapes_strict on unseen",
         "over iterations",
-        "seconds of training",
+        "over thousand network forwards",
+        "over seconds of training",
         "optimizer.lr",
     ):
         assert words in reader.words
+    assert re.search(r"<td>network forwards</td>.*?4,800.*?4,800.*?</tr>", text)
     with pytest.raises(UserError, match=r"page\.html exists and is not replaced; choose another --out"):
         compare(pair, page)
     assert page.read_text(encoding="utf-8") == text
@@ -74,14 +76,32 @@ def test_every_score_is_drawn_for_all_runs_in_the_same_charts(pair: list[Path]) 
     }
     assert [panel.kind for panel in drawn] == ["trained"] * 4 + [panel.kind for panel in drawn[4:]]
     for panel in drawn:
-        assert [label for label, _ in panel.charts] == ["over iterations", "over seconds of training"]
+        axes = ["over iterations", "over thousand network forwards", "over seconds of training"]
+        assert [label for label, _ in panel.charts] == axes
         for _, svg in panel.charts:
             assert re.findall(r'font-weight="bold" fill="var\((--series-\d)\)">(\w)<', svg) in (
                 [("--series-1", "a"), ("--series-2", "b")],
                 [("--series-2", "b"), ("--series-1", "a")],
             )
-    (point, *_) = re.findall(r"<title>(\S+): ", drawn[0].charts[1][1])
-    assert float(point) == read_log(pair[0] / "metrics.jsonl").series("time/elapsed")[0].value
+    log = read_log(pair[0] / "metrics.jsonl")
+    for chart, key, unit in ((1, "train/forwards", 1000), (2, "time/elapsed", 1)):
+        points = [float(point) for point in re.findall(r"<title>(\S+): ", drawn[0].charts[chart][1])]
+        evaluated = [p.value / unit for p in log.series(key) if p.iteration % 2 == 0]
+        assert points[: len(evaluated)] == evaluated
+
+
+def test_a_run_of_before_forwards_were_counted_has_the_other_axes(pair: list[Path]) -> None:
+    path = pair[1] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"train/forwards"', '"train/other"'))
+    runs = read_runs(pair)
+    (panel, *_) = curves(runs, common_scores(runs, common_sets(runs)))
+    names = [re.findall(r'font-weight="bold"[^>]*>(\w)<', svg) for _, svg in panel.charts]
+    assert [sorted(found) for found in names] == [["a", "b"], ["a"], ["a", "b"]]
+    assert re.search(r"<td>network forwards</td>.*?4,800.*?–.*?</tr>", render(runs))
+    for run in runs:
+        run.log.columns.pop("train/forwards", None)
+    (panel, *_) = curves(runs, common_scores(runs, common_sets(runs)))
+    assert [label for label, _ in panel.charts] == ["over iterations", "over seconds of training"]
 
 
 def test_a_difference_is_the_runs_own_paired_statistic(pair: list[Path]) -> None:

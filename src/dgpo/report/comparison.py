@@ -32,7 +32,7 @@ from dgpo.report.several import (
 )
 from dgpo.report.templates import template
 from dgpo.report.words import number
-from dgpo.run.metric_names import EvalName
+from dgpo.run.metric_names import FORWARDS, EvalName
 from dgpo.utils.files import whole
 
 LONGEST = 16
@@ -146,12 +146,13 @@ def _change(first: Run, other: Run, name: EvalName, paired: Mapping[str, float])
 
 
 def curves(runs: Sequence[Run], names: Sequence[EvalName]) -> Iterator[Curves]:
-    """Each score over iterations and over training time; one point of each run makes no curve."""
-    longest = max(run.log.elapsed() or 0.0 for run in runs)
-    seconds, unit = next((size, unit) for size, unit in _UNITS if longest >= 3 * size or size == 1)
+    """Each score over iterations, network forwards and training time; one point of each run makes no curve."""
+    forwards, many = _unit(max(run.log.forwards() or 0.0 for run in runs), _COUNTS)
+    seconds, time = _unit(max(run.log.elapsed() or 0.0 for run in runs), _TIMES)
     axes: list[tuple[str, Callable[[Run, Point], float | None]]] = [
         ("iterations", lambda run, point: point.iteration),
-        (f"{unit} of training", lambda run, point: _elapsed(run, point, seconds)),
+        (f"{many}network forwards", lambda run, point: _there(run, point, FORWARDS, forwards)),
+        (f"{time} of training", lambda run, point: _there(run, point, "time/elapsed", seconds)),
     ]
     for name in names:
         if max(len(run.log.series(name.key)) for run in runs) > 1:
@@ -162,13 +163,19 @@ def curves(runs: Sequence[Run], names: Sequence[EvalName]) -> Iterator[Curves]:
             yield Curves(name, kind(name.score, is_in_domain(name.score, runs[0].config)), charts)
 
 
-_UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+_COUNTS = ((1_000_000, "million "), (1_000, "thousand "), (1, ""))
+_TIMES = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
-def _elapsed(run: Run, point: Point, unit: float) -> float | None:
-    """Training time at an evaluation, in units of so many seconds; None where it was not logged."""
-    seconds = dict(run.log.series("time/elapsed")).get(point.iteration)
-    return None if seconds is None else seconds / unit
+def _unit(longest: float, units: Sequence[tuple[int, str]]) -> tuple[int, str]:
+    """The largest unit that an axis has at least three of, or the smallest; and its name."""
+    return next((size, name) for size, name in units if longest >= 3 * size or size == 1)
+
+
+def _there(run: Run, point: Point, key: str, unit: int) -> float | None:
+    """What a metric was at an evaluation, in units of so many; None where it was not logged."""
+    value = dict(run.log.series(key)).get(point.iteration)
+    return None if value is None else value / unit
 
 
 def _line(run: Run, name: EvalName, at: Callable[[Run, Point], float | None]) -> Line:

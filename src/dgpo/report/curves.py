@@ -175,7 +175,8 @@ def _draw(line: Line, curve: list[float], x: _Axis, y: _Axis, log_scale: bool) -
     yield _path(across, map(y, curve), f'stroke="{colour}" stroke-width="2"{dashes}')
     if curve == raw and len(raw) <= FEW:
         for (at, value), place in zip(line.points, across):
-            tip = f"<title>{at:,.0f}: {number(value)}</title>"
+            there = f"{at:,.0f}" if at == round(at) else number(at)
+            tip = f"<title>{there}: {number(value)}</title>"
             yield f'<circle cx="{place:.1f}" cy="{y(value):.1f}" r="2.5" fill="{colour}">{tip}</circle>'
 
 

@@ -67,6 +67,10 @@ class Log:
         keys = [key for key in self.columns if key.startswith("train/") and key != FORWARDS]
         return len({point.iteration for key in keys for point in self.columns[key]})
 
+    def forwards(self) -> float | None:
+        """Network forwards of training so far, each of one image, a backward as two; None where no row tells."""
+        return max((point.value for point in self.series(FORWARDS)), default=None)
+
     def elapsed(self) -> float | None:
         """Seconds of wall time so far, None where no row tells."""
         return max((point.value for point in self.series("time/elapsed")), default=None)
