@@ -187,7 +187,7 @@ def _line(run: Run, name: EvalName, at: Callable[[Run, Point], float | None]) ->
 def _chart(lines: Iterable[Line], label: str) -> Markup:
     shown = [line for line in lines if line.points]
     room = 16 + 0.6 * FONT * max(len(line.name) for line in shown)
-    return chart(shown, label, share=None, frame=Frame(width=400, height=210, left=36, right=room, bottom=18))
+    return chart(shown, label, share=None, frame=Frame(width=340, height=190, left=36, right=room, bottom=18))
 
 
 def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
