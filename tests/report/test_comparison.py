@@ -57,7 +57,7 @@ def test_the_page_shows_both_runs_and_stands_alone(pair: list[Path], tmp_path: P
         "compared with a",
         "shapes_strict on unseen",
         "over iterations",
-        "over thousand network forwards",
+        "over thousands of network forwards",
         "over seconds of training",
         "optimizer.lr",
     ):
@@ -76,7 +76,7 @@ def test_every_score_is_drawn_for_all_runs_in_the_same_charts(pair: list[Path]) 
     }
     assert [panel.kind for panel in drawn] == ["trained"] * 4 + [panel.kind for panel in drawn[4:]]
     for panel in drawn:
-        axes = ["over iterations", "over thousand network forwards", "over seconds of training"]
+        axes = ["over iterations", "over thousands of network forwards", "over seconds of training"]
         assert [label for label, _ in panel.charts] == axes
         for _, svg in panel.charts:
             assert re.findall(r'font-weight="bold" fill="var\((--series-\d)\)">(\w)<', svg) in (

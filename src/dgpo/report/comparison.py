@@ -163,7 +163,7 @@ def curves(runs: Sequence[Run], names: Sequence[EvalName]) -> Iterator[Curves]:
             yield Curves(name, kind(name.score, is_in_domain(name.score, runs[0].config)), charts)
 
 
-_COUNTS = ((1_000_000, "million "), (1_000, "thousand "), (1, ""))
+_COUNTS = ((1_000_000, "millions of "), (1_000, "thousands of "), (1, ""))
 _TIMES = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
