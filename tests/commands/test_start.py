@@ -71,7 +71,7 @@ def test_what_needs_no_model_is_answered_without_torch(words: str, code: int, sa
         ("train tiny --iterations -4", 2, "iterations=-4 cannot work"),
         ("train tiny --iterations many", 2, "invalid"),
         ("train tiny --learning-rte 1", 2, "unknown field 'learning_rte'"),
-        ("train tiny --algorithm.beta 0", 2, "beta=0.0 would ignore"),
+        ("train tiny --algorithm.beta -1", 2, "beta=-1.0 would switch off the wrong groups"),
         ("train tiny --algorithm diffusion_dpo --algorithm.beta 0", 2, "beta=0.0 would ignore"),
         ("train tinny", 2, "Did you mean 'tiny'?"),
         ("plan tiny --group-size 1", 2, "group_size=1 cannot work"),
