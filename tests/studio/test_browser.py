@@ -85,7 +85,7 @@ def test_the_list_is_filtered_and_runs_are_compared(serve, visit, folder: Path):
     compare.click()
     expect(page.get_by_role("heading", name="2 runs compared")).to_be_visible()
     expect(page.locator("main .sub").first).to_contain_text("second, which was named first")
-    expect(page.locator(".grid.wide svg").first).to_be_visible()
+    expect(page.locator(".grid svg").first).to_be_visible()
     # the page's policy forbids wait_for_function
     until(lambda: page.evaluate("[...document.images].slice(0, 4).every((image) => image.naturalWidth > 0)"))
 
