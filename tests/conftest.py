@@ -10,6 +10,8 @@ import pytest
 from diffusers.utils import logging
 from transformers.utils import logging as transformers_logging
 
+from dgpo.config import Config
+
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
@@ -19,6 +21,19 @@ def users_modules_are_forgotten() -> Iterator[None]:
     """Tests of commands and docs write a my_rewards.py each: none may find another's."""
     yield
     sys.modules.pop("my_rewards", None)
+
+
+@pytest.fixture
+def would_train(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs that `dgpo train` would run. It is interrupted before anything is, so it exits with 130."""
+    seen: list[Config] = []
+
+    def record(config: Config, **_: object) -> None:
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dgpo.training.loop.train", record)
+    return seen
 
 
 @pytest.fixture(scope="session")

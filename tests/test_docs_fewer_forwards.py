@@ -22,20 +22,6 @@ def per_image(config: Config) -> float:
     return network_forwards(config) / (config.num_groups * config.group_size)
 
 
-@pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configs that would train."""
-    seen: list[Config] = []
-
-    def record(config: Config, **_: object) -> None:
-        seen.append(config)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dgpo.training.loop.train", record)
-    monkeypatch.chdir(tmp_path)
-    return seen
-
-
 @pytest.mark.parametrize(("name", "forwards", "of_parts"), COUNTS)
 def test_the_forwards_of_a_recipe_are_counted(name: str, forwards: str, of_parts: str) -> None:
     assert per_image(recipe(name)) == int(forwards)
@@ -43,9 +29,12 @@ def test_the_forwards_of_a_recipe_are_counted(name: str, forwards: str, of_parts
 
 
 @pytest.mark.parametrize(("line", "forwards"), COMMANDS)
-def test_the_commands_take_the_forwards_that_are_told(line: str, forwards: str, trained: list[Config]) -> None:
+def test_the_commands_take_the_forwards_that_are_told(
+    line: str, forwards: str, would_train: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["train", *shlex.split(line)]) == 130
-    assert per_image(trained[0]) == int(forwards)
+    assert per_image(would_train[0]) == int(forwards)
 
 
 def test_all_of_the_page_is_looked_at() -> None:

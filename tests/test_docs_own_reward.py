@@ -38,21 +38,16 @@ def test_the_reward_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.parametrize("line", re.findall(r"^dgpo train .*", TEXT, re.MULTILINE))
-def test_the_command_trains_the_same_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Config] = []
-
-    def record(config: Config, **_: object) -> None:
-        seen.append(config)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dgpo.training.loop.train", record)
+def test_the_command_trains_the_same_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, would_train: list[Config]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my_rewards.py").write_text(SNIPPETS[0], encoding="utf-8")
     Path("my_prompts.txt").write_text("a circle\n", encoding="utf-8")
     assert cli.main(shlex.split(line)[1:]) == 130
-    assert seen[0].rewards == {"my_rewards:warm": 1.0}
-    assert seen[0].eval_prompts == {"mine": "my_prompts.txt"}
-    assert (seen[0].iterations, seen[0].num_groups, seen[0].group_size) == (8, 4, 8)
+    assert would_train[0].rewards == {"my_rewards:warm": 1.0}
+    assert would_train[0].eval_prompts == {"mine": "my_prompts.txt"}
+    assert (would_train[0].iterations, would_train[0].num_groups, would_train[0].group_size) == (8, 4, 8)
 
 
 def test_the_runs_of_the_tutorial_have_folders_of_their_own() -> None:

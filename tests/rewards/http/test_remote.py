@@ -13,7 +13,7 @@ import torch
 from fake_http import Asked, Reply, answering, serving
 
 from dgpo.commands import main as cli
-from dgpo.config import Config, load_yaml, save_yaml
+from dgpo.config import load_yaml, save_yaml
 from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
 from dgpo.rewards.base import RewardError, call_reward, check_metadata, reads_side, requires
@@ -83,18 +83,11 @@ def test_png_scores_are_those_of_8_bits():
     assert not torch.equal(scores["it"], call(mine)["it"])
 
 
-def test_an_address_is_a_name_wherever_rewards_are_named(tmp_path, monkeypatch):
-    seen: list[Config] = []
-
-    def record(config: Config, **_: object) -> None:
-        seen.append(config)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("dgpo.training.loop.train", record)
+def test_an_address_is_a_name_wherever_rewards_are_named(tmp_path, would_train):
     with serving(mine) as one, serving(mine) as two, serving(mine, "other") as three:
         pool = f"{one},{two}"
         assert cli.main(["train", "--rewards", f"{pool}=0.5", "redness=2", "--eval-rewards", three]) == 130
-        save_yaml(seen[0], tmp_path / "config.yaml")
+        save_yaml(would_train[0], tmp_path / "config.yaml")
         config = load_yaml(tmp_path / "config.yaml")
         assert config.rewards == {pool: 0.5, "redness": 2}
         scores, total = RewardSet(config.rewards, watched=config.eval_rewards)(IMAGES, PROMPTS, METADATA)
