@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers.utils import logging
 from transformers.utils import logging as transformers_logging
 
@@ -14,6 +15,7 @@ from dgpo.config import Config
 
 logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
+torch.set_num_threads(1)  # sums round otherwise with more: a bare `pytest` compares the same bits as `make test`
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,8 @@ from dgpo.utils.late import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dgpo.core.solvers import Noise
+
 
 def take(rows: Tensor, index: slice | Tensor) -> Tensor:
     """Some rows; `index` may lie on another device, for a rollout keeps its pictures and scores on the CPU."""
@@ -20,7 +22,7 @@ class Sde(NamedTuple):
     """How a stochastic rollout is sampled: which of the grid's steps get noise, and how much."""
 
     noise_level: float  # > 0
-    constant: bool  # whether noise_level is the noise's own rate, else it multiplies sqrt(t / (1 - t))
+    noise: Noise  # what noise_level is the level of
     window: range  # the steps with noise, counted from 0; Euler's elsewhere
 
 
@@ -28,7 +30,7 @@ class Trajectory(NamedTuple):
     """The stochastic sampler's path, kept only for policy-gradient algorithms."""
 
     latents: Tensor  # (B, S + 1, *latent) fp32, latents[:, 0] is the initial noise
-    log_probs: Tensor  # (B, S) fp32, mean over latent elements of each step's Gaussian log density
+    log_probs: Tensor  # (B, S) fp32, `step_log_prob` of each step
     sde: Sde
 
     def rows(self, index: slice | Tensor) -> Trajectory:

@@ -33,6 +33,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {  # beside the defaults
         {"clip_range": 0.2},
         {"window": 3, "window_shift_every": 1},
         {"constant_noise": True},
+        {"sde_type": "cps"},
         {"kl": "transition"},
     ],
     "awm": [{"kl_coef": 0.3}],
@@ -99,7 +100,7 @@ def rollout_of(algorithm: Algorithm) -> Rollout:
         return rollout
     streams, sigmas = [generator(0, "path", row) for row in range(12)], flow_sigmas(STEPS).double()
     x0, latents, log_probs = sde_solve(
-        sampled_velocity, randn(12, *LATENT, key=6), sigmas, streams, sde.noise_level, sde.window, sde.constant
+        sampled_velocity, randn(12, *LATENT, key=6), sigmas, streams, sde.noise_level, sde.window, sde.noise
     )
     return rollout._replace(sigmas=sigmas, x0=x0, trajectory=Trajectory(latents, log_probs, sde))
 

@@ -26,7 +26,7 @@ def sampled(algorithm: FlowGRPO) -> Rollout:
     streams = [generator(0, "path", row) for row in range(12)]
     noise = randn(12, *LATENT, key=6)
     x0, latents, log_probs = sde_solve(
-        sampled_velocity, noise, rollout.sigmas, streams, sde.noise_level, sde.window, sde.constant
+        sampled_velocity, noise, rollout.sigmas, streams, sde.noise_level, sde.window, sde.noise
     )
     return rollout._replace(x0=x0, trajectory=Trajectory(latents, log_probs, sde))
 
@@ -58,7 +58,7 @@ def test_hand_computed(kl, variance):
         t_next=torch.tensor([0.6, 0.6], dtype=torch.float64),
         log_prob=torch.tensor([log_prob - 0.1] * 2, dtype=torch.float64),  # the ratio is exp(.1) = 1.105
     )
-    trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), Sde(0.7, False, range(1)))
+    trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), Sde(0.7, "sde", range(1)))
     rollout = make_rollout(1, 2)._replace(advantages=torch.tensor([2.0, -1.0]).double(), trajectory=trajectory)
     velocities = Velocities(policy=column(-1.0, -1.0), ref=column(-0.5, -0.5))  # the reference's mean is 1.6345
     loss, metrics = FlowGRPO(clip_range=0.05, kl_coef=0.04, kl=kl).loss(point, velocities, rollout)
@@ -72,6 +72,31 @@ def test_hand_computed(kl, variance):
     }
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-9)
     assert {name: metric.item() for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kl", ["authors", "transition"])
+def test_hand_computed_with_coefficients_preserving_sampling(kl):
+    """t = .8, t_next = .6, x = 2, x_next = 1.7, and a third of a right angle is drawn anew: std = .6 / 2 = .3.
+    x0 = 2 - .8 v and eps = 2 + .2 v, so the mean is .4 x0 + .6 sqrt(.75) eps."""
+    column = lambda *values: torch.tensor(values, dtype=torch.float64).reshape(-1, 1)
+    mean, mean_ref = (0.4 * (2 - 0.8 * v) + 0.6 * math.sqrt(0.75) * (2 + 0.2 * v) for v in (-1.0, -0.5))
+    log_prob = -((1.7 - mean) ** 2)
+    point = TrainPoint(
+        x_t=column(2.0, 2.0),
+        t=torch.tensor([0.8, 0.8], dtype=torch.float64),
+        target=column(1.7, 1.7),
+        t_next=torch.tensor([0.6, 0.6], dtype=torch.float64),
+        log_prob=torch.tensor([log_prob - 0.1] * 2, dtype=torch.float64),  # the ratio is exp(.1) = 1.105
+    )
+    trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), Sde(1 / 3, "cps", range(1)))
+    rollout = make_rollout(1, 2)._replace(advantages=torch.tensor([2.0, -1.0]).double(), trajectory=trajectory)
+    velocities = Velocities(policy=column(-1.0, -1.0), ref=column(-0.5, -0.5))
+    algorithm = FlowGRPO(sde_type="cps", noise_level=1 / 3, clip_range=0.05, kl_coef=0.04, kl=kl)
+    loss, metrics = algorithm.loss(point, velocities, rollout)
+    divergence = (mean - mean_ref) ** 2 / (2 * 0.3**2)
+    assert metrics["kl"].item() == pytest.approx(divergence, rel=1e-6), "over the step's own variance, either way"
+    assert metrics["ratio"].item() == pytest.approx(math.exp(0.1), rel=1e-6)
+    assert loss.item() == pytest.approx((-2 * 1.05 + math.exp(0.1)) / 2 + 0.04 * divergence, rel=1e-9)
 
 
 def test_at_ratio_one_it_is_the_policy_gradient():
@@ -104,7 +129,8 @@ def test_the_authors_kl_leaves_out_the_length_of_the_step(constant):
         v = Velocities(own.clone().requires_grad_(), ref=own + 0.1 * randn(*own.shape, key=8))
         t, t_next = point.t[0].item(), point.t_next[0].item()
         rate = 0.7 if constant else 0.7 * math.sqrt(t / (1 - (t_next if t > 0.998 else t)))
-        mean, mean_ref = (sde_moments(point.x_t, u, point.t, point.t_next, 0.7, constant)[0] for u in (v.policy, v.ref))
+        noise = "constant" if constant else "sde"
+        mean, mean_ref = (sde_moments(point.x_t, u, point.t, point.t_next, 0.7, noise)[0] for u in (v.policy, v.ref))
         kl = algorithm.loss(point, v, rollout)[1]["kl"].item()
         assert kl == pytest.approx(((mean - mean_ref) ** 2).mean().item() / (2 * rate**2), rel=1e-6)
         factors.append(exact.loss(point, v, rollout)[1]["kl"].item() / kl)
@@ -146,7 +172,7 @@ def test_points_are_the_noisy_steps_of_the_path(settings, steps):
         assert (point.log_prob != 0).all(), "Euler's steps have no density"
 
 
-@pytest.mark.parametrize("settings", [{"constant_noise": True}, {"noise_level": 0.3}])
+@pytest.mark.parametrize("settings", [{"constant_noise": True}, {"noise_level": 0.3}, {"sde_type": "cps"}])
 def test_training_uses_the_samplers_own_noise(settings):
     """Otherwise the ratio on the first update is not 1."""
     algorithm = FlowGRPO(**settings)
@@ -160,7 +186,9 @@ def windows(algorithm, iterations=300, num_steps=10):
 
 
 def test_without_a_window_all_steps_but_the_last_have_noise():
-    assert FlowGRPO(noise_level=0.5, constant_noise=True).sampler(4, 10, generator(0, "a")) == Sde(0.5, True, range(9))
+    assert FlowGRPO(noise_level=0.5, constant_noise=True).sampler(4, 10, generator(0, "a")) == Sde(
+        0.5, "constant", range(9)
+    )
     assert FlowGRPO(timestep_fraction=1.0).sampler(0, 10, generator(0, "a")).window == range(10)
     assert FlowGRPO(timestep_fraction=0.5).sampler(0, 10, generator(0, "a")).window == range(5)
 
@@ -184,6 +212,7 @@ def test_a_sliding_window_moves_from_the_noisiest_step_on_and_begins_anew():
         ({}, 1, r"timestep_fraction=0.99 of sampling.num_inference_steps=1 leaves no step"),
         ({"window": 3}, 3, r"window=3 is longer than the 2 steps it may lie in, of sampling.num_inference_steps=3"),
         ({"window": 4, "timestep_fraction": 0.3}, 10, "window=4 is longer than the 3 steps"),
+        ({"sde_type": "cps", "timestep_fraction": 1.0}, 10, "the last step of sde_type=cps has no noise"),
     ],
 )
 def test_a_sampler_with_too_few_steps_is_refused(settings, num_steps, message):
@@ -194,6 +223,7 @@ def test_a_sampler_with_too_few_steps_is_refused(settings, num_steps, message):
 def test_steps_that_suffice_are_accepted():
     FlowGRPO().check_sampling(2)
     FlowGRPO(timestep_fraction=1.0).check_sampling(1)
+    FlowGRPO(sde_type="cps").check_sampling(2)
     FlowGRPO(window=2, window_end=2).check_sampling(3)
 
 
@@ -215,6 +245,9 @@ def test_what_the_loop_is_told():
     ("settings", "message"),
     [
         ({"noise_level": 0.0}, "noise_level=0.0 makes the sampler deterministic"),
+        ({"sde_type": "ode"}, "sde_type='ode' is not known; use one of sde, cps"),
+        ({"sde_type": "cps", "noise_level": 1.2}, "noise_level=1.2 is the share of noise that sde_type=cps draws anew"),
+        ({"sde_type": "cps", "constant_noise": True}, "constant_noise=True is a rate of the SDE's noise"),
         ({"clip_range": 0.0}, "clip_range=0.0"),
         ({"kl_coef": -1.0}, "kl_coef=-1.0"),
         ({"kl": "exact"}, "kl='exact' is not known; use one of authors, transition"),

@@ -25,6 +25,7 @@ PEERS = {  # the algorithm and its optimizer steps on one rollout
     "crd": (CRD(), 1),
 }
 SLIDING = FlowGRPO(clip_range=0.2, kl_coef=0.2, window=4, window_shift_every=2, constant_noise=True)
+CPS = FlowGRPO(clip_range=0.2, kl_coef=0.2, window=3, window_end=5, sde_type="cps", noise_level=0.8)
 BASE = 0.2
 
 
@@ -51,7 +52,11 @@ def test_reward_rises(algorithm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("algorithm", "updates"), [*PEERS.values(), (SLIDING, 2)], ids=[*PEERS, "sliding window"])
+@pytest.mark.parametrize(
+    ("algorithm", "updates"),
+    [*PEERS.values(), (SLIDING, 2), (CPS, 2)],
+    ids=[*PEERS, "sliding window", "coefficients preserved"],
+)
 def test_reward_rises_with_other_algorithms(algorithm, updates):
     model, history = train(algorithm, updates=updates)
     assert toy.score(model) > 2 * BASE

@@ -196,14 +196,47 @@ def test_noise_of_a_constant_rate_by_hand():
     x, v = torch.tensor([[2.0]], dtype=torch.float64), torch.tensor([[-1.0]], dtype=torch.float64)
     for t, t_next in ((0.8, 0.6), (1.0, 0.8)):
         at, to = (torch.tensor([value], dtype=torch.float64) for value in (t, t_next))
-        mean, std = sde_moments(x, v, at, to, constant=True)
+        mean, std = sde_moments(x, v, at, to, noise="constant")
         assert std.item() == pytest.approx(0.7 * math.sqrt(0.2))
         assert mean.item() == pytest.approx(2 * (1 - 0.49 * 0.2 / (2 * t)) + 0.2 * (1 + 0.49 * (1 - t) / (2 * t)))
 
 
-def test_without_noise_the_step_is_eulers():
+def test_a_coefficients_preserving_step_by_hand():
+    """x0 = 2 + .8 = 2.8 and eps = 2 - .2 = 1.8; a third of a right angle is 30 degrees, of sine .5."""
+    x, v, z = torch.tensor([[2.0]]), torch.tensor([[-1.0]]), torch.tensor([[0.5]])
+    x_next, log_prob = sde_step(x, v, torch.tensor([0.8]), torch.tensor([0.6]), z, 1 / 3, "cps")
+    assert x_next.item() == pytest.approx(0.4 * 2.8 + 0.6 * math.sqrt(0.75) * 1.8 + 0.6 * 0.5 * 0.5, rel=1e-5)
+    assert log_prob.item() == pytest.approx(-(0.15**2), rel=1e-4), "without the variance, as its authors have it"
+
+
+def test_a_coefficients_preserving_step_with_all_noise_drawn_anew_is_diffusers_stochastic_step():
+    scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    scheduler.set_timesteps(sigmas=[0.8, 0.6])
+    x, v = noise(3, 2, 4, 4).float(), 2 * noise(3, 2, 4, 4).float().flip(0)
+    expected = scheduler.step(v, scheduler.timesteps[0], x, generator=generator(1, "z")).prev_sample
+    t, t_next = (sigma.expand(3) for sigma in scheduler.sigmas[:2])
+    drawn = torch.randn(x.shape, generator=generator(1, "z"))
+    torch.testing.assert_close(sde_step(x, v, t, t_next, drawn, 1.0, "cps")[0], expected)
+
+
+@pytest.mark.parametrize("level", [0.3, 0.8, 1.0])
+def test_coefficients_preserving_steps_leave_no_noise_in_an_image(level):
+    """All data is one image, so at each level of the path the noise has that level's deviation; the SDE's has more."""
+    image, sigmas = 1.5, flow_sigmas(6, shift=2.0)
+    velocity = lambda x, t: (x - image) / expand(t, x)
+    streams = [generator(0, "sde", i) for i in range(20)]
+    x = randn_rows(streams, (500,)).double() * sigmas[0] + (1 - sigmas[0]) * image
+    _, path, _ = sde_solve(velocity, x, sigmas, streams, level, range(5), "cps")
+    for step, sigma in enumerate(sigmas.tolist()):
+        assert (path[:, step] - (1 - sigma) * image).std().item() == pytest.approx(sigma, rel=0.03, abs=1e-6)
+    _, path, _ = sde_solve(velocity, x, sigmas, streams, level, range(5), "sde")
+    assert (path[:, 5] - (1 - sigmas[5]) * image).std() > 1.04 * sigmas[5]
+
+
+@pytest.mark.parametrize("kind", ["sde", "constant", "cps"])
+def test_without_noise_the_step_is_eulers(kind):
     x, v = noise(3, 4), noise(3, 4) * 2
-    mean, std = sde_moments(x, v, torch.full((3,), 0.8), torch.full((3,), 0.6), noise_level=0.0)
+    mean, std = sde_moments(x, v, torch.full((3,), 0.8), torch.full((3,), 0.6), noise_level=0.0, noise=kind)
     torch.testing.assert_close(mean, x - 0.2 * v)
     assert (std == 0).all()
 
@@ -247,11 +280,11 @@ def test_outside_its_window_the_sampler_is_euler():
     )
 
 
-@pytest.mark.parametrize("constant", [False, True])
-def test_the_stochastic_sampler_has_the_same_marginal(constant):
+@pytest.mark.parametrize("kind", ["sde", "constant"])
+def test_the_stochastic_sampler_has_the_same_marginal(kind):
     streams = [generator(0, "sde", i) for i in range(40)]
     x = randn_rows(streams, (100,)).double()
-    x0, _, _ = sde_solve(gaussian_velocity, x, flow_sigmas(150, shift=2.0, t_max=1.0), streams, constant=constant)
+    x0, _, _ = sde_solve(gaussian_velocity, x, flow_sigmas(150, shift=2.0, t_max=1.0), streams, noise=kind)
     assert x0.mean() == pytest.approx(MEAN, abs=0.03)
     assert x0.std() == pytest.approx(STD, rel=0.05)
     assert abs(torch.corrcoef(torch.stack([x.flatten(), x0.flatten()]))[0, 1]) < 0.9  # the ODE's is 1

@@ -79,7 +79,7 @@ def collect(
     if sde is None:
         x0 = solve(velocity, noise, sigmas)
     else:
-        x0, latents, log_probs = sde_solve(velocity, noise, sigmas, streams, sde.noise_level, sde.window, sde.constant)
+        x0, latents, log_probs = sde_solve(velocity, noise, sigmas, streams, sde.noise_level, sde.window, sde.noise)
         trajectory = Trajectory(latents, log_probs, sde)
     rewards = reward(x0, place)
     if shuffle:

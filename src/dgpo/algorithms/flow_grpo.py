@@ -6,7 +6,9 @@ action of PPO: with `ratio = exp(log p - log p of the rollout)`, both averaged o
 with s the rate of noise, as in the authors' code: the variance leaves out the length of the step.
 The KL of the transition's two Gaussians divides by `std^2 = s^2 |dt|` and is `1 / |dt|` times as much, step by step:
 `kl="transition"`. Training is guided as the rollout was. Variants by settings: noise and training on a window of steps
-only (Flow-GRPO-Fast; MixGRPO, arXiv 2507.21802), a constant rate of noise (DanceGRPO, arXiv 2505.07818).
+only (Flow-GRPO-Fast; MixGRPO, arXiv 2507.21802), a constant rate of noise (DanceGRPO, arXiv 2505.07818), steps of
+Coefficients-Preserving Sampling (CPS, arXiv 2509.05952), with which the authors' fast configs draw: its log p is
+-(x_next - mean)^2 there, without the variance, and its KL has the variance of the step.
 Deviations: the steps that are not trained have no noise, where theirs has noise to the end; the unconditional velocity
 has its gradient under guidance, where some versions of theirs detach it; near t = 1, where the rate is infinite, see
 `core/solvers.py`.
@@ -23,7 +25,7 @@ from dgpo.algorithms.group_advantages import GroupAdvantages
 from dgpo.core.flow import expand
 from dgpo.core.groups import Reduce, identity
 from dgpo.core.losses import clip_mask, clipped_surrogate, gaussian_kl
-from dgpo.core.solvers import gaussian_log_prob, sde_moments
+from dgpo.core.solvers import Noise, sde_moments, step_log_prob
 from dgpo.types import Rollout, Sde, TrainPoint, Velocities
 from dgpo.utils.late import torch
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kl = Literal["authors", "transition"]
+SdeType = Literal["sde", "cps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,10 @@ class FlowGRPO(GroupAdvantages):
     """The paper's constants for SD3.5; the defaults train every step but the last."""
 
     noise_level: float = 0.7
-    """a in the rate of noise, a sqrt(t / (1 - t)), or the rate itself; > 0."""
+    """a in the rate of noise, a sqrt(t / (1 - t)), or the rate itself; > 0. In cps a share of the noise: at most 1."""
+
+    sde_type: SdeType = "sde"
+    """The stochastic step: the paper's SDE, or Coefficients-Preserving Sampling, which leaves no noise in images."""
 
     constant_noise: bool = False
     """The rate of noise is noise_level at every t, as in DanceGRPO."""
@@ -73,10 +79,20 @@ class FlowGRPO(GroupAdvantages):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_known(self, "kl", get_args(Kl))
+        require_known(self, "sde_type", get_args(SdeType))
         require(
             self.noise_level > 0,
             f"noise_level={self.noise_level} makes the sampler deterministic: its steps have no density, and there is "
             "no policy gradient. Take 0.7, or an algorithm for deterministic samplers, such as dgpo.",
+        )
+        require(
+            self.sde_type == "sde" or self.noise_level <= 1,
+            f"noise_level={self.noise_level} is the share of noise that sde_type=cps draws anew; it must be at most 1, "
+            "0.8 is its authors'",
+        )
+        require(
+            self.sde_type == "sde" or not self.constant_noise,
+            "constant_noise=True is a rate of the SDE's noise, and sde_type=cps has none; take one of the two",
         )
         require(self.clip_range > 0, f"clip_range={self.clip_range} would clip every step; it must be above 0.")
         require(self.kl_coef >= 0, f"kl_coef={self.kl_coef} would reward leaving the reference; 0 switches the KL off.")
@@ -125,6 +141,11 @@ class FlowGRPO(GroupAdvantages):
             f"algorithm.timestep_fraction={self.timestep_fraction} of sampling.num_inference_steps={num_steps} leaves "
             "no step to train; raise one of them",
         )
+        require(
+            self.sde_type == "sde" or room < num_steps,
+            f"algorithm.timestep_fraction={self.timestep_fraction} trains all of sampling.num_inference_steps="
+            f"{num_steps}, and the last step of sde_type=cps has no noise; take timestep_fraction=0.99",
+        )
         longest = min(room, self.window_end or room)
         require(
             self.window is None or self.window <= longest,
@@ -134,7 +155,8 @@ class FlowGRPO(GroupAdvantages):
 
     def sampler(self, iteration: int, num_steps: int, generator: torch.Generator) -> Sde:
         """Noise at the steps that train."""
-        return Sde(self.noise_level, self.constant_noise, self._window(iteration, num_steps, generator))
+        noise: Noise = "constant" if self.constant_noise else self.sde_type
+        return Sde(self.noise_level, noise, self._window(iteration, num_steps, generator))
 
     def points_per_update(self, num_steps: int) -> int:
         """One for every step with noise."""
@@ -153,14 +175,14 @@ class FlowGRPO(GroupAdvantages):
         """PPO's clipped loss of one step, and its KL, over these rows."""
         assert point.log_prob is not None, "a point of `points`"
         mean, std = self._moments(point, given(velocities, "policy"), rollout)
-        ratio = torch.exp(gaussian_log_prob(point.target, mean, std) - point.log_prob)
+        ratio = torch.exp(step_log_prob(point.target, mean, std, _trajectory(rollout).sde.noise) - point.log_prob)
         advantages = rollout.advantages
         loss = clipped_surrogate(ratio, advantages, self.clip_range).mean()
         clipped = clip_mask(ratio, advantages, self.clip_range)
         metrics = {"ratio": ratio, "clip_fraction": clipped, "approx_kl": (ratio - 1).square() / 2}
         if "ref" in self.needs:
             mean_ref, _ = self._moments(point, given(velocities, "ref"), rollout)
-            metrics["kl"] = kl = gaussian_kl(mean, mean_ref, self._kl_deviation(point, std))
+            metrics["kl"] = kl = gaussian_kl(mean, mean_ref, self._kl_deviation(point, std, rollout))
             loss = loss + self.kl_coef * kl.mean()
         return averaged(loss, metrics)
 
@@ -168,12 +190,14 @@ class FlowGRPO(GroupAdvantages):
         """Mean (B, *latent) and deviation (B, 1, ..., 1) of the step under a velocity."""
         assert point.t_next is not None, "a point of `points`"
         sde = _trajectory(rollout).sde
-        return sde_moments(point.x_t, v, point.t, point.t_next, sde.noise_level, sde.constant)
+        return sde_moments(point.x_t, v, point.t, point.t_next, sde.noise_level, sde.noise)
 
-    def _kl_deviation(self, point: TrainPoint, std: Tensor) -> Tensor:
-        """std or, without the length of the step, s; returns (B, 1, ..., 1)."""
+    def _kl_deviation(self, point: TrainPoint, std: Tensor, rollout: Rollout) -> Tensor:
+        """std or, without the length of the step, s; returns (B, 1, ..., 1). CPS has no length in its std."""
         assert point.t_next is not None, "a point of `points`"
-        return std if self.kl == "transition" else std / expand(point.t - point.t_next, std).sqrt()
+        if self.kl == "transition" or _trajectory(rollout).sde.noise == "cps":
+            return std
+        return std / expand(point.t - point.t_next, std).sqrt()
 
     def _trainable(self, num_steps: int) -> int:
         return int(num_steps * self.timestep_fraction)

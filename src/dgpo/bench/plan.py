@@ -2,10 +2,9 @@
 
 All contenders share the task of the recipe `tiny`: base model, LoRA, prompts, rewards, evaluations. "dgpo" has all of
 the recipe, which was tuned on this task. "dgpo_paper" and the others have their authors' algorithm settings, and
-rollouts of 12 groups of 12 images by ten steps of the same solver. "flow_grpo"
-has those of `general_ocr_sd3` and `geneval_sd3` in its authors' config/grpo.py: all steps but the last, their KL at
-.04. "flow_grpo_fast" has `geneval_sd3_fast_nocfg`'s: three noisy steps in the first half, noise .8, no KL; its sampler,
-"cps", is not here.
+rollouts of 12 groups of 12 images by ten steps of the same solver. "flow_grpo" has those of `general_ocr_sd3` and
+`geneval_sd3` in its authors' config/grpo.py: all steps but the last, their KL at .04. "flow_grpo_fast" has
+`geneval_sd3_fast_nocfg`'s: three noisy steps of CPS in the first half, noise .8, no KL.
 
 A run is as long as a number of network forwards, for one image each, a backward counted as two, evaluations not
 counted: that does not depend on the machine. Each contender searches its learning rate, with a seed of its own, in
@@ -135,7 +134,9 @@ CONTENDERS: dict[str, Callable[[], Config]] = {
     "dgpo": lambda: recipe("tiny"),
     "dgpo_paper": lambda: _task(algorithm=DGPO(beta=100.0, ref_guidance_scale=4.5, clip_range=1e-3)),
     "flow_grpo": _flow_grpo,
-    "flow_grpo_fast": lambda: _flow_grpo(window=3, window_end=5, kl_coef=0.0, clip_range=1e-5, noise_level=0.8),
+    "flow_grpo_fast": lambda: _flow_grpo(
+        sde_type="cps", noise_level=0.8, window=3, window_end=5, kl_coef=0.0, clip_range=1e-5
+    ),
     "diffusion_nft": lambda: _task(algorithm=DiffusionNFT()),
     "awm": lambda: _task(algorithm=AWM()),
     "diffusion_dpo": lambda: _task(algorithm=DiffusionDPO(beta=100.0)),

@@ -1,8 +1,11 @@
 """From noise to data: solvers of the flow `dx/dt = v(x, t)`, t from 1 to 0, along a descending grid of sigmas.
 
 All share `solver(velocity_fn, x, sigmas) -> x0`; each names its algorithm. State and velocity are fp32, or float64
-if x is. The stochastic sampler is Flow-GRPO's (arXiv 2505.05470): the same marginals, with a Gaussian density at each
-step. Deviation there: its noise diverges at t = 1, where the authors put the next grid value in the denominator; we
+if x is. The stochastic sampler is Flow-GRPO's, with a Gaussian density at each step. Its steps are those of an SDE with
+the same marginals (arXiv 2505.05470), or of Coefficients-Preserving Sampling (CPS, arXiv 2509.05952), which mixes the
+predicted x0 and noise as the next level asks and draws a part of the noise anew: few steps leave no noise behind, but
+many have not quite the same marginals.
+Deviation in the SDE: its noise diverges at t = 1, where the authors put the next grid value in the denominator; we
 do so from t = 0.998 on, because a grid made for DPM-Solver starts just below 1 and would explode.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dgpo.core.flow import expand, shift_t
 from dgpo.core.seeds import randn_rows
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]  # x (n, *latent), t (n,) in [0, 1] -> velocity (n, *latent)
+Noise = Literal["sde", "constant", "cps"]
+"""The noise of a stochastic step: Flow-GRPO's SDE, the same with a constant rate (DanceGRPO), or CPS."""
 _NEAR_ONE = 0.998
 
 
@@ -100,16 +105,23 @@ def solve(velocity_fn: VelocityFn, x: Tensor, sigmas: Tensor, solver: str = "dpm
 
 
 def sde_moments(
-    x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise_level: float = 0.7, constant: bool = False
+    x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise_level: float = 0.7, noise: Noise = "sde"
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation of one stochastic step, differentiable in v.
 
-    `s = noise_level sqrt(t / (1 - t))`, or `noise_level` itself if constant (DanceGRPO, arXiv 2505.07818),
+    sde: `s = noise_level sqrt(t / (1 - t))`, or `noise_level` itself if constant (DanceGRPO, arXiv 2505.07818),
     `dt = t_next - t`, `std = s sqrt(-dt)`, `mean = x (1 + s^2 dt / (2 t)) + v (1 + s^2 (1 - t) / (2 t)) dt`.
+    cps: `std = t_next sin(noise_level pi / 2)`, `mean = (1 - t_next) x0 + t_next cos(noise_level pi / 2) eps` with
+    `x0 = x - t v` and `eps = x + (1 - t) v`, noise_level in [0, 1].
     x, v: (B, *latent); t > t_next: (B,) in [0, 1]; returns mean (B, *latent), std (B, 1, ..., 1).
     """
+    if noise == "cps":
+        angle = noise_level * math.pi / 2
+        t, t_next = expand(t, x), expand(t_next, x)
+        mean = (1 - t_next) * (x - t * v) + t_next * math.cos(angle) * (x + (1 - t) * v)
+        return mean, t_next * math.sin(angle)
     variance_rate = torch.full_like(t, noise_level**2)  # s^2
-    if not constant:
+    if noise == "sde":
         variance_rate = variance_rate * t / (1 - torch.where(t > _NEAR_ONE, t_next, t))
     s2, t, dt = expand(variance_rate, x), expand(t, x), expand(t_next - t, x)
     mean = x * (1 + s2 / (2 * t) * dt) + v * (1 + s2 * (1 - t) / (2 * t)) * dt
@@ -125,16 +137,31 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return log_density.flatten(1).mean(1)
 
 
-def sde_step(
-    x: Tensor, v: Tensor, t: Tensor, t_next: Tensor, noise: Tensor, noise_level: float = 0.7, constant: bool = False
-) -> tuple[Tensor, Tensor]:
-    """One stochastic step and its log density. Arguments as in `sde_moments`, noise_level > 0.
+def step_log_prob(x: Tensor, mean: Tensor, std: Tensor, noise: Noise = "sde") -> Tensor:
+    """What stands for the log density of a step: the density itself, or for CPS its authors' `-(x - mean)^2`.
 
-    noise: (B, *latent) standard normal; returns x at t_next (B, *latent), log_prob (B,).
+    They drop the variance as well, so that each step weighs `2 std^2` times what its density would.
+    Arguments and value as in `gaussian_log_prob`; std may be 0 for CPS.
     """
-    mean, std = sde_moments(x, v, t, t_next, noise_level, constant)
-    x_next = mean + std * noise
-    return x_next, gaussian_log_prob(x_next, mean, std)
+    return -((x - mean) ** 2).flatten(1).mean(1) if noise == "cps" else gaussian_log_prob(x, mean, std)
+
+
+def sde_step(
+    x: Tensor,
+    v: Tensor,
+    t: Tensor,
+    t_next: Tensor,
+    drawn: Tensor,
+    noise_level: float = 0.7,
+    noise: Noise = "sde",
+) -> tuple[Tensor, Tensor]:
+    """One stochastic step and its `step_log_prob`. Arguments as in `sde_moments`, noise_level > 0.
+
+    drawn: (B, *latent) standard normal; returns x at t_next (B, *latent), log_prob (B,).
+    """
+    mean, std = sde_moments(x, v, t, t_next, noise_level, noise)
+    x_next = mean + std * drawn
+    return x_next, step_log_prob(x_next, mean, std, noise)
 
 
 def sde_solve(
@@ -144,7 +171,7 @@ def sde_solve(
     generators: Sequence[torch.Generator],
     noise_level: float = 0.7,
     window: range | None = None,
-    constant: bool = False,
+    noise: Noise = "sde",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample with noise at every step, or only at the steps in `window`, Euler's elsewhere (MixGRPO, arXiv 2507.21802).
 
@@ -156,9 +183,9 @@ def sde_solve(
         x = latents[-1]
         v, log_prob = _velocity(velocity_fn, x, sigma), x.new_zeros(len(x))
         if window is None or step in window:
-            noise = randn_rows(generators, x.shape[1:]).to(x)
+            drawn = randn_rows(generators, x.shape[1:]).to(x)
             t, t_next = x.new_full((len(x),), sigma), x.new_full((len(x),), sigma_next)
-            x, log_prob = sde_step(x, v, t, t_next, noise, noise_level, constant)
+            x, log_prob = sde_step(x, v, t, t_next, drawn, noise_level, noise)
         else:
             x = x + (sigma_next - sigma) * v
         latents.append(x)

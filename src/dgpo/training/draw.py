@@ -65,7 +65,7 @@ def draw(
                 x0 = solve(velocity, noise, sigmas, sampling.solver)
         else:
             _, path, log_probs = sde_solve(
-                velocity, noise, sigmas, [*streams[rows]], sde.noise_level, sde.window, sde.constant
+                velocity, noise, sigmas, [*streams[rows]], sde.noise_level, sde.window, sde.noise
             )
             x0, trajectory = path[:, -1], Trajectory(path, log_probs, sde)
         yield Drawn(x0, _decode(model, x0, weights), trajectory)
