@@ -49,7 +49,7 @@ def out_of_domain(rows: Sequence[Row], as_text: Callable[[float], str] = "{:.3f}
         as_text(statistics.fmean(each[SCORE] for each in before)),
         *_cells(before, as_text, spread=False),
     )
-    head = ["contender", "seeds that reach it", f"seen {SCORE}", *OUTSIDE]
+    head = ["contender", "seeds that reach it", "seen combinations", *OUTSIDE]
     return Table(score, head, [base, *(_row(name, own, score, as_text) for name, own in curves.items())])
 
 
