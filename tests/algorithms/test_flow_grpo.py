@@ -224,6 +224,7 @@ def test_steps_that_suffice_are_accepted():
     FlowGRPO().check_sampling(2)
     FlowGRPO(timestep_fraction=1.0).check_sampling(1)
     FlowGRPO(sde_type="cps").check_sampling(2)
+    FlowGRPO(sde_type="cps", timestep_fraction=1.0, window=3, window_end=5).check_sampling(10)
     FlowGRPO(window=2, window_end=2).check_sampling(3)
 
 
@@ -256,7 +257,7 @@ def test_what_the_loop_is_told():
         ({"window": 0}, "window=0"),
         ({"window_shift_every": -1}, "window_shift_every=-1"),
         ({"window": 3, "window_end": 2}, "window_end=2 leaves no room for window=3"),
-        ({"window_end": 2}, "window_end=2 leaves no room for window=None"),
+        ({"window_end": 2}, "window_end=2 bounds a window, and window=None has none"),
         ({"window_shift_every": 25}, "window_shift_every=25 moves a window, and window=None has none"),
         ({"window": 2, "window_shift_every": 25, "window_end": 5}, "window_shift_every=25 moves one; take one of the"),
         ({"std": "none"}, "std='none'"),

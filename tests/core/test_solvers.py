@@ -233,6 +233,11 @@ def test_coefficients_preserving_steps_leave_no_noise_in_an_image(level):
     assert (path[:, 5] - (1 - sigmas[5]) * image).std() > 1.04 * sigmas[5]
 
 
+def test_an_unknown_kind_of_noise_is_refused():
+    with pytest.raises(ValueError, match="noise=False is no stochastic step; use one of sde, constant, cps"):
+        sde_moments(noise(1, 1), noise(1, 1), torch.tensor([0.8]), torch.tensor([0.6]), 0.7, False)
+
+
 @pytest.mark.parametrize("kind", ["sde", "constant", "cps"])
 def test_without_noise_the_step_is_eulers(kind):
     x, v = noise(3, 4), noise(3, 4) * 2

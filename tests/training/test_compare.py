@@ -14,7 +14,7 @@ from dgpo.rewards.base import RewardError
 from dgpo.training.compare import compared, constant_scores, with_advantages
 from dgpo.training.metrics import describe
 from dgpo.training.sources import let_go
-from dgpo.training.update import of_one_size
+from dgpo.training.update import has_gradients_of_groups
 from dgpo.types import Rollout
 
 NAN = float("nan")
@@ -71,10 +71,9 @@ def test_with_the_extremes_of_each_group_or_without_equal_groups():
     equal = [NAN, 1, 1, 1, *DROPPED[4:]]
     found = with_advantages(rollout(equal), replace(AWM_CONFIG, drop_equal_groups=True))
     assert found.group_sizes.tolist() == [0, 4, 0]
-    assert of_one_size(found, AWM_CONFIG)
-    assert not of_one_size(with_advantages(rollout(DROPPED), AWM_CONFIG), AWM_CONFIG), (
-        "the noise scale is not measured then"
-    )
+    assert has_gradients_of_groups(found, AWM_CONFIG)
+    dropped = with_advantages(rollout(DROPPED), AWM_CONFIG)
+    assert not has_gradients_of_groups(dropped, AWM_CONFIG), "the noise scale is not measured then"
 
 
 def test_without_any_two_images_of_a_prompt_the_run_stops():

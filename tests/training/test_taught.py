@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from people import Answers, desk_of, reddest
-from runs import newest, rows, run, small, tensors
+from runs import colour, newest, rows, run, small, tensors
 
+from dgpo import distributed
 from dgpo.algorithms import FlowGRPO
 from dgpo.commands.main import main
 from dgpo.config import Config, Human
@@ -29,7 +31,7 @@ from dgpo.teach.learned import Lessons, Updates
 from dgpo.teach.picks import Choice, Picks
 from dgpo.training.dry_run import dry_run
 from dgpo.training.geometry import geometry, network_forwards
-from dgpo.training.schedule import require_processes
+from dgpo.training.schedule import require_processes, sampling_forwards
 from dgpo.types import Rollout
 
 THINGS = ("cat", "dog", "cup", "bird", "car", "hat", "box", "pen", "key", "cow")
@@ -101,6 +103,55 @@ def test_groups_are_ahead_of_the_answers(config):
     config = replace(config, human=replace(HUMAN, ahead=4))
     assert taught(config, Looks()).interrupted
     assert waiting == [0, 1, 2, 3, 4, 4]
+
+
+def test_what_was_drawn_before_a_stop_is_counted_after_it(config):
+    """Groups that wait for an answer when the run stops were drawn for its next update."""
+
+    class StopsWhileWaiting(Callback):
+        def on_progress(self, run: Progress, phase: str, done: int, total: int) -> None:
+            if run.iteration == 1 and len(Lessons(run.folder, run.config.rewards).waiting()) == 4:
+                run.stop()
+
+    algorithm = replace(config.algorithm, clip_range=None)  # then all updates take as many forwards
+    config = replace(config, human=replace(HUMAN, ahead=4), algorithm=algorithm)
+    assert taught(config, Answers(most=2), StopsWhileWaiting()).interrupted
+    waiting = len(Groups(Path(config.out)).all()) - 2
+    assert waiting >= 4
+    assert taught(config, Answers(), resume=True).iterations == 3
+    drawn = len(Groups(Path(config.out)).all())
+    more = 3 * (drawn - 3 * config.num_groups) * sampling_forwards(config)  # three pictures each
+    assert rows(Path(config.out))[-1]["train/forwards"] == 3 * network_forwards(config) + more
+
+
+def test_a_reward_that_concerns_no_group_of_an_update_says_nothing(config, tmp_path):
+    """Beside people, and with each reward normalised in its groups: a score that no group has is none."""
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"prompt": text, "tag": "y" if place else "x"}) for place, text in enumerate(TEXTS)]
+    prompts.write_text("\n".join(lines))
+    config = replace(
+        config,
+        prompts=str(prompts),
+        rewards={"human": 1.0, "colour": 1.0},
+        reward_tags={"colour": ("x",)},
+        reward_normalization="group",
+    )
+    seen = Rollouts()
+    assert run(config, callbacks=[Answers(), seen], reward_functions={"colour": colour}).iterations == 3
+    assert any("colour" not in rollout.scores for rollout in seen.seen)
+
+
+@pytest.mark.slow
+def test_earlier_groups_may_be_split_over_processes(config):
+    """Then the gradient of a group is on none of them, and the noise scale is not measured."""
+    config = replace(config, noise_scale_every=1, human=replace(HUMAN, reuse=1))
+    ranks.together(2, _teach, config)
+    measured = ["train/grad_noise_scale" in row for row in rows(Path(config.out))]
+    assert measured == [True, False, False], "two groups, then three, on two processes"
+
+
+def _teach(config: Config) -> None:
+    taught(config, *([Answers()] if distributed.is_main() else []))
 
 
 def test_earlier_groups_train_again(config):

@@ -19,7 +19,7 @@ from runs import MODES, REWARDS, ROUNDING, assert_same_run, colour, distance, ne
 from updates import in_float64, rollout_of, updates
 
 import dgpo
-from dgpo import DGPO, Sampling, UserError, load_model
+from dgpo import DGPO, FlowGRPO, Sampling, UserError, load_model
 from dgpo.config import Optimizer, load_yaml
 from dgpo.core import seeds
 from dgpo.errors import NonFiniteError
@@ -29,7 +29,7 @@ from dgpo.run import checkpoint
 from dgpo.training import saving
 from dgpo.training.metrics import note_evaluation
 from dgpo.training.optim import learning_rate
-from dgpo.training.schedule import measures_noise, weight_sets
+from dgpo.training.schedule import measures_noise, micro_batch, weight_sets
 from dgpo.training.state import State
 from dgpo.training.update import micro_batches
 from dgpo.types import TrainPoint, Velocities
@@ -153,6 +153,10 @@ def test_when_noise_is_measured(tiny_folder, tmp_path):
     assert not measures_noise(replace(config, num_groups=1), 0, 1)
     assert not measures_noise(replace(config, micro_batch_size=2), 0, 1), "a split group has no gradient of its own"
     assert not measures_noise(replace(config, noise_scale_every=0), 0, 1)
+    stochastic = replace(config, algorithm=FlowGRPO(), dtype="fp32")
+    assert measures_noise(stochastic, 0, 1)
+    assert not measures_noise(replace(stochastic, dtype="bf16"), 0, 1), "its density changes with the batch"
+    assert measures_noise(replace(config, dtype="bf16"), 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +178,13 @@ def test_micro_batches_hold_whole_groups_where_they_fit(tiny_folder, tmp_path, s
     parts = micro_batches(rollout, config, by_group)
     assert [part.stop - part.start for part in parts] == expected
     assert [part.start for part in parts] == [sum(expected[:i]) for i in range(len(expected))]
+
+
+def test_only_a_loss_that_couples_a_group_has_its_micro_batches_cut_to_whole_groups(tiny_folder, tmp_path):
+    config = small(tiny_folder, tmp_path, micro_batch_size=8)
+    assert micro_batch(config, 12, 3) == 6
+    assert micro_batch(replace(config, algorithm=FlowGRPO()), 12, 3) == 8
+    assert micro_batch(replace(config, algorithm=FlowGRPO()), 12, 3, by_group=True) == 3
 
 
 @pytest.mark.slow

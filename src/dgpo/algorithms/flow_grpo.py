@@ -116,7 +116,12 @@ class FlowGRPO(GroupAdvantages):
             f"{self.window_shift_every} moves one; take one of the two",
         )
         require(
-            self.window_end is None or (self.window is not None and self.window_end >= self.window),
+            self.window_end is None or self.window is not None,
+            f"window_end={self.window_end} bounds a window, and window=None has none; give its length, 1 to 4, or take "
+            "window_end=None",
+        )
+        require(
+            self.window is None or self.window_end is None or self.window_end >= self.window,
             f"window_end={self.window_end} leaves no room for window={self.window}; raise it, or use None.",
         )
 
@@ -141,12 +146,12 @@ class FlowGRPO(GroupAdvantages):
             f"algorithm.timestep_fraction={self.timestep_fraction} of sampling.num_inference_steps={num_steps} leaves "
             "no step to train; raise one of them",
         )
+        longest = min(room, self.window_end or room)
         require(
-            self.sde_type == "sde" or room < num_steps,
-            f"algorithm.timestep_fraction={self.timestep_fraction} trains all of sampling.num_inference_steps="
+            self.sde_type == "sde" or longest < num_steps,
+            f"algorithm.timestep_fraction={self.timestep_fraction} may train the last of sampling.num_inference_steps="
             f"{num_steps}, and the last step of sde_type=cps has no noise; take timestep_fraction=0.99",
         )
-        longest = min(room, self.window_end or room)
         require(
             self.window is None or self.window <= longest,
             f"algorithm.window={self.window} is longer than the {longest} steps it may lie in, of "

@@ -3,8 +3,8 @@
 All share `solver(velocity_fn, x, sigmas) -> x0`; each names its algorithm. State and velocity are fp32, or float64
 if x is. The stochastic sampler is Flow-GRPO's, with a Gaussian density at each step. Its steps are those of an SDE with
 the same marginals (arXiv 2505.05470), or of Coefficients-Preserving Sampling (CPS, arXiv 2509.05952), which mixes the
-predicted x0 and noise as the next level asks and draws a part of the noise anew: few steps leave no noise behind, but
-many have not quite the same marginals.
+predicted x0 and noise as the next level asks and draws a part of the noise anew. That leaves no noise behind, however
+few the steps, but narrows the distribution: much with noise at all steps, little at a few early ones.
 Deviation in the SDE: its noise diverges at t = 1, where the authors put the next grid value in the denominator; we
 do so from t = 0.998 on, because a grid made for DPM-Solver starts just below 1 and would explode.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from dgpo.core.flow import expand, shift_t
 from dgpo.core.seeds import randn_rows
@@ -120,6 +120,8 @@ def sde_moments(
         t, t_next = expand(t, x), expand(t_next, x)
         mean = (1 - t_next) * (x - t * v) + t_next * math.cos(angle) * (x + (1 - t) * v)
         return mean, t_next * math.sin(angle)
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise={noise!r} is no stochastic step; use one of {', '.join(get_args(Noise))}")
     variance_rate = torch.full_like(t, noise_level**2)  # s^2
     if noise == "sde":
         variance_rate = variance_rate * t / (1 - torch.where(t > _NEAR_ONE, t_next, t))

@@ -2,6 +2,8 @@
 
 A batch never straddles two epochs: the two halves could repeat a prompt, and two groups of one prompt would no longer
 be normalised together. So the few prompts that an epoch has left over are skipped; which ones changes every epoch.
+Prompts that take the place of others (`redraw_groups`) are a batch of their own: in a small list one of them may be in
+the rollout already, as another group.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def compared(rollout: Rollout, config: Config) -> Compared:
     stay = ~rewards.isnan()
     stay &= torch.bincount(index[stay], minlength=rollout.num_groups)[index] > 1
     if config.reward_normalization == "group":
-        scores = {name: whole(rollout.scores[name].to(rewards.device))[stay] for name in config.rewards}
+        scores = {name: whole(rollout.score(name).to(rewards.device))[stay] for name in config.rewards}
         rewards = normalized_sum(scores, config.rewards, index[stay], rollout.num_groups)
     else:
         rewards = rewards[stay]

@@ -128,27 +128,31 @@ def in_update(config: Config, image: Number, update: int) -> Number:
 
 
 def micro_batch(config: Config, rows: int, group: int, by_group: bool = False) -> int:
-    """Count the images of a forward and backward: whole groups where one fits (one if `by_group`), else a part of one.
+    """Count the images of a forward and backward, at most.
 
-    rows: trained images of this process; group: images of the largest group
+    A loss that couples a group gets whole groups where one fits, which spares it a pass for their totals.
+
+    rows: trained images of this process; group: images of the largest group; by_group: each group is to be alone
     """
     if by_group:
         return group
     size = config.micro_batch_size or max(1, rows)
-    return size - size % group if group <= size < rows else size
+    return size - size % group if config.algorithm.couples_group and group <= size < rows else size
 
 
 def measures_noise(config: Config, step: int, processes: int) -> bool:
     """Tell whether a step measures the gradient noise scale: of two or more groups, each whole in one micro-batch.
 
-    Sharded processes have only sums of one group from each, and need two or more of them.
+    Sharded processes have only sums of one group from each, and need two or more of them. A stochastic sampler's steps
+    are compared with their density at the rollout: but in fp32 this changes with the batch, which is not cut then.
 
-    The loop also needs all trained groups to have the same size.
+    The loop also needs all trained groups to have the same size, and to be whole on a process.
     """
     fits = config.num_groups > 1 and config.num_groups % processes == 0
     fits &= config.shard == "none" or config.num_groups > processes  # a share has one group of each process
     fits &= config.redraw_groups == 0 or processes == 1  # groups drawn again are spread over processes by images
     fits &= config.micro_batch_size is None or config.micro_batch_size >= config.group_size
+    fits &= config.dtype == "fp32" or config.is_deterministic()
     return bool(config.noise_scale_every) and fits and step % config.noise_scale_every == 0
 
 

@@ -52,6 +52,7 @@ class Lesson(NamedTuple):
     earlier: list[int]
     rewards: dict[int, list[float]]
     scores: dict[int, dict[str, list[float]]]
+    shown: int  # images that were drawn for people since the last update, also before a stop
 
 
 class New(NamedTuple):
@@ -82,7 +83,7 @@ class Taught:
         self._lessons = Lessons(run, config.rewards)
         self._used: set[int] | None = None  # groups that were learned from
         self._lesson: Lesson | None = None  # the next one
-        self._drawn = 0  # images since the last update
+        self._unshown = 0  # images drawn since the last update, of groups that nobody was shown
         self._dropped = 0  # groups, since the last that was shown
         if distributed.is_main():
             (run / LATENT_SPACE).parent.mkdir(exist_ok=True)
@@ -111,7 +112,7 @@ class Taught:
             self._lessons.updates.add(Update(iteration, tuple(lesson.new), tuple(lesson.earlier)))
             self._used = (self._used or set()) | {*lesson.new}
         rollout = self._rollout(lesson, iteration)
-        self._drawn = 0
+        self._unshown = 0
         return with_advantages(rollout, self._config)
 
     def _task(self, iteration: int) -> Task:
@@ -141,7 +142,9 @@ class Taught:
         answered = self._lessons.answered()
         scores = {number: self._lessons.scores(number, answered[number]) or {} for number in new + earlier}
         rewards = {number: self._lessons.rewards(own) for number, own in scores.items()}
-        return Lesson(new, earlier, rewards, scores)
+        groups = self._lessons.groups.all().values()
+        shown = sum(group.size for group in groups if group.kind == TRAIN and group.iteration == iteration)
+        return Lesson(new, earlier, rewards, scores, shown)
 
     def _compares(self, iteration: int, compared: int) -> bool:
         """Whether a comparison is due: one for every so many answers, once there was an update."""
@@ -155,13 +158,13 @@ class Taught:
         config = self._config
         self.sampler.position = max(self.sampler.position, new.before)  # a resumed run goes on with other prompts
         drawn = self._sampled.sample([0], new.number, config.algorithm.rollout_weights(iteration))
-        self._drawn += config.group_size
         rows = [*zip(drawn.prompts, drawn.metadata)]
         prompt, metadata = distributed.gather_objects(rows)[0]
         x0, images = distributed.all_gather_rows(drawn.x0), distributed.all_gather_rows(drawn.images)
         scores = {name: distributed.all_gather_rows(score).tolist() for name, score in drawn.scores.items()}
         dropped = bool(distributed.all_gather_rows(drawn.rewards).isnan().any())
         self._dropped = self._dropped + 1 if dropped else 0
+        self._unshown += config.group_size * dropped
         if self._dropped == TRIES:
             raise distributed.shared(
                 RewardError(
@@ -227,7 +230,7 @@ class Taught:
 
         own = distributed.together(lambda: [stored(number) for number in lesson.new + lesson.earlier])
         rollout = of_stored(own, iteration, model, self._encode, self._config, self._clock)
-        return rollout._replace(drawn=self._drawn)
+        return rollout._replace(drawn=lesson.shown + self._unshown)
 
 
 def held_out(inputs: Inputs) -> PromptSet:

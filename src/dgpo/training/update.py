@@ -66,7 +66,9 @@ def learn(
 ) -> dict[str, float]:
     """Take one optimizer step: its loss is the mean over groups, their trained images and points."""
     algorithm, parameters = config.algorithm, model.weights.parameters()
-    measures = schedule.measures_noise(config, state.step, distributed.world_size()) and of_one_size(rollout, config)
+    measures = schedule.measures_noise(config, state.step, distributed.world_size()) and has_gradients_of_groups(
+        rollout, config
+    )
     meter = GradientMeter(parameters) if measures else None
     micro = micro_batches(rollout, config, by_group=meter is not None)
     passes = len(micro) * len(points)
@@ -192,7 +194,7 @@ def group_totals(
 
 
 def micro_batches(rollout: Rollout, config: Config, by_group: bool = False) -> list[slice]:
-    """This rank's rows, cut up: as many whole groups as fit (one if `by_group`), or parts of a group."""
+    """This rank's rows, cut up: if the loss couples a group as many whole groups as fit; each group if `by_group`."""
     rows, group = len(rollout.prompts), max(1, int(rollout.group_sizes.max()))
     return list(chunks(rows, schedule.micro_batch(config, rows, group, by_group)))
 
@@ -205,14 +207,15 @@ def splits_group(rollout: Rollout, micro: Sequence[slice]) -> bool:
     return distributed.all_reduce_sum(split.float()).item() > 0
 
 
-def of_one_size(rollout: Rollout, config: Config) -> bool:
-    """Whether all trained groups have the same size, as the noise-scale estimate assumes.
+def has_gradients_of_groups(rollout: Rollout, config: Config) -> bool:
+    """Whether the noise scale can be told from the gradient of each group: all of one size, and whole on a rank.
 
     With sharding every rank must have as many groups: each share of the gradient is a sum of one group from each.
     """
     trained = rollout.group_sizes[rollout.group_sizes > 0]
     as_many = len(trained) == rollout.num_groups == config.num_groups
-    return len(trained.unique()) == 1 and (config.shard == "none" or as_many)
+    of_one_size = len(trained.unique()) == 1 and (config.shard == "none" or as_many)
+    return of_one_size and not splits_group(rollout, [slice(None)])  # as people's earlier answers may be split
 
 
 def require_finite(metrics: Mapping[str, float], state: State) -> None:
