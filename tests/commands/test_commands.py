@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from dgpo import __version__
 from dgpo.algorithms import FlowGRPO
+from dgpo.commands.configs import for_own_sets
 from dgpo.commands.main import main
 from dgpo.config import AUTOMATIC, Config, load_yaml, save_yaml
 from dgpo.errors import NonFiniteError
@@ -112,6 +113,37 @@ def test_prompts_are_a_source_or_several_texts(trained: list[tuple[Config, bool]
     assert main(["train", "--prompts", "a red cat", "two dogs", "--eval-prompts"]) == 0
     assert [config.prompts for config, _ in trained] == ["mine.txt", ("a red cat", "two dogs")]
     assert trained[1][0].eval_prompts == {}
+
+
+def test_a_model_without_a_recipe_gets_the_settings_that_fit_it(
+    trained: list[tuple[Config, bool]], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("--prompts", "mine.txt", "--rewards", "my_rewards:warm")
+    for model, said in (
+        ("stabilityai/stable-diffusion-3.5-medium", "the recipe sd35m_ocr, which fits the model"),
+        (str(tiny_folder), "the recipe sd35m_ocr, which fits the model"),
+        ("someone/unheard-of", "the defaults; no recipe is for this model"),
+        ("tiny-sd3-words", ""),
+    ):
+        assert main(["train", "--model", model, *own]) == 0
+        assert (said in capsys.readouterr().out) if said else "no recipe is named" not in capsys.readouterr().out
+    published, folder, unknown, words = (config for config, _ in trained)
+    assert published.optimizer == folder.optimizer == recipe("sd35m_ocr").optimizer
+    assert (published.model, folder.model) == ("stabilityai/stable-diffusion-3.5-medium", str(tiny_folder))
+    assert unknown.optimizer == Config().optimizer
+    assert words.optimizer == recipe("words").optimizer
+    assert {config.prompts for config, _ in trained} == {"mine.txt"}
+
+
+def test_an_embedded_models_metrics_stay_with_the_sets_of_its_world() -> None:
+    base = recipe("tiny")
+    for given, kept in (
+        ([], base.eval_rewards),
+        (["--eval-prompts", "seen=shapes:seen"], base.eval_rewards),
+        (["--eval-prompts", "seen=shapes:seen", "mine=mine.txt"], ()),
+        (["--eval-prompts=mine=mine.txt"], ()),
+    ):
+        assert for_own_sets(base, given).eval_rewards == kept
 
 
 def test_prompts_of_ones_own_are_evaluated_in_the_place_of_the_recipes_lists(

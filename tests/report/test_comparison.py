@@ -15,10 +15,12 @@ from synthetic import CONFIG, PROMPTS, make_run
 
 import dgpo
 from dgpo.commands.main import main
+from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
 from dgpo.report.comparison import compare, curves, notes, pictures, render, scores, settings
 from dgpo.report.log import read_log
 from dgpo.report.several import common_scores, common_sets, differences, read_runs
+from dgpo.run import prompt_lists
 from dgpo.run.changes import LAST_EVALUATION, changes, write_kept
 
 SETS = {"seen": "shapes:seen", "unseen": "shapes:unseen"}
@@ -165,6 +167,19 @@ def test_sets_are_common_by_name_and_source_and_own_prompts_by_theirs(tmp_path: 
         UserError, match=r"no evaluation set in common: a has seen=prompts:held_out, unseen=x.txt; b has"
     ):
         shared()
+
+
+def test_a_set_whose_file_had_other_prompts_is_not_common(tmp_path: Path) -> None:
+    """As far as both runs say which prompts they evaluated: those of earlier versions do not."""
+    a, b = made(tmp_path / "a"), made(tmp_path / "b")
+    seen, unseen = (PromptSet([text], [{}]) for text in ("a cat", "a dog"))
+    prompt_lists.keep(a, prompt_lists.named(seen, {"seen": seen, "unseen": unseen}))
+    assert common_sets(read_runs([a, b])) == ["seen", "unseen"]
+    prompt_lists.keep(b, prompt_lists.named(seen, {"seen": seen, "unseen": seen}))
+    assert common_sets(read_runs([a, b])) == ["seen"]
+    prompt_lists.keep(b, {"eval/seen": unseen})
+    with pytest.raises(UserError, match="Sets are the same if name, source and prompts are"):
+        common_sets(read_runs([a, b]))
 
 
 def test_a_sum_of_other_rewards_is_left_out(tmp_path: Path) -> None:

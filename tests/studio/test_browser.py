@@ -237,7 +237,18 @@ def test_the_buttons_act_on_a_training_in_another_process(serve, visit, tiny_fol
     run, prompts = tmp_path / "runs" / "real", tmp_path / "prompts.txt"
     prompts.write_text("a red cat\na green cat\n")
     words = [
-        *("train", "--model", str(tiny_folder), "--out", str(run), "--prompts", str(prompts), "--device", "cpu"),
+        *(
+            "train",
+            "tiny",
+            "--model",
+            str(tiny_folder),
+            "--out",
+            str(run),
+            "--prompts",
+            str(prompts),
+            "--device",
+            "cpu",
+        ),
         *(
             "--rewards",
             "runs:colour",

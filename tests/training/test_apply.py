@@ -174,6 +174,7 @@ def test_a_run_whose_updates_split_groups_is_scored_like_any(
 @pytest.mark.parametrize(
     ("words", "instead"),
     [
+        ("--prompts mine.txt", "give --eval-prompts test=FILE"),
         ("--sampling.resolution 16", "--resolution"),
         ("--sampling.num-inference-steps 3", "--sampling.eval-num-inference-steps, which is 10"),
         ("--sampling.num_inference_steps=3 --sampling.eval-num-inference-steps 4", "which is 4"),
@@ -182,7 +183,7 @@ def test_a_run_whose_updates_split_groups_is_scored_like_any(
 )
 def test_eval_refuses_a_setting_that_only_rollouts_have(command: Command, words: str, instead: str) -> None:
     message = command("eval", "tiny-sd3", *words.split(), code=2)
-    assert f"{words.split()[0].partition('=')[0].replace('_', '-')} is " in message
+    assert f"{words.split()[0].partition('=')[0].replace('_', '-')} " in message
     assert instead in message
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,20 @@ from dgpo.utils.files import json_object, read_text
 from dgpo.utils.imports import is_path
 from dgpo.utils.places import locate
 
+MODEL_FORMS = "a folder, a Hugging Face id or an embedded model: --model tiny-sd3"
+
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
-    """Read the recipe or config file that is named first, with the fields given after it. usage, about: of the help."""
-    base, file = recipe("tiny"), False
+    """Read the recipe or config file that is named first, with the fields given after it. usage, about: of the help.
+
+    Where none is named, it is the recipe that fits the model, or the defaults; without a model the demo.
+    """
+    file = False
     named, given = take_option(given, "--recipe", "the name of one: --recipe words")
     given = given if named is None else [named, *given]
-    if given and not given[0].startswith("-"):
+    if not given or given[0].startswith("-"):
+        base = _for_model(given)
+    else:
         name, *given = given
         file = name.endswith((".yaml", ".yml"))
         if (own := Path(name, "config.yaml")).is_file():
@@ -36,6 +43,20 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
             )
         base = load_yaml(name) if file else recipe(name)
     return with_fields(base, given, usage, about, is_recipe=not file)
+
+
+def _for_model(given: list[str]) -> Config:
+    """The demo, or what fits the model that is given; one line says what was taken."""
+    model, _ = take_option(given, "--model", MODEL_FORMS)
+    if model is None:
+        return recipe("tiny")
+    name = fitting_recipe(model, rewards_named(given))
+    taken = "the defaults; no recipe is for this model" if name is None else f"the recipe {name}, which fits the model"
+    if name not in DEMOS.values():
+        from dgpo.run.console import say
+
+        say(f"no recipe is named: the values that are not given are those of {taken}")
+    return Config() if name is None else recipe(name)
 
 
 def with_fields(base: Config, given: list[str], usage: str, about: str, is_recipe: bool) -> Config:
@@ -88,9 +109,36 @@ def for_own_prompts(base: Config, given: list[str]) -> Config:
     prompts, _ = take_option(given, "--prompts", "a file or several texts")
     if prompts is None:
         return base
-    of_world = prompts.startswith(("shapes:", "words:"))
+    return replace(_watched(base, [prompts]), eval_prompts=AUTOMATIC.copy())
+
+
+def for_own_sets(base: Config, given: list[str]) -> Config:
+    """Drop the metrics of an embedded world where `--eval-prompts` names sets of other prompts."""
+    sets = values_of(given, "--eval-prompts")
+    return _watched(base, [source.partition("=")[2] for source in sets]) if sets else base
+
+
+def rewards_named(given: list[str]) -> set[str]:
+    """The names behind --rewards."""
+    return {word.partition("=")[0] for word in values_of(given, "--rewards")}
+
+
+def values_of(given: Iterable[str], option: str) -> list[str]:
+    """The words behind an option that takes several."""
+    words: list[str] = []
+    within = False
+    for word in given:
+        if word.startswith("--"):
+            flag, _, word = word.partition("=")
+            within = flag == option
+        words += [word] if within and word else []
+    return words
+
+
+def _watched(base: Config, sources: Iterable[str]) -> Config:
+    of_world = all(source.startswith(("shapes:", "words:")) for source in sources)
     watched = tuple(name for name in base.eval_rewards if of_world or name not in OF_WORLDS)
-    return replace(base, eval_prompts=AUTOMATIC.copy(), eval_rewards=watched)
+    return replace(base, eval_rewards=watched)
 
 
 def new_or_resumed(

@@ -33,13 +33,15 @@ ABOUT = (
 def run(given: list[str]) -> int:
     """Print a table of all scores, or of a run one of each set with its changes."""
     announce("eval", given)
-    from dgpo.commands.configs import about, config_of, take_source
+    from dgpo.commands.configs import about, config_of, for_own_sets, take_source
     from dgpo.commands.parse import parse
+    from dgpo.recipes import DEMOS
 
     usage = "dgpo eval RUN|MODEL"
     source, rest = take_source(given, usage)
     alone, rest = take_flag(rest, "--no-compare")
-    config = parse(config_of(source), rest, usage, about(ABOUT, given), shown=FIELDS)
+    base = for_own_sets(config_of(source), rest) if source in DEMOS else config_of(source)
+    config = parse(base, rest, usage, about(ABOUT, given), shown=FIELDS)
     _refuse_settings_of_rollouts(rest, config)
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
@@ -58,6 +60,11 @@ def run(given: list[str]) -> int:
 def _refuse_settings_of_rollouts(given: Iterable[str], config: Config) -> None:
     """Refuse a field that rollouts alone read: it would change nothing here."""
     named = {word.partition("=")[0].replace("_", "-") for word in given}
+    if "--prompts" in named:
+        raise UserError(
+            "--prompts are those that a run trains on; evaluations draw the sets of --eval-prompts: give "
+            "--eval-prompts test=FILE"
+        )
     if "--sampling.resolution" in named:
         raise UserError("--sampling.resolution is the size of rollouts' images; evaluations draw at --resolution")
     for name in ("guidance_scale", "num_inference_steps"):

@@ -92,29 +92,17 @@ def _steps(file: str) -> list[tuple[str, str]]:
 
 def _config(file: Path, given: list[str], usage: str) -> tuple[Config, str]:
     """The config to write, and where its values come from in words."""
-    from dgpo.commands.configs import fitting_recipe, with_fields
+    from dgpo.commands.configs import MODEL_FORMS, fitting_recipe, rewards_named, with_fields
     from dgpo.config import Config
     from dgpo.recipes import recipe
 
     chosen, given = take_option(given, "--recipe", "the name of one: --recipe words")
-    model, _ = take_option(given, "--model", "a folder, a Hugging Face id or an embedded model: --model tiny-sd3")
-    chosen = chosen or ("tiny" if model is None else fitting_recipe(model, _rewards(given)))
+    model, _ = take_option(given, "--model", MODEL_FORMS)
+    chosen = chosen or ("tiny" if model is None else fitting_recipe(model, rewards_named(given)))
     base = Config() if chosen is None else recipe(chosen)
     config = with_fields(dataclasses.replace(base, name=file.stem), given, usage, ABOUT, is_recipe=True)
     _require_known(config, given)
     return config, "the defaults" if chosen is None else f"the recipe {chosen}"
-
-
-def _rewards(given: list[str]) -> set[str]:
-    """The names behind --rewards."""
-    words: list[str] = []
-    within = False
-    for word in given:
-        if word.startswith("--"):
-            flag, _, word = word.partition("=")
-            within = flag == "--rewards"
-        words += [word] if within and word else []
-    return {word.partition("=")[0] for word in words}
 
 
 def _require_known(config: Config, given: list[str]) -> None:

@@ -45,12 +45,26 @@ def part(config: Config, prompts: PromptSet, read: Callable[[str], PromptSet] = 
     return Parted(trained, evaluated, sources)
 
 
-def evaluation_sets(config: Config) -> dict[str, PromptSet]:
-    """Read the evaluation sets of a config outside of a run. Its own prompts are read only where a set is of them."""
-    if config.eval_prompts != AUTOMATIC and not {HELD_OUT, TRAINED} & {*config.eval_prompts.values()}:
+def evaluation_sets(config: Config, trained: Config | None = None) -> dict[str, PromptSet]:
+    """Read the evaluation sets of a config outside of a run. Its own prompts are read only where a set is of them.
+
+    trained: of the run that is evaluated, if any: its prompts and its seed say which prompts it held out
+    """
+    if not _of_own_prompts(config):
         return {name: load_prompts(source) for name, source in config.eval_prompts.items()}
-    own = load_prompts(config.prompts) if config.offline is None else GroupDataset(config.offline).prompts
-    return part(replace(config, eval_every=1), own).evaluated
+    trained = trained or config
+    own = load_prompts(trained.prompts) if trained.offline is None else GroupDataset(trained.offline).prompts
+    return part(replace(config, eval_every=1, seed=trained.seed, offline=trained.offline), own).evaluated
+
+
+def trained_prompts(config: Config) -> PromptSet:
+    """Read the prompts that a run trains on: those of its config without the held-out ones."""
+    prompts = load_prompts(config.prompts)
+    return part(config, prompts).trained if _of_own_prompts(config) else prompts
+
+
+def _of_own_prompts(config: Config) -> bool:
+    return config.eval_prompts == AUTOMATIC or bool({HELD_OUT, TRAINED} & {*config.eval_prompts.values()})
 
 
 def _named(config: Config, prompts: PromptSet) -> dict[str, str]:

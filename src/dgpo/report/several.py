@@ -15,6 +15,7 @@ from dgpo.errors import UserError
 from dgpo.report.curves import SERIES
 from dgpo.report.grids import Samples, read_samples
 from dgpo.report.log import Log, Point, is_in_domain, read_log, read_mapping, shown_evals
+from dgpo.run import prompt_lists
 from dgpo.run.changes import LAST_EVALUATION, changes, read_kept
 from dgpo.run.metric_names import EvalName
 
@@ -40,6 +41,11 @@ class Run(NamedTuple):
         own = [self.config.get(field) for field in ("prompts", "offline", "seed")]
         found = {name.eval_set: sources.get(name.eval_set) for name in self.log.evals()}
         return {name: (source, own if source in (HELD_OUT, TRAINED) else None) for name, source in found.items()}
+
+    def has_set_of(self, other: Run, name: str) -> bool:
+        """Whether both have an evaluation set from one source and, as far as both runs say it, of the same prompts."""
+        own, theirs = (prompt_lists.read(run.folder).get(f"eval/{name}") for run in (self, other))
+        return self.sets.get(name) == other.sets[name] and (own is None or theirs is None or own == theirs)
 
     def last(self, key: str) -> Point | None:
         """A metric's last value."""
@@ -73,13 +79,13 @@ def _read(folder: Path, label: str, place: int) -> Run:
 def common_sets(runs: Sequence[Run]) -> list[str]:
     """The evaluation sets that all runs have; at least one."""
     first, *others = runs
-    common = [name for name in first.sets if all(run.sets.get(name) == first.sets[name] for run in others)]
+    common = [name for name in first.sets if all(run.has_set_of(first, name) for run in others)]
     if not common:
         each = "; ".join(f"{run.label} has {', '.join(f'{k}={v[0]}' for k, v in run.sets.items())}" for run in runs)
         raise UserError(
-            f"the runs have no evaluation set in common: {each}. Sets are the same if name and source are, and those "
-            "of a run's own prompts if its prompts and seed are too. Score each run on one list instead: dgpo eval RUN "
-            "--eval-prompts test=FILE"
+            f"the runs have no evaluation set in common: {each}. Sets are the same if name, source and prompts are, "
+            "and those of a run's own prompts if its prompts and seed are too. Score each run on one list instead: "
+            "dgpo eval RUN --eval-prompts test=FILE"
         )
     return common
 

@@ -1,7 +1,7 @@
-"""The folder of a run: config.yaml, environment.json, metrics.jsonl, first_evaluation.safetensors (scores of each
-prompt, which later ones are compared with), last_evaluation.safetensors (which other runs are compared with), samples/,
-checkpoints/, failures/, final/, best/, report.html, console.log, failure.txt (of what
-it failed, until it goes on), requests/ (what it is asked to do), lock.
+"""The folder of a run: config.yaml, environment.json, prompts.json (hashes of its prompts), metrics.jsonl,
+first_evaluation.safetensors (scores of each prompt, which later ones are compared with), last_evaluation.safetensors
+(which other runs are compared with), samples/, checkpoints/, failures/, final/, best/, report.html, console.log,
+failure.txt (of what it failed, until it goes on), requests/ (what it is asked to do), lock.
 
 config.yaml is written last: a folder that has it is a run. The same run may begin anew in it while it holds no work.
 Any other run gets the folder of an old one only when that is moved aside (aside.py).

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.registry import stand_in
-from dgpo.config import AUTOMATIC, Config, load_yaml
+from dgpo.config import AUTOMATIC, HELD_OUT, TRAINED, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
 from dgpo.data.image_folder import SUFFIXES, write_folder
-from dgpo.data.own_prompts import evaluation_sets
+from dgpo.data.own_prompts import evaluation_sets, trained_prompts
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.data.sampler import PromptSampler
 from dgpo.errors import UserError, warn
@@ -34,7 +34,7 @@ from dgpo.models.text_cache import CondCache
 from dgpo.report.grids import sample_grid
 from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
-from dgpo.run import checkpoint
+from dgpo.run import checkpoint, prompt_lists
 from dgpo.run.changes import changes
 from dgpo.run.folder import environment
 from dgpo.training.draw import Drawn, at_rollout_size, chunks, counted, draw, for_evaluation, grid
@@ -172,7 +172,9 @@ def evaluate(
         raise UserError("eval_prompts is empty: name a set, such as --eval-prompts test=prompts.txt")
     if not config.rewards:
         raise UserError("rewards is empty: name what evaluations score, such as --rewards clip aesthetic")
-    sets = evaluation_sets(config)
+    sets = evaluation_sets(config, config_of(source) if _is_run(source) else None)
+    own = {f"eval/{name}": sets[name] for name in sets if config.eval_prompts.get(name) in (HELD_OUT, TRAINED)}
+    prompt_lists.require_same(Path(source), own, "evaluate another list: --eval-prompts test=FILE")
     require_named(config, reward_functions or {})
     reward = all_rewards(config, reward_functions)
     for name, prompts in sets.items():
@@ -294,7 +296,8 @@ def collect(
 ) -> Collected:
     """Draw and score groups of images for the config's prompts into the new dataset folder `out`.
 
-    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images.
+    `train(Config(offline=out, ...))` learns from it. A group has `config.group_size` images. Prompts that a run held
+    out stay out.
 
     reward_functions: functions for names in the config's rewards, as `train` takes them
     tell: hears how far the work is
@@ -305,7 +308,7 @@ def collect(
     require_complete(replace(config, offline=None))
     require_new(folder)
     require_named(config, reward_functions or {})
-    prompts, reward = load_prompts(config.prompts), trained_rewards(config, reward_functions)
+    prompts, reward = _to_draw(source, config), trained_rewards(config, reward_functions)
     warn(reward.check(prompts))
     tell("loading", 0, 0)
     model, which = _load(source, config)
@@ -331,6 +334,16 @@ def collect(
     write_groups(folder, noted(), model.latent_space, about)
     spread = torch.stack([r.std(correction=0) for r in rewards]).mean()
     return Collected(folder, len(rewards), config.group_size, float(torch.cat(rewards).mean()), float(spread))
+
+
+def _to_draw(source: str | Path, config: Config) -> PromptSet:
+    """The config's prompts; of a run's own not those that it held out, which would train whoever learns from these."""
+    run = config_of(source) if _is_run(source) else None
+    if run is None or run.offline is not None or run.prompts != config.prompts:
+        return load_prompts(config.prompts)
+    prompts = trained_prompts(run)
+    prompt_lists.require_same(Path(source), {prompt_lists.TRAIN: prompts}, "give other prompts: --prompts FILE")
+    return prompts
 
 
 def scored_groups(

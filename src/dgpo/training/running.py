@@ -16,7 +16,7 @@ from dgpo.data.prompts import PromptSet
 from dgpo.models.text_cache import CondCache
 from dgpo.report import ReportWriter
 from dgpo.report.grids import write_samples
-from dgpo.run import checkpoint, failure, requests
+from dgpo.run import checkpoint, failure, prompt_lists, requests
 from dgpo.run import folder as runfolder
 from dgpo.run.callbacks import Callback, Callbacks, Evaluated, StopOnAlarm
 from dgpo.run.console import Console, RunCounts
@@ -265,6 +265,9 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         folder, config, resumed = open_folder(setup.config, setup.resume, setup.overwrite, held)
         setup = replace(setup, config=config, resume=resumed)
         model, optimizer, inputs = setup.model, setup.optimizer, setup.inputs
+        lists = prompt_lists.named(inputs.prompts, inputs.eval_sets)
+        if resumed:
+            distributed.together(lambda: prompt_lists.require_same(folder, lists, "start a new run with the new ones"))
         inputs.reward.save_failures_to = inputs.eval_reward.save_failures_to = folder / "failures"
         started = time.monotonic()  # reading a checkpoint takes about as long as writing it
         state = saving.restore(folder, model, optimizer) if resumed else State()
@@ -276,6 +279,7 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         told.insert(0, Tracking(open_trackers(config, folder, state, resumed)))
         if distributed.is_main():
             runfolder.write_config(folder, config)  # now that nothing refuses it
+            prompt_lists.keep(folder, lists)
         requests.clear(folder)
         failure.clear(folder)
         interrupt.defer()
