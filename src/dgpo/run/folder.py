@@ -33,6 +33,7 @@ from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
 from dgpo.utils.devices import cpu_name
 from dgpo.utils.files import is_unfinished
+from dgpo.utils.places import require_no_part
 
 CONFIG = "config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -117,6 +118,7 @@ def with_stored(config: Config) -> Config:
 def stored_config(run: str | Path) -> Config:
     """The config of an existing run, which this version can continue."""
     run = Path(run)
+    require_no_part(run)
     if not (run / CONFIG).is_file():
         raise UserError(
             f"{run} is no run folder: it has no {CONFIG}. Give the folder that dgpo train --out wrote; if that was "

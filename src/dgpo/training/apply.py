@@ -85,7 +85,7 @@ def config_of(source: str | Path) -> Config:
     """A run's own config, but for its algorithm, which nothing here uses; for a model, the defaults with that model."""
     if _is_run(source):
         return load_yaml(Path(source) / "config.yaml", algorithm=stand_in())
-    locate(source)  # so that a mistyped run is not told what a model lacks
+    locate(source, or_run=True)  # so that a mistyped run is not told what a model lacks
     return Config(model=str(source), algorithm=stand_in())
 
 
