@@ -25,7 +25,17 @@ from typing import Any, NoReturn
 import torch
 
 from dgpo import __version__
-from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
+from dgpo.config import (
+    AUTOMATIC,
+    MAY_CHANGE,
+    OWN_SETS,
+    Config,
+    changed_fields,
+    in_place_of_automatic,
+    load_yaml,
+    save_yaml,
+    to_dict,
+)
 from dgpo.errors import UserError
 from dgpo.run import checkpoint, console_log, failure, lock, requests
 from dgpo.run.aside import move_aside
@@ -109,7 +119,9 @@ def require_same_run(run: Path, config: Config) -> None:
 def with_stored(config: Config) -> Config:
     """Take what is not given from the run in `config.out`: name, ranks of the LoRA, evaluation sets, offload."""
     stored = stored_config(config.out or "")
-    sets = stored.eval_prompts if config.eval_prompts == AUTOMATIC else config.eval_prompts
+    own = {name: source for name, source in stored.eval_prompts.items() if OWN_SETS.get(name) == source}
+    given = config.eval_prompts
+    sets = stored.eval_prompts if given == AUTOMATIC else in_place_of_automatic(own, given)
     name = config.name or stored.name
     offload = stored.offload if config.offload == "auto" else config.offload
     return replace(config, name=name, lora=config.lora.filled(stored.lora), eval_prompts=sets, offload=offload)

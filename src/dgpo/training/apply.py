@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.registry import stand_in
-from dgpo.config import AUTOMATIC, Config, load_yaml
+from dgpo.config import AUTOMATIC, Config, has_automatic, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
@@ -167,9 +167,10 @@ def evaluate(
     tell: hears how far the work is
     """
     config = _config(source, config)
-    automatic = config.eval_prompts == AUTOMATIC
+    automatic = has_automatic(config.eval_prompts)
     if not config.eval_prompts or (automatic and not config.prompts and config.offline is None):
-        raise UserError("eval_prompts is empty: name a set, such as --eval-prompts test=prompts.txt")
+        what = "has auto=prompts, and prompts " if config.eval_prompts not in ({}, AUTOMATIC) else ""
+        raise UserError(f"eval_prompts {what}is empty: name a set, such as --eval-prompts test=prompts.txt")
     if not config.rewards:
         raise UserError("rewards is empty: name what evaluations score, such as --rewards clip aesthetic")
     sets = evaluation_sets(config)
