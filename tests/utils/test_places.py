@@ -62,7 +62,9 @@ def test_a_run_in_the_place_of_a_model(run: Path) -> None:
             UserError, match=f"belongs to the run {run}, .* --resume {run}. .* --lora.start {run}/final"
         ):
             locate(place)
-    with pytest.raises(UserError, match=r"there is no folder 'runs/nothere'\. Give a pipeline folder"):
+    with pytest.raises(
+        UserError, match=f"there is no folder 'runs/nothere' in the current one, {Path.cwd()}. Give a p"
+    ):
         locate("runs/nothere")
 
 

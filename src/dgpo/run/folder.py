@@ -36,7 +36,7 @@ from dgpo.config import (
     save_yaml,
     to_dict,
 )
-from dgpo.errors import UserError
+from dgpo.errors import NotHere, UserError
 from dgpo.run import checkpoint, console_log, failure, lock, requests
 from dgpo.run.aside import move_aside
 from dgpo.run.console import say
@@ -138,6 +138,22 @@ def stored_config(run: str | Path) -> Config:
         )
     _require_same_version(run)
     return load_yaml(run / CONFIG)
+
+
+@contextmanager
+def reading_of(run: str | Path | None) -> Iterator[None]:
+    """Around the reading of what a run names, by paths from the folder where it began, as an error then says.
+
+    run: a run folder; of anything else nothing is said
+    """
+    try:
+        yield
+    except NotHere as error:
+        if run is None or not (Path(run) / CONFIG).is_file():
+            raise
+        raise UserError(
+            f"{str(error).removesuffix('.')}. If the run {run} names it, go on from the folder where that run began"
+        ) from error
 
 
 def record(run: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint
 from dgpo.run.changes import changes
-from dgpo.run.folder import environment
+from dgpo.run.folder import environment, reading_of
 from dgpo.training.draw import Drawn, at_rollout_size, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
 from dgpo.training.placing import with_offload
@@ -148,7 +148,8 @@ def _load(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
     """`load_trained`, with a word of warning where the weights are hardly those that one wants."""
     weights = chosen(source, config)
     warn(filter(None, [weights.doubt]))
-    return _loaded(weights, config)
+    with reading_of(source):
+        return _loaded(weights, config)
 
 
 def evaluate(
@@ -173,9 +174,10 @@ def evaluate(
         raise UserError(f"eval_prompts {what}is empty: name a set, such as --eval-prompts test=prompts.txt")
     if not config.rewards:
         raise UserError("rewards is empty: name what evaluations score, such as --rewards clip aesthetic")
-    sets = evaluation_sets(config)
     require_named(config, reward_functions or {})
-    reward = all_rewards(config, reward_functions)
+    with reading_of(source):
+        sets = evaluation_sets(config)
+        reward = all_rewards(config, reward_functions)
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     tell("loading", 0, 0)
@@ -306,7 +308,8 @@ def collect(
     require_complete(replace(config, offline=None))
     require_new(folder)
     require_named(config, reward_functions or {})
-    prompts, reward = load_prompts(config.prompts), trained_rewards(config, reward_functions)
+    with reading_of(source):
+        prompts, reward = load_prompts(config.prompts), trained_rewards(config, reward_functions)
     warn(reward.check(prompts))
     tell("loading", 0, 0)
     model, which = _load(source, config)

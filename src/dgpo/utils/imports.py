@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import Any
 
-from dgpo.errors import UserError
+from dgpo.errors import NotHere, UserError
 
 
 def import_named(path: str, user: str) -> Any:
@@ -30,7 +30,7 @@ def import_module(name: str, user: str) -> ModuleType:
     ours = name.partition(".")[0] == __name__.partition(".")[0]
     written = _as_module(name)
     advice = "Install it, or run from the folder that has it" if written == name else f"A module is named {written}"
-    absent = UserError(f"{user}: there is no module {name} here. {advice}")
+    absent = NotHere(f"{user}: there is no module {name} here. {advice}")
     if name.startswith("."):  # which importlib refuses in its own way
         raise absent
     try:

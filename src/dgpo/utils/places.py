@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import NotHere, UserError, did_you_mean
 from dgpo.utils.hub_id import is_hub_id
 
 EMBEDDED = {
@@ -63,7 +63,8 @@ def locate(path_or_id: str | Path, or_run: bool = False) -> str:
     # "runs/typo" beside a folder "runs" is a path gone wrong, not an id: ask nobody on the network about it
     if isinstance(path_or_id, str) and is_hub_id(name) and not folder.parent.exists():
         return name
-    raise UserError(
-        f"there is no folder {name!r}. Give {'a run folder, ' if or_run else ''}a pipeline folder, a Hugging Face id "
-        f"as owner/name, or an embedded model: {', '.join(EMBEDDED)}."
+    where = "" if folder.is_absolute() else f" in the current one, {Path.cwd()}"
+    raise NotHere(
+        f"there is no folder {name!r}{where}. Give {'a run folder, ' if or_run else ''}a pipeline folder, "
+        f"a Hugging Face id as owner/name, or an embedded model: {', '.join(EMBEDDED)}."
     )
