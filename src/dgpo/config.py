@@ -142,6 +142,19 @@ AUTO: Literal["auto"] = "auto"
 """`resume` that creates a run, or continues it where it is there."""
 AUTOMATIC = {"auto": "prompts"}
 """`eval_prompts` where none are given. A run puts the set there that its prompts allow: data/own_prompts.py."""
+OWN_SETS = {"held_out": HELD_OUT, "trained": TRAINED}
+"""What the automatic set may be."""
+
+
+def has_automatic(sets: Mapping[str, str]) -> bool:
+    """Whether the automatic set is among these evaluation sets."""
+    return AUTOMATIC.items() <= sets.items()
+
+
+def in_place_of_automatic(own: Mapping[str, str], sets: Mapping[str, str]) -> dict[str, str]:
+    """`sets`, with `own` where the automatic set stands; in their order."""
+    each = [own if has_automatic({name: source}) else {name: source} for name, source in sets.items()]
+    return {name: source for some in each for name, source in some.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,8 +257,8 @@ class Config:
     """Scores that are watched at evaluations and never trained."""
     eval_prompts: dict[str, str] = field(default_factory=AUTOMATIC.copy)
     """Name of an evaluation set -> where its prompts come from, as in `prompts`; or prompts:held_out or
-    prompts:trained. auto=prompts: a tenth of the run's own prompts, 4 to 32, is held out of training; of fewer than 20
-    none is, and those that train are evaluated."""
+    prompts:trained. auto=prompts, alone or beside others: a tenth of the run's own prompts, 4 to 32, is held out of
+    training, and evaluated as held_out; of fewer than 20 none is, and those that train are evaluated as trained."""
     eval_images_per_prompt: int = 2
     """Images per prompt of an evaluation set, from fixed noise."""
     eval_images: dict[str, int] = field(default_factory=dict)

@@ -178,15 +178,30 @@ def _check_names(config: Config) -> None:
         "--out says where a run is written",
     )
     _check_reward_names(config)
-    for name in config.eval_prompts:
+    for name, source in config.eval_prompts.items():
         require(
             bool(re.fullmatch(r"[\w.-]+", name)),
             f"eval_prompts has a set called {name!r}; names are part of eval/NAME/SCORE, so use letters and digits",
         )
+        require(
+            source != "prompts" or name == "auto",
+            f"eval_prompts has {name}=prompts; the run's own prompts are auto=prompts, or {name}=prompts:held_out or "
+            f"{name}=prompts:trained",
+        )
+    _check_eval_images(config)
+
+
+def _check_eval_images(config: Config) -> None:
+    from dgpo.config import AUTOMATIC, OWN_SETS, has_automatic  # which imports this file
+
+    known, why = {*config.eval_prompts}, ""
+    if has_automatic(config.eval_prompts):
+        known = known - {*AUTOMATIC} | {*OWN_SETS}
+        why = " auto=prompts is evaluated as held_out or, of fewer than 20 prompts, as trained."
     for name, images in config.eval_images.items():
         require(
-            name in config.eval_prompts,
-            f"eval_images names {name!r}, which eval_prompts has not. {did_you_mean(name, config.eval_prompts)}",
+            name in known,
+            f"eval_images names {name!r}, which is no evaluation set.{why} {did_you_mean(name, known)}",
         )
         require(images >= 1, f"eval_images gives {name!r} {images}; it must be at least 1")
 

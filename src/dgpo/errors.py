@@ -11,6 +11,10 @@ class UserError(ValueError):
     """Bad input. The command line prints the message alone and exits with code 2."""
 
 
+class NotHere(UserError):
+    """A relative path, or a module, leads nowhere from the current folder, and may do so from another one."""
+
+
 class RunFailed(RuntimeError):
     """What ended a run or a command midway. The command line prints the message alone and exits with code 1."""
 

@@ -151,7 +151,7 @@ def test_prompts_of_ones_own_are_evaluated() -> None:
     assert to_dict(config)["eval_prompts"] == {"auto": "prompts"}
     above = Path(FILE).read_text().partition("\neval_prompts:")[0].splitlines()[-2:]
     assert above[0].startswith("# auto: a tenth of the prompts, 4 to 32, is held out of training and evaluated")
-    assert "name sets in its place: {NAME: SOURCE}" in above[1]
+    assert "Others are added: {auto: prompts, NAME: SOURCE}" in above[1]
     assert config.eval_rewards == ()
 
 

@@ -84,6 +84,31 @@ def test_too_few_to_hold_out() -> None:
         part(config(eval_prompts={"own": HELD_OUT}), load_prompts(texts(19)))
 
 
+def test_the_automatic_set_stands_beside_others(tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("one\ntwo\n")
+    both = {**AUTOMATIC, "test": str(tmp_path / "test.txt")}
+    for number, name in ((40, "held_out"), (10, "trained")):
+        alone, (trained, sets, sources) = (
+            part(config(**changes), load_prompts(texts(number))) for changes in ({}, {"eval_prompts": both})
+        )
+        assert [*sources] == [*sets] == [name, "test"]
+        assert (trained, sets[name]) == (alone.trained, alone.evaluated[name])
+        assert sets["test"].prompts == ["one", "two"]
+
+
+def test_its_name_is_its_own() -> None:
+    given = {**AUTOMATIC, "held_out": "mine.txt"}
+    with pytest.raises(UserError, match=r"has held_out=mine\.txt beside auto=prompts, .* another name"):
+        part(config(eval_prompts=given), load_prompts(texts(40)))
+
+
+def test_its_images_are_counted_by_its_name() -> None:
+    own = config(eval_images={"trained": 3})
+    part(own, load_prompts(texts(19)))
+    with pytest.raises(UserError, match=r"names 'trained', which is no evaluation set\. Known: held_out"):
+        part(own, load_prompts(texts(40)))
+
+
 def test_outside_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("\n".join(texts(40)))

@@ -19,6 +19,7 @@ from dgpo import Config
 from dgpo.errors import RunFailed, UserError
 from dgpo.rewards.base import Reward
 from dgpo.run.grace import Grace
+from dgpo.run.interrupt import Stopped
 
 AT = 2
 """The call of the reward, which is called once an iteration, in which a scene happens."""
@@ -32,11 +33,11 @@ def config_of(model: Path, out: Path, **changes: Any) -> Config:
 def misbehaving(scene: str, rank: int, marks: Path) -> Reward:
     """The colour reward, which dies or sleeps on this rank: once, as a file remembers.
 
-    scene: `killed`; `slow evaluation`, the first after training; `slow after slow`, where the first iteration has taken
-    longer than half a minute as far as the run can tell; else asleep
+    scene: `killed`; `slow evaluation`, the first after training; `slow first evaluation`; `slow after slow`, where the
+    first iteration has taken longer than half a minute as far as the run can tell; else asleep
     """
     calls: list[int] = []
-    mark, at = marks / f"{scene}.mark", 3 if scene == "slow evaluation" else AT
+    mark, at = marks / f"{scene}.mark", {"slow first evaluation": 1, "slow evaluation": 3}.get(scene, AT)
 
     def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
         calls.append(1)
@@ -71,6 +72,9 @@ def process(config: Config, scene: str, rank: int, environment: dict[str, str], 
     except (RunFailed, UserError) as error:
         print(f"dgpo: {error}", file=sys.stderr, flush=True)
         os._exit(1)
+    except Stopped as stop:
+        print(f"dgpo: {stop}", file=sys.stderr, flush=True)
+        os._exit(stop.code)
     os._exit(75 if result.requeue else 130 if result.interrupted else 0)
 
 

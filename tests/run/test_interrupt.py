@@ -9,7 +9,7 @@ import time
 import pytest
 
 from dgpo.commands.main import main
-from dgpo.run.interrupt import Interrupt, Stopped
+from dgpo.run.interrupt import REQUEUE, STOPPED, Interrupt, Stopped
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
@@ -25,6 +25,18 @@ def test_before_the_loop_a_signal_stops_at_once(number: signal.Signals) -> None:
     with pytest.raises(Stopped, match=f"stopped by {number.name} before the first iteration"), Interrupt():
         send(number)
     assert signal.getsignal(number) == before
+
+
+def test_until_the_first_iteration_it_stops_at_once_and_another_thread_hears_it() -> None:
+    with Interrupt() as interrupt:
+        interrupt.listen(" in its first evaluation")
+        with pytest.raises(Stopped, match="stopped by SIGTERM in its first evaluation") as stop:
+            send(signal.SIGTERM)
+        assert stop.value.code == REQUEUE
+        assert interrupt.heard(1.0) == "SIGTERM"
+        interrupt.defer()
+        send(signal.SIGINT)
+        assert interrupt.requested() == STOPPED
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -196,6 +196,24 @@ def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path
     assert "there is no folder" in command("eval", "no/such/run", code=2)
 
 
+def test_a_run_from_another_folder_names_the_one_it_began_in(
+    tiny_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine.txt").write_text("a cat\n")
+    rewards = {"brightness": 1.0}
+    config = small(tiny_folder, Path("run"), iterations=1, eval_every=1, prompts="mine.txt", rewards=rewards)
+    run(config, reward_functions={})
+    began = Path.cwd()
+    elsewhere = began / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for words in (["eval", "../run"], ["collect", "../run", "--groups", 1], ["train", "--resume", "../run"]):
+        message = command(*words, code=2)
+        assert f"'mine.txt'; it is looked up from the current folder, {elsewhere}" in message
+        assert "If the run ../run names it, go on from the folder where that run began" in message
+    assert "that run began" not in command("sample", "tiny-sd3", "--prompts", "mine.txt", code=2)
+
+
 @pytest.mark.parametrize(("best", "taken"), [(1, 1), (2, 2), (0, 2), (-1, 2)])
 def test_a_runs_best_weights_are_taken_or_else_its_newest(
     best: int, taken: int, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

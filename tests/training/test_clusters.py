@@ -136,6 +136,23 @@ def test_an_evaluation_is_dropped_and_made_up_for(tiny_folder: Path, tmp_path: P
     assert_same_run(tmp_path / "run", tmp_path / "unhurt", 1)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_first_evaluation_is_dropped_and_done_again(
+    tiny_folder: Path, tmp_path: Path, start: Start, processes: int
+) -> None:
+    prompts = tmp_path / "eval.txt"
+    prompts.write_text("a cup\ntwo dogs\n")
+    changes = {"eval_prompts": {"seen": str(prompts)}, "eval_images_per_prompt": 1, "num_samples": 1, "iterations": 1}
+    config = config_of(tiny_folder, tmp_path / "run", grace_seconds=2.0, eval_every=1, **changes)
+    ranks = start(config, "slow first evaluation", rank=processes - 1, processes=processes)
+    await_mark(tmp_path, "slow first evaluation")
+    os.kill(ranks[-1].pid, signal.SIGTERM)
+    assert codes(ranks, 9) == [75] * processes
+    assert newest(tmp_path / "run") == 0
+    assert lock.last_holder(tmp_path / "run") is None, "the lock is let go"
+    assert go_on(config).iterations == 1
+
+
 def test_of_two_processes_one_hears_the_signal_and_both_end(
     tiny_folder: Path, tmp_path: Path, unhurt: Path, start: Start
 ) -> None:

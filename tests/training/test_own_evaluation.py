@@ -151,6 +151,17 @@ def test_what_was_held_out_is_not_guessed_from_a_file_that_has_changed(file_run:
     assert not (tmp_path / "groups").exists()
 
 
+def test_the_automatic_set_beside_another_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("a cup\n")
+    sets = {**AUTOMATIC, "test": str(tmp_path / "test.txt")}
+    config = own(tiny_folder, tmp_path / "run", eval_prompts=sets, eval_images={"held_out": 1}, iterations=1)
+    run(config)
+    heard = Heard()
+    run(replace(config, iterations=2), resume="auto", callbacks=[heard])
+    assert {"eval/held_out/reward", "eval/test/reward"} <= heard.evaluated[-1].keys()
+    assert load_yaml(tmp_path / "run" / "config.yaml").eval_prompts == {"held_out": HELD_OUT, "test": sets["test"]}
+
+
 def test_few_prompts_are_trained_and_evaluated(tiny_folder: Path, tmp_path: Path) -> None:
     run(own(tiny_folder, tmp_path / "run", prompts=MANY[:5], iterations=1))
     assert load_yaml(tmp_path / "run" / "config.yaml").eval_prompts == {"trained": TRAINED}

@@ -16,6 +16,7 @@ from runs import MODES, assert_same_run, colour, newest, run, small
 from safetensors.torch import load_file
 
 from dgpo.errors import UserError
+from dgpo.run.interrupt import Stopped
 
 ITERATIONS = 4
 
@@ -138,6 +139,26 @@ def test_ctrl_c_finishes_the_iteration_and_saves(tiny_folder, tmp_path, number, 
     assert (result.iterations, result.interrupted) == (3, False)
     run(replace(config, out=str(tmp_path / "unhurt")))
     assert_same_run(result.run, tmp_path / "unhurt", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_first_evaluation_a_signal_stops_at_once(tiny_folder, tmp_path, number, capfd):
+    (tmp_path / "eval.txt").write_text("a cup\ngreen\na dog\n")
+    config = small(tiny_folder, tmp_path / "run", iterations=1, eval_every=1, num_samples=1)
+    config = replace(config, eval_prompts={"seen": str(tmp_path / "eval.txt")}, eval_images_per_prompt=1)
+    config = replace(config, sampling=replace(config.sampling, batch_size=1))
+    with pytest.raises(
+        Stopped, match=f"by {number.name} before the first iteration; nothing is lost. Go on with: "
+    ) as stop:
+        run(config, reward_functions=interrupting(1, [number]))
+    assert f"dgpo train --resume {config.out}" in str(stop.value)
+    assert stop.value.code == (75 if number == signal.SIGTERM else 130)
+    assert "Stopping after this iteration" not in capfd.readouterr().err
+    assert not (tmp_path / "run" / "first_evaluation.safetensors").exists()
+    assert run(config, resume=True).iterations == 1
+    run(replace(config, out=str(tmp_path / "unhurt")))
+    assert_same_run(tmp_path / "run", tmp_path / "unhurt", 1)
 
 
 @pytest.mark.slow

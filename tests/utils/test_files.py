@@ -55,6 +55,16 @@ def test_a_text_that_cannot_be_read_is_one_message(tmp_path) -> None:
         read_text(path, "no prompts in", "; convert it")
 
 
+def test_a_relative_path_is_told_with_the_folder_it_is_looked_up_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"'my.txt'; it is looked up from the current folder, {tmp_path}; give one"):
+        read_text(Path("my.txt"), advice="; give one")
+    with pytest.raises(UserError, match=r"my\.txt'$"):
+        read_text(tmp_path / "my.txt")
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "line 3 is not JSON"), ("[1]", r"line 3 is '\[1\]'; it must be")])
 def test_what_is_no_object_is_refused(text, message) -> None:
     with pytest.raises(UserError, match=message):

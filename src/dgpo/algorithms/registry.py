@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dgpo.errors import UserError, did_you_mean
-from dgpo.utils.imports import import_named, is_path
+from dgpo.utils.imports import import_named, is_path, meant
 
 if TYPE_CHECKING:
     from dgpo.algorithms.base import Algorithm
@@ -63,7 +63,7 @@ def algorithm_class(name: str) -> type:
     if not is_path(path):
         raise UserError(
             f"algorithm.name={name!r} is unknown. {did_you_mean(name, known_algorithms())} Your own is given as "
-            "package.module:Class"
+            f"{meant(name) or 'package.module:Class'}"
         )
     if path.startswith("__main__:") or "<locals>" in path:
         raise UserError(

@@ -17,7 +17,7 @@ from dgpo.errors import UserError, did_you_mean
 from dgpo.recipes import DEMOS, fitting, recipe
 from dgpo.rewards.registry import OF_WORLDS
 from dgpo.utils.files import json_object, read_text
-from dgpo.utils.imports import is_path
+from dgpo.utils.imports import is_path, meant
 from dgpo.utils.places import locate
 
 MODEL_FORMS = "a folder, a Hugging Face id or an embedded model: --model tiny-sd3"
@@ -72,7 +72,7 @@ def with_fields(base: Config, given: list[str], usage: str, about: str, is_recip
         if algorithm not in known_algorithms() and not is_path(algorithm):
             raise UserError(
                 f"--algorithm {algorithm} is unknown. {did_you_mean(algorithm, known_algorithms())} Your own is given "
-                "as package.module:Class"
+                f"as {meant(algorithm) or 'package.module:Class'}"
             )
         base = with_algorithm(base, make_algorithm(algorithm, {}, Config), is_recipe)
     config = parse(base, given, usage, about)

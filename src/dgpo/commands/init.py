@@ -39,7 +39,7 @@ SHOWN = {
 WIDTH = 118
 AUTOMATIC_COMMENT = (
     "auto: a tenth of the prompts, 4 to 32, is held out of training and evaluated; of fewer than 20 none is, and the\n"
-    "# trained ones are evaluated. To evaluate others, name sets in its place: {NAME: SOURCE}, SOURCE as in prompts."
+    "# trained ones are evaluated. Others are added: {auto: prompts, NAME: SOURCE}, with SOURCE as in prompts."
 )
 """Stands above `eval_prompts` where a run finds its own set."""
 
@@ -149,7 +149,7 @@ def _below(heading: str, value: Any, config: Config) -> Iterator[tuple[str, Any,
 
 def _chosen(instance: Any, shown: Collection[str]) -> Iterator[tuple[str, Any, str]]:
     """(field, value, comment) of each that is shown, holds fields of its own, or differs from its default."""
-    from dgpo.config import AUTOMATIC
+    from dgpo.config import has_automatic
     from dgpo.utils.docs import field_docs
 
     docs = field_docs(type(instance), WIDTH - 4)
@@ -157,7 +157,7 @@ def _chosen(instance: Any, shown: Collection[str]) -> Iterator[tuple[str, Any, s
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = getattr(instance, field.name)
         if field.init and (field.name in shown or field.name in SHOWN or value != default):
-            automatic = field.name == "eval_prompts" and value == AUTOMATIC
+            automatic = field.name == "eval_prompts" and has_automatic(value)
             yield field.name, value, AUTOMATIC_COMMENT if automatic else docs.get(field.name, "")
 
 

@@ -2,7 +2,8 @@
 
 `prompts:held_out` is a tenth of the different prompts, at least 4 and at most 32, and these never train. With fewer
 than 20 different prompts there is none to spare: `prompts:trained` is at most 32 of those that train, and its name says
-so. Which ones they are depends on nothing but their texts and the seed: those whose hashes are smallest.
+so. Which ones they are depends on nothing but their texts and the seed: those whose hashes are smallest. The set
+`auto: prompts`, alone or beside others, is the one of the two that the prompts allow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from dgpo.config import AUTOMATIC, HELD_OUT, TRAINED, Config
+from dgpo.config import HELD_OUT, OWN_SETS, TRAINED, Config, has_automatic, in_place_of_automatic
 from dgpo.data.groups import GroupDataset
 from dgpo.data.prompts import PromptSet, load_prompts
 from dgpo.errors import UserError
@@ -64,17 +65,32 @@ def trained_prompts(config: Config) -> PromptSet:
 
 
 def _of_own_prompts(config: Config) -> bool:
-    return config.eval_prompts == AUTOMATIC or bool({HELD_OUT, TRAINED} & {*config.eval_prompts.values()})
+    return has_automatic(config.eval_prompts) or bool({HELD_OUT, TRAINED} & {*config.eval_prompts.values()})
 
 
 def _named(config: Config, prompts: PromptSet) -> dict[str, str]:
     """Put the set that these prompts allow in the place of the automatic one."""
-    if config.eval_prompts != AUTOMATIC:
+    if not has_automatic(config.eval_prompts):
         return config.eval_prompts
-    if not config.rewards:  # a dataset brings its own
+    own = _automatic(config, prompts)
+    for name, source in own.items():
+        if config.eval_prompts.get(name, source) != source:
+            raise UserError(
+                f"eval_prompts has {name}={config.eval_prompts[name]} beside auto=prompts, which is called {name} as "
+                "well; give the other set another name"
+            )
+    sources = in_place_of_automatic(own, config.eval_prompts)
+    replace(config, eval_prompts=sources)  # refuses eval_images of a set that these prompts have not
+    return sources
+
+
+def _automatic(config: Config, prompts: PromptSet) -> dict[str, str]:
+    """The automatic set under its own name; none where a dataset brings its own rewards."""
+    if not config.rewards:
         return {}
     spare = bool(config.eval_every) and config.offline is None and len({*prompts.prompts}) >= ENOUGH
-    return {"held_out": HELD_OUT} if spare else {"trained": TRAINED}
+    name = "held_out" if spare else "trained"
+    return {name: OWN_SETS[name]}
 
 
 def _require_enough(config: Config, count: int) -> None:

@@ -23,6 +23,7 @@ from dgpo.errors import UserError
 from dgpo.models.lora import KOHYA, PEFT, PEFT_CONFIG, STOCK, layer_of
 from dgpo.models.weights import WeightSets
 from dgpo.utils.hub_id import is_hub_id
+from dgpo.utils.places import run_of
 
 _NAME = "start"
 _DOWN = re.compile(r"lora_A\.|lora_down\.|[._]lora\.down\.|lora_linear_layer\.down\.")
@@ -92,6 +93,8 @@ def choose_file(source: str) -> str:
         return source
     if not path.is_dir() and not is_hub_id(source):
         raise UserError(f"lora.start={source!r}: there is no such folder or file, and it is no id owner/name")
+    if path.is_dir():
+        _require_no_run(path)
     names = [file.name for file in path.iterdir()] if path.is_dir() else _names_on_hub(source)
     found = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
     if STOCK in found and KOHYA in found:
@@ -102,6 +105,23 @@ def choose_file(source: str) -> str:
         how = f"{source}/{found[0]}" if path.is_dir() else "the file itself, once `hf download` has brought it"
         raise UserError(f"lora.start={source!r} holds several files, {', '.join(found)}; give one of them: {how}")
     return str(path / found[0]) if path.is_dir() else found[0]
+
+
+def _require_no_run(path: Path) -> None:
+    """Refuse a run, or one of its checkpoints, whose LoRA as other programs read it lies further below."""
+    if _holds_export(path):
+        return
+    saved = sorted(path.glob("checkpoints/*/lora"), reverse=True)
+    if place := next(filter(_holds_export, (path / "final", path / "lora", *saved)), None):
+        raise UserError(f"lora.start={str(path)!r} is a folder of a run, whose LoRA is in {place}; give that")
+    if run_of(path) == path:
+        raise UserError(
+            f"lora.start={str(path)!r} is a run that has left no LoRA; one of finetune='lora' has it in RUN/final"
+        )
+
+
+def _holds_export(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (STOCK, PEFT))
 
 
 def _names_on_hub(source: str) -> list[str]:

@@ -20,11 +20,13 @@ from dgpo.report.verdict import noise_scale_sentence, verdict
 from dgpo.report.weights import of_the_run
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.utils.files import whole
+from dgpo.utils.places import require_no_part
 
 
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` from what the run has logged so far, and return its path."""
     run_dir = Path(run_dir)
+    require_no_part(run_dir)
     page = run_dir / "report.html"
     with whole(page) as unfinished:
         unfinished.write_text(render(run_dir), encoding="utf-8")

@@ -18,6 +18,7 @@ from dgpo.report.log import Log, Point, is_in_domain, read_log, read_mapping, sh
 from dgpo.run import prompt_lists
 from dgpo.run.changes import LAST_EVALUATION, changes, read_kept
 from dgpo.run.metric_names import EvalName
+from dgpo.utils.places import require_no_part
 
 NOISE = ("seed", "eval_images_per_prompt", "eval_images", "resolution")
 """Fields that say which noise an evaluation draws from."""
@@ -64,6 +65,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read(folder: Path, label: str, place: int) -> Run:
+    require_no_part(folder)
     config, log, colours = read_mapping(folder / "config.yaml"), read_log(folder / "metrics.jsonl"), SERIES[1:]
     if not config:
         raise UserError(f"{folder} is no run folder: it has no config.yaml. Give a folder that dgpo train --out wrote")

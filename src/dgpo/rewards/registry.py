@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dgpo.errors import UserError, did_you_mean
-from dgpo.utils.imports import import_named, is_path
+from dgpo.utils.imports import import_named, is_path, meant
 from dgpo.utils.people import HUMAN
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def require_known(name: str) -> None:
     if name in (*BUILT_IN, HUMAN) or name.startswith(("http://", "https://")):
         return
     if not is_path(name):
+        if path := meant(name):
+            raise UserError(f"unknown reward {name!r}. Your own is given as package.module:function, --rewards {path}")
         raise UserError(
             f"unknown reward {name!r}. {did_you_mean(name, [*BUILT_IN, HUMAN])} Your own is given as "
             f"package.module:function, --rewards my_rewards:{name}; in Python also as reward_functions={{{name!r}: "

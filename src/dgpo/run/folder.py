@@ -25,14 +25,25 @@ from typing import Any, NoReturn
 import torch
 
 from dgpo import __version__
-from dgpo.config import AUTOMATIC, MAY_CHANGE, Config, changed_fields, load_yaml, save_yaml, to_dict
-from dgpo.errors import UserError
+from dgpo.config import (
+    AUTOMATIC,
+    MAY_CHANGE,
+    OWN_SETS,
+    Config,
+    changed_fields,
+    in_place_of_automatic,
+    load_yaml,
+    save_yaml,
+    to_dict,
+)
+from dgpo.errors import NotHere, UserError
 from dgpo.run import checkpoint, console_log, failure, lock, requests
 from dgpo.run.aside import move_aside
 from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
 from dgpo.utils.devices import cpu_name
 from dgpo.utils.files import is_unfinished
+from dgpo.utils.places import require_no_part
 
 CONFIG = "config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -108,7 +119,9 @@ def require_same_run(run: Path, config: Config) -> None:
 def with_stored(config: Config) -> Config:
     """Take what is not given from the run in `config.out`: name, ranks of the LoRA, evaluation sets, offload."""
     stored = stored_config(config.out or "")
-    sets = stored.eval_prompts if config.eval_prompts == AUTOMATIC else config.eval_prompts
+    own = {name: source for name, source in stored.eval_prompts.items() if OWN_SETS.get(name) == source}
+    given = config.eval_prompts
+    sets = stored.eval_prompts if given == AUTOMATIC else in_place_of_automatic(own, given)
     name = config.name or stored.name
     offload = stored.offload if config.offload == "auto" else config.offload
     return replace(config, name=name, lora=config.lora.filled(stored.lora), eval_prompts=sets, offload=offload)
@@ -117,6 +130,7 @@ def with_stored(config: Config) -> Config:
 def stored_config(run: str | Path) -> Config:
     """The config of an existing run, which this version can continue."""
     run = Path(run)
+    require_no_part(run)
     if not (run / CONFIG).is_file():
         raise UserError(
             f"{run} is no run folder: it has no {CONFIG}. Give the folder that dgpo train --out wrote; if that was "
@@ -124,6 +138,22 @@ def stored_config(run: str | Path) -> Config:
         )
     _require_same_version(run)
     return load_yaml(run / CONFIG)
+
+
+@contextmanager
+def reading_of(run: str | Path | None) -> Iterator[None]:
+    """Around the reading of what a run names, by paths from the folder where it began, as an error then says.
+
+    run: a run folder; of anything else nothing is said
+    """
+    try:
+        yield
+    except NotHere as error:
+        if run is None or not (Path(run) / CONFIG).is_file():
+            raise
+        raise UserError(
+            f"{str(error).removesuffix('.')}. If the run {run} names it, go on from the folder where that run began"
+        ) from error
 
 
 def record(run: Path) -> dict[str, Any]:

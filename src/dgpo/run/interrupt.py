@@ -2,7 +2,8 @@
 
 SIGTERM (a scheduler, `kill`) and SIGUSR1 (a scheduler's warning) come some seconds before a kill: grace.py sees to it.
 Under torchrun every signal does, since torchrun kills what it has passed a signal on to. SIGHUP (the terminal is gone)
-asks as Ctrl-C does. Before the loop there is nothing to save, and a signal stops at once, with a word. The command line
+asks as Ctrl-C does. Before the first iteration, also in the evaluation before it, there is nothing to save, and a
+signal stops at once, with a word; several processes, which must agree, end that evaluation first. The command line
 listens from its first moment, so this file imports torch only where the loop asks.
 """
 
@@ -47,6 +48,8 @@ class Stopped(KeyboardInterrupt):
 class Interrupt:
     """While active, signals raise Stopped, and once `defer` was called only set a flag, which all ranks agree on.
 
+    `listen` comes before: signals still raise Stopped, and another thread hears of them.
+
     In the main thread only. A signal that is ignored, as SIGHUP is under nohup, stays so.
     """
 
@@ -79,8 +82,15 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def defer(self) -> None:
-        """From now on wait for `requested`, and tell another thread by `heard`."""
+        """From now on wait for `requested`."""
         self._deferred = True
+
+    def listen(self, advice: str) -> None:
+        """From now on tell another thread by `heard`, which ends the process where the main one cannot.
+
+        advice: what `Stopped` says instead
+        """
+        self._advice = advice
         if self._before and self._ends is None:
             self._ends = socket.socketpair()
             for end in self._ends:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.registry import stand_in
-from dgpo.config import AUTOMATIC, HELD_OUT, TRAINED, Config, load_yaml
+from dgpo.config import AUTOMATIC, OWN_SETS, Config, has_automatic, in_place_of_automatic, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
@@ -36,7 +36,7 @@ from dgpo.rewards.base import Reward, RewardError
 from dgpo.rewards.combine import RewardSet
 from dgpo.run import checkpoint, prompt_lists
 from dgpo.run.changes import changes
-from dgpo.run.folder import environment
+from dgpo.run.folder import environment, reading_of
 from dgpo.training.draw import Drawn, at_rollout_size, chunks, counted, draw, for_evaluation, grid
 from dgpo.training.evaluate import evaluate as evaluate_model
 from dgpo.training.placing import with_offload
@@ -85,7 +85,7 @@ def config_of(source: str | Path) -> Config:
     """A run's own config, but for its algorithm, which nothing here uses; for a model, the defaults with that model."""
     if _is_run(source):
         return load_yaml(Path(source) / "config.yaml", algorithm=stand_in())
-    locate(source)  # so that a mistyped run is not told what a model lacks
+    locate(source, or_run=True)  # so that a mistyped run is not told what a model lacks
     return Config(model=str(source), algorithm=stand_in())
 
 
@@ -148,7 +148,8 @@ def _load(source: str | Path, config: Config) -> tuple[VelocityModel, str]:
     """`load_trained`, with a word of warning where the weights are hardly those that one wants."""
     weights = chosen(source, config)
     warn(filter(None, [weights.doubt]))
-    return _loaded(weights, config)
+    with reading_of(source):
+        return _loaded(weights, config)
 
 
 def evaluate(
@@ -167,16 +168,19 @@ def evaluate(
     tell: hears how far the work is
     """
     config = _config(source, config)
-    automatic = config.eval_prompts == AUTOMATIC
+    automatic = has_automatic(config.eval_prompts)
     if not config.eval_prompts or (automatic and not config.prompts and config.offline is None):
-        raise UserError("eval_prompts is empty: name a set, such as --eval-prompts test=prompts.txt")
+        what = "has auto=prompts, and prompts " if config.eval_prompts not in ({}, AUTOMATIC) else ""
+        raise UserError(f"eval_prompts {what}is empty: name a set, such as --eval-prompts test=prompts.txt")
     if not config.rewards:
         raise UserError("rewards is empty: name what evaluations score, such as --rewards clip aesthetic")
-    sets = evaluation_sets(config, config_of(source) if _is_run(source) else None)
-    own = {f"eval/{name}": sets[name] for name in sets if config.eval_prompts.get(name) in (HELD_OUT, TRAINED)}
-    prompt_lists.require_same(Path(source), own, "evaluate another list: --eval-prompts test=FILE")
     require_named(config, reward_functions or {})
-    reward = all_rewards(config, reward_functions)
+    with reading_of(source):
+        sets = evaluation_sets(config, config_of(source) if _is_run(source) else None)
+        reward = all_rewards(config, reward_functions)
+    sources = in_place_of_automatic(OWN_SETS, config.eval_prompts)
+    own = {f"eval/{name}": some for name, some in sets.items() if sources[name] in OWN_SETS.values()}
+    prompt_lists.require_same(Path(source), own, "evaluate another list: --eval-prompts test=FILE")
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     tell("loading", 0, 0)
@@ -308,7 +312,8 @@ def collect(
     require_complete(replace(config, offline=None))
     require_new(folder)
     require_named(config, reward_functions or {})
-    prompts, reward = _to_draw(source, config), trained_rewards(config, reward_functions)
+    with reading_of(source):
+        prompts, reward = _to_draw(source, config), trained_rewards(config, reward_functions)
     warn(reward.check(prompts))
     tell("loading", 0, 0)
     model, which = _load(source, config)

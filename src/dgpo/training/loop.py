@@ -26,6 +26,7 @@ from dgpo.config_checks import require_complete
 from dgpo.models import VelocityModel
 from dgpo.rewards.base import Reward
 from dgpo.run.callbacks import Callback
+from dgpo.run.folder import reading_of
 from dgpo.run.interrupt import Interrupt
 from dgpo.training.metrics import describe
 from dgpo.training.requeue import created_or_continued
@@ -60,7 +61,8 @@ def train(
             config, resume, ended = created_or_continued(config)
             if ended is not None:
                 return ended
-        setup = prepare(config, model, reward_functions or {}, bool(resume), overwrite)
+        with reading_of(config.out if resume else None):
+            setup = prepare(config, model, reward_functions or {}, bool(resume), overwrite)
         with start(setup, callbacks, interrupt) as run:
             while not run.finished():  # evaluates, saves, looks for Ctrl-C
                 rollout = run.source.next(run.iteration)

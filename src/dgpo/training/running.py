@@ -123,6 +123,7 @@ class Running:
         if due and self.state.evaluated < self.iteration and self._asked != REQUEUE:  # a resume makes up for it
             self._evaluate(last)
             self._asked = self._interrupt.requested()
+        self._interrupt.defer()
         self._stop = bool(self._asked) or requests.STOP in asked or self._stop
         save = self._stop or requests.SAVE in asked or checkpoint_due(self.state, self.config)
         ends = last or self._stop
@@ -207,6 +208,7 @@ class Running:
         with self.clock.phase("eval"):
             sets, reward = evaluated(self._inputs, self.config), self._inputs.eval_reward
             evaluation = evaluate(self.model, self.encode, sets, reward, self.config, tell=self.tell)
+        self._interrupt.defer()  # what is written now is written whole
         self.tell("reporting")
         self._latest, alarm = watched(self.folder, self.iteration, evaluation, self.config)
         samples, picture = evaluation.samples, None
@@ -282,9 +284,11 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
             prompt_lists.keep(folder, lists)
         requests.clear(folder)
         failure.clear(folder)
-        interrupt.defer()
         rescuers = saving.rescuers(model, optimizer, state, config)
         resume = resuming(config.rewards, folder)
+        interrupt.listen(f" before the first iteration; nothing is lost. Go on with: {resume}")
+        if state.iteration or distributed.world_size() > 1:  # several processes end together, and so agree first
+            interrupt.defer()
         with rescue(folder, state, *rescuers, model.weights.sharded, resume), told.closed():
             with run.grace, run.written():
                 told.on_start(run)

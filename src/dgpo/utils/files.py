@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo.errors import UserError
+from dgpo.errors import NotHere, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,9 @@ def read_text(path: Path, failure: str = "cannot read", advice: str = "") -> str
     """The text of a file in UTF-8, without a byte order mark. failure, advice: begin and end the UserError."""
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        where = "" if path.is_absolute() else f"; it is looked up from the current folder, {Path.cwd()}"
+        raise (NotHere if where else UserError)(f"{failure} {str(path)!r}: {error}{where}{advice}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{failure} {str(path)!r}: {error}{advice}") from error
 

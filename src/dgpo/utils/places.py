@@ -1,10 +1,13 @@
-"""Where a model lies: in this package, in a folder, or on the hub. Looking for it imports nothing heavy."""
+"""Where a model lies: in this package, in a folder, or on the hub; and the run that a folder belongs to.
+
+Looking for them imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dgpo.errors import UserError, did_you_mean
+from dgpo.errors import NotHere, UserError, did_you_mean
 from dgpo.utils.hub_id import is_hub_id
 
 EMBEDDED = {
@@ -21,21 +24,47 @@ def model_path(name: str) -> Path:
     return EMBEDDED[name]
 
 
-def locate(path_or_id: str | Path) -> str:
-    """The folder of a pipeline, or the Hugging Face id it was given as. Looks at the disk only."""
+def run_of(place: str | Path) -> Path | None:
+    """The run folder that a place is, or lies in."""
+    place = Path(place)
+    files = ("config.yaml", "environment.json")
+    return next((run for run in (place, *place.parents) if all((run / file).is_file() for file in files)), None)
+
+
+def require_no_part(place: str | Path) -> None:
+    """Refuse a part of a run, such as its final/ or a checkpoint, where the run is to be named."""
+    run = run_of(place)
+    if run is not None and run != Path(place) and Path(place).exists():
+        raise UserError(f"{place} is a part of the run {run}; name the run: {run}")
+
+
+def locate(path_or_id: str | Path, or_run: bool = False) -> str:
+    """The folder of a pipeline, or the Hugging Face id it was given as. Looks at the disk only.
+
+    or_run: whether a run folder would do as well, which the messages then say
+    """
     name = str(path_or_id)
     folder = EMBEDDED.get(name, Path(name).expanduser())
     if (folder / "model_index.json").is_file():
         return str(folder)
     if folder.is_dir():
+        if or_run:
+            require_no_part(folder)
+        elif run := run_of(folder):
+            raise UserError(
+                f"{folder} belongs to the run {run}, and a model is a pipeline folder or an id. To continue the run: "
+                f"--resume {run}. To train its LoRA on in a new run: --lora.start {run / 'final'}, with the run's model"
+            )
         raise UserError(
             f"{folder} holds no model_index.json, so it is no diffusers pipeline. Give the folder that "
             "`pipeline.save_pretrained` wrote, with model_index.json beside transformer/ and vae/."
+            + (" It is no run folder either: it has no config.yaml." if or_run else "")
         )
     # "runs/typo" beside a folder "runs" is a path gone wrong, not an id: ask nobody on the network about it
     if isinstance(path_or_id, str) and is_hub_id(name) and not folder.parent.exists():
         return name
-    raise UserError(
-        f"there is no folder {name!r}. Give a pipeline folder, a Hugging Face id as owner/name, "
-        f"or an embedded model: {', '.join(EMBEDDED)}."
+    where = "" if folder.is_absolute() else f" in the current one, {Path.cwd()}"
+    raise NotHere(
+        f"there is no folder {name!r}{where}. Give {'a run folder, ' if or_run else ''}a pipeline folder, "
+        f"a Hugging Face id as owner/name, or an embedded model: {', '.join(EMBEDDED)}."
     )
