@@ -253,6 +253,28 @@ def test_doubts_are_told_by_the_plan_and_at_the_start_of_a_run_which_goes_on(
     assert "warning: the reward 'doubting:short' gave all images of iteration 1 the score 1" in out
 
 
+@pytest.mark.slow
+def test_prompts_that_are_longer_than_the_model_reads_are_told_once(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not with the whole rest of each."""
+    monkeypatch.chdir(tmp_path)
+    Path("long.txt").write_text(f"a cat\n{'a red cat and ' * 100}\n")
+    words = [str(config_file), "--prompts", "long.txt", "--eval-prompts", "own=long.txt", "--iterations", "1"]
+    told = "1 of 2 prompts is longer than the 16 tokens of text that the model reads"
+    assert main(["plan", *words]) == 0
+    assert f"  warning  {told}" in capfd.readouterr().out
+    assert main(["train", *words, "--out", "out"]) == 0
+    assert f"warning: {told}" in Path("out/console.log").read_text()
+    assert main(["eval", "out"]) == 0
+    assert main(["sample", "out", "--prompts", "long.txt", "--images", "1"]) == 0
+    assert main(["collect", "out", "--groups", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert out.count(told) == 1
+    assert err.count(f"dgpo: warning: {told}") == 3
+    assert "red cat and a red cat and a red cat and a red cat and a red cat and" not in out + err
+
+
 @pytest.mark.parametrize("command", ["train", "plan"])
 def test_a_run_folder_in_the_place_of_a_config_is_told_what_works(
     command: str, run: Path, capsys: pytest.CaptureFixture[str]

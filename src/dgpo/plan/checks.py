@@ -18,6 +18,7 @@ from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError
 from dgpo.models import locate
 from dgpo.models.compiling import require_compiler
+from dgpo.models.long_text import long_prompts
 from dgpo.models.start import choose_file
 from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
@@ -56,7 +57,7 @@ def run_checks(estimated: Estimate, gpu: GPU | None, online: bool) -> list[Check
         *([check("lora.start", lambda: _lora_start(start, online))] if start else []),
         check("sizes", lambda: _sizes(estimated)),
         check("processes", lambda: _processes(estimated)),
-        check("prompts", lambda: _prompts(config, online)),
+        check("prompts", lambda: _prompts(estimated, online, doubts)),
         check("rewards", lambda: _rewards(config, online, doubts)),
         check("optimizer", lambda: _optimizer(config)),
         *([check("compile", lambda: _compile(estimated))] if config.compile else []),
@@ -162,9 +163,14 @@ def _read(source: str | tuple[str, ...], online: bool) -> PromptSet:
     return load_prompts(source)
 
 
-def _prompts(config: Config, online: bool) -> str:
-    trained, sets, _ = _parted(config, online)
-    return ", ".join([f"{len(trained)} to train", *(f"{len(some)} in {name}" for name, some in sets.items())])
+def _prompts(estimated: Estimate, online: bool, doubts: list[str]) -> str:
+    """That some are longer than the model reads goes into `doubts`."""
+    trained, sets, _ = _parted(estimated.config, online)
+    counts = ", ".join([f"{len(trained)} to train", *(f"{len(some)} in {name}" for name, some in sets.items())])
+    if estimated.model is None or estimated.without_vocabulary:
+        return f"{counts}; whether the model reads them to their ends is not known"
+    doubts += long_prompts(estimated.model, (text for some in (trained, *sets.values()) for text in some.prompts))
+    return counts
 
 
 def _parted(config: Config, online: bool) -> Parted:
