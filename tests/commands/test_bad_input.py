@@ -149,6 +149,22 @@ def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(
     assert "nowhere" in refused(capsys, *missing, "--out", run, "--overwrite")
 
 
+def test_the_plan_and_a_dry_run_refuse_a_folder_as_the_run_does(
+    config_file: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run)
+    message = refused(capsys, "train", config_file, "--out", run).splitlines()[-1].removeprefix("dgpo: ")
+    dry = ("train", config_file, "--dry-run", "--model", "./nowhere", "--out", run)
+    assert message in refused(capsys, *dry)
+    assert "nowhere" in refused(capsys, *dry, "--overwrite")
+    assert "nowhere" in refused(capsys, *dry, "--resume", "auto")
+    assert main(["plan", str(config_file), "--out", str(run)]) == 2
+    assert f"  problem  run folder: {message}" in capsys.readouterr().out
+    assert main(["plan", str(config_file), "--out", str(run), "--overwrite"]) == 0
+    assert f"  ok       run folder: {run}, from which the old run is moved aside" in capsys.readouterr().out
+    assert contents(run) == before
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_run(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

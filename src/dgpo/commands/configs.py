@@ -31,8 +31,8 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
         file = name.endswith((".yaml", ".yml"))
         if (own := Path(name, "config.yaml")).is_file():
             raise UserError(
-                f"{name} is a run folder: take its config, {own}, for what it would take or for a new run like it with "
-                f"another --out; dgpo train --resume {name} continues it"
+                f"{name} is a run folder: take its config, {own}, with another --out, for what it would take or for a "
+                f"new run like it; dgpo train --resume {name} continues it"
             )
         base = load_yaml(name) if file else recipe(name)
     return with_fields(base, given, usage, about, is_recipe=not file)
