@@ -149,6 +149,22 @@ def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(
     assert "nowhere" in refused(capsys, *missing, "--out", run, "--overwrite")
 
 
+def test_the_plan_and_a_dry_run_refuse_a_folder_as_the_run_does(
+    config_file: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run)
+    message = refused(capsys, "train", config_file, "--out", run).splitlines()[-1].removeprefix("dgpo: ")
+    dry = ("train", config_file, "--dry-run", "--model", "./nowhere", "--out", run)
+    assert message in refused(capsys, *dry)
+    assert "nowhere" in refused(capsys, *dry, "--overwrite")
+    assert "nowhere" in refused(capsys, *dry, "--resume", "auto")
+    assert main(["plan", str(config_file), "--out", str(run)]) == 2
+    assert f"  problem  run folder: {message}" in capsys.readouterr().out
+    assert main(["plan", str(config_file), "--out", str(run), "--overwrite"]) == 0
+    assert f"  ok       run folder: {run}, from which the old run is moved aside" in capsys.readouterr().out
+    assert contents(run) == before
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_run(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +267,28 @@ def test_doubts_are_told_by_the_plan_and_at_the_start_of_a_run_which_goes_on(
     out = capsys.readouterr().out
     assert f"warning: {told}" in out
     assert "warning: the reward 'doubting:short' gave all images of iteration 1 the score 1" in out
+
+
+@pytest.mark.slow
+def test_prompts_that_are_longer_than_the_model_reads_are_told_once(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not with the whole rest of each."""
+    monkeypatch.chdir(tmp_path)
+    Path("long.txt").write_text(f"a cat\n{'a red cat and ' * 100}\n")
+    words = [str(config_file), "--prompts", "long.txt", "--eval-prompts", "own=long.txt", "--iterations", "1"]
+    told = "1 of 2 prompts is longer than the 16 tokens of text that the model reads"
+    assert main(["plan", *words]) == 0
+    assert f"  warning  {told}" in capfd.readouterr().out
+    assert main(["train", *words, "--out", "out"]) == 0
+    assert f"warning: {told}" in Path("out/console.log").read_text()
+    assert main(["eval", "out"]) == 0
+    assert main(["sample", "out", "--prompts", "long.txt", "--images", "1"]) == 0
+    assert main(["collect", "out", "--groups", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert out.count(told) == 1
+    assert err.count(f"dgpo: warning: {told}") == 3
+    assert "red cat and a red cat and a red cat and a red cat and a red cat and" not in out + err
 
 
 @pytest.mark.parametrize("command", ["train", "plan"])

@@ -283,6 +283,37 @@ def test_help(
     assert [part for part in parts if part not in out] == []
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--offline groups --prompts mine.txt", "--prompts would change nothing: offline='groups' brings its own"),
+        ("--offline groups --group-size=4", "--group-size would change nothing"),
+        ("--finetune full --lora.rank 8 --lora.alpha=8", "--lora.rank, --lora.alpha would change nothing"),
+        ("--human.ahead 3", "--human.ahead would change nothing: nobody is asked, as the rewards are shapes"),
+    ],
+)
+def test_a_field_that_another_one_leaves_unread_is_refused(
+    words: str, message: str, trained: list[tuple[Config, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *words.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--finetune full",
+        "--offline groups",
+        "--rewards human --human.ahead 3 --redraw-groups 0",
+        "--eval-every 0 --eval-rewards x",
+    ],
+)
+def test_what_a_recipe_has_of_unread_fields_may_stand(words: str, trained: list[tuple[Config, bool]]) -> None:
+    assert main(["train", "tiny", *words.split()]) == 0
+    assert len(trained) == 1
+
+
 @pytest.mark.parametrize("command", ["eval", "collect"])
 def test_help_without_a_source_shows_no_recipes_values(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

@@ -103,6 +103,11 @@ def unit_noise(model: Any) -> Tensor:
     return torch.stack([torch.randn(model.latent_shape, generator=generator) for generator in generators()])
 
 
+def read_alike(model: Any, one: str, other: str) -> bool:
+    a, b = (model.encode([prompt]).tensors for prompt in (one, other))
+    return all(a[key].shape == b[key].shape and torch.allclose(a[key], b[key]) for key in a)
+
+
 def move(model: Any, far: float) -> None:
     """Weights that some training might have left. `tensors` shares storage, so adding in place moves the network."""
     generator = torch.Generator().manual_seed(0)
@@ -130,6 +135,17 @@ def test_the_stock_call_that_a_family_tells_draws_our_picture(load, draw, stock,
         **model.stock_call(guidance_scale),
     ).images
     assert_same_pictures(draw(None, guidance_scale)[:1], expected, (1, 3, tiny.side, tiny.side))
+
+
+def test_a_prompt_is_called_too_long_where_its_end_is_not_read(load, tiny, caplog):
+    model = load(**tiny.settings) if "CLIP" in tiny.lengths else load(**{**tiny.settings, "max_sequence_length": 24})
+    text = "a"
+    while not model.long_prompts([f"{text} cat"]):
+        text += " cat"
+    caplog.clear()
+    assert not read_alike(model, text, f"{text[:-1]}r"), "its last letter is read"
+    assert read_alike(model, f"{text} cat", f"{text} cat dog"), "nothing after the limit is read"
+    assert not caplog.records, "diffusers says nothing of its own"
 
 
 def test_what_stock_diffusers_must_be_told_is_absent_is_known_also_without_encoders(fresh, tiny):

@@ -252,3 +252,10 @@ def test_what_a_micro_batch_smaller_than_a_group_costs_is_told(tmp_path: Path) -
     assert "a group of 3 is spread" in line
     assert "micro_batch_size=3, or a multiple of it, would save 12% of all forwards" in line  # 2 of 4 + 2 * 6
     assert told(3) == told(6) == told(None) == []
+
+
+def test_more_groups_than_prompts_are_said_to_repeat_them(tiny_folder: Path, tmp_path: Path) -> None:
+    config = short(tiny_folder, tmp_path / "out", rewards={"crispness": 1.0}, prompts=("a cat", "a dog"), num_groups=3)
+    (line,) = (c for c in run_checks(known(config), find_gpu("L4"), online=False) if c.text.startswith("prompts"))
+    assert line.ok
+    assert "num_groups=3 is more than the 2 prompts: they repeat within an iteration" in line.text

@@ -177,8 +177,10 @@ def test_every_family_is_planned_without_its_tokenizers_files_and_says_so(
     assert whole.peak is not None
     assert bare.peak is not None
     assert bare.peak >= whole.peak  # text is as long as it may be
-    sizes = next(check for check in run_checks(bare, find_gpu("L4"), False) if check.text.startswith("sizes"))
+    checks = {check.text.split(":")[0]: check for check in run_checks(bare, find_gpu("L4"), False)}
+    sizes = checks["sizes"]
     assert sizes.ok
+    assert checks["prompts"].text.endswith("whether the model reads them to their ends is not known")
     assert f"for the files of {', '.join(bare.without_vocabulary)} are not all there; save the pipeline's" in sizes.text
 
 

@@ -90,6 +90,16 @@ def test_the_plan_tells_what_will_be_done(capsys: pytest.CaptureFixture[str]) ->
         assert part in out
 
 
+def test_more_groups_than_prompts_are_said_to_repeat_them() -> None:
+    config = replace(CONFIG, num_groups=100)
+    lines = make(config).plan()
+    assert lines[2].startswith("  an iteration: 100 groups from 99 prompts x 5 images = 500 images")
+    assert lines[3] == "  num_groups=100 is more than the 99 prompts: they repeat within an iteration"
+    offline = replace(config, offline="groups")
+    assert make(offline).plan()[3].startswith("  num_groups=100 is more than the 99 groups of the dataset")
+    assert not any("repeat" in line for line in make(replace(config, num_groups=99)).plan())
+
+
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     console = make()
     scores = {"eval/seen/crispness": 0.9, "eval/seen/shapes": 0.4, "eval/seen/shapes/counting": 0.1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 import dgpo
 from dgpo import FlowGRPO
+from dgpo.commands.evaluate import READ
 from dgpo.commands.main import main
-from dgpo.config import load_yaml, save_yaml
+from dgpo.config import Config, load_yaml, save_yaml
 from dgpo.data.image_folder import find_pictures, load_images
 from dgpo.run import checkpoint
 from dgpo.run.callbacks import Callback, Progress
@@ -185,6 +186,18 @@ def test_eval_refuses_a_setting_that_only_rollouts_have(command: Command, words:
     message = command("eval", "tiny-sd3", *words.split(), code=2)
     assert f"{words.split()[0].partition('=')[0].replace('_', '-')} " in message
     assert instead in message
+
+
+@pytest.mark.parametrize(
+    "words", ["--iterations 4", "--out evalout", "--optimizer.lr=3", "--group_size 2", "--gradient-checkpointing"]
+)
+def test_eval_refuses_a_setting_of_training(command: Command, words: str) -> None:
+    message = command("eval", "tiny-sd3", "--seed", "1", *words.split(), code=2)
+    assert f"{words.replace('=', ' ').split()[0].replace('_', '-')} is of training" in message
+
+
+def test_every_field_that_eval_reads_exists() -> None:
+    assert {*READ} <= {field.name for field in fields(Config)}
 
 
 def test_eval_refuses_what_it_cannot_score(finished_run: Path, tiny_folder: Path, command: Command) -> None:

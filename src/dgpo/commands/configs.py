@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from dgpo.algorithms.base import Algorithm
+from dgpo.algorithms.base import Algorithm, require
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, stand_in
 from dgpo.commands.parse import parse
-from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
+from dgpo.commands.words import HELP, HELP_ALL, flag, named_fields, take_name, take_option
 from dgpo.config import AUTO, AUTOMATIC, MAY_CHANGE, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.errors import UserError, did_you_mean
@@ -18,6 +18,7 @@ from dgpo.recipes import DEMOS, fitting, recipe
 from dgpo.rewards.registry import OF_WORLDS
 from dgpo.utils.files import json_object, read_text
 from dgpo.utils.imports import is_path, meant
+from dgpo.utils.people import HUMAN
 from dgpo.utils.places import locate
 
 MODEL_FORMS = "a folder, a Hugging Face id or an embedded model: --model tiny-sd3"
@@ -38,8 +39,8 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
         file = name.endswith((".yaml", ".yml"))
         if (own := Path(name, "config.yaml")).is_file():
             raise UserError(
-                f"{name} is a run folder: take its config, {own}, for what it would take or for a new run like it with "
-                f"another --out; dgpo train --resume {name} continues it"
+                f"{name} is a run folder: take its config, {own}, with another --out, for what it would take or for a "
+                f"new run like it; dgpo train --resume {name} continues it"
             )
         base = load_yaml(name) if file else recipe(name)
     return with_fields(base, given, usage, about, is_recipe=not file)
@@ -76,8 +77,34 @@ def with_fields(base: Config, given: list[str], usage: str, about: str, is_recip
             )
         base = with_algorithm(base, make_algorithm(algorithm, {}, Config), is_recipe)
     config = parse(base, given, usage, about)
+    _refuse_unread(config, named_fields(given))
     require_complete(config)
     return config
+
+
+def _refuse_unread(config: Config, named: Collection[str]) -> None:
+    """Refuse a field of the command line that another one leaves unread. What a recipe or a file has of them may stand.
+
+    Not eval_rewards beside eval_every=0: `dgpo eval RUN` scores them, and a resumed run may evaluate.
+    """
+    own = ", ".join(flag(name) for name in named if name in ("prompts", "group_size"))
+    require(
+        config.offline is None or not own,
+        f"{own} would change nothing: offline={config.offline!r} brings its own prompts and groups; leave it out. "
+        "--eval-prompts says what is evaluated",
+    )
+    lora = ", ".join(flag(name) for name in named if name.startswith("lora."))
+    require(
+        config.finetune == "lora" or not lora,
+        f"{lora} would change nothing: finetune={config.finetune!r} trains no LoRA; leave it out, or take "
+        "finetune='lora'",
+    )
+    human = ", ".join(flag(name) for name in named if name.startswith("human."))
+    require(
+        HUMAN in config.rewards or not human,
+        f"{human} would change nothing: nobody is asked, as the rewards are {', '.join(config.rewards) or 'none'}; "
+        "leave it out, or take dgpo teach, where the reward is human",
+    )
 
 
 def with_algorithm(base: Config, algorithm: Algorithm, is_recipe: bool) -> Config:
@@ -180,7 +207,7 @@ def resumed_config(run: str, given: list[str], usage: str) -> Config:
 
 def flags_that_may_change() -> list[str]:
     """Name the options that may be given with --resume."""
-    return [f"--{name.replace('_', '-')}" for name in MAY_CHANGE if name != "out"]
+    return [flag(name) for name in MAY_CHANGE if name != "out"]
 
 
 def take_source(given: list[str], usage: str) -> tuple[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dgpo.commands.words import announce, take_flag
+from dgpo.commands.words import announce, flag, named_fields, take_flag
 from dgpo.errors import UserError
 from dgpo.utils.people import HUMAN
 
@@ -20,6 +20,13 @@ FIELDS = (
     *("seed", "device", "dtype", "resolution", "sampling"),
 )
 """What an evaluation reads, and `dgpo eval --help` shows."""
+READ = (
+    *FIELDS,
+    *("prompts", "offline", "model", "family", "finetune", "lora", "base_precision", "max_sequence_length"),
+    *("distilled_guidance", "free_text_encoders", "prompt_cache", "offload", "averages"),
+    *("vae_dtype", "vae_slicing", "vae_tiling"),
+)
+"""These too, which are seldom given."""
 COUNTS = ("/missing", "/retries")
 NOTES = ("/stderr", "/change", "/change_low", "/change_high")
 """Ends of the keys of metrics that are counts, and of those that stand in the row of their score."""
@@ -42,6 +49,7 @@ def run(given: list[str]) -> int:
     alone, rest = take_flag(rest, "--no-compare")
     base = for_own_sets(config_of(source), rest) if source in DEMOS else config_of(source)
     config = parse(base, rest, usage, about(ABOUT, given), shown=FIELDS)
+    _refuse_settings_of_training(rest)
     _refuse_settings_of_rollouts(rest, config)
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
@@ -57,23 +65,32 @@ def run(given: list[str]) -> int:
     return 0
 
 
+def _refuse_settings_of_training(given: Iterable[str]) -> None:
+    """Refuse a field that an evaluation does not read."""
+    for name in named_fields(given):
+        if name.partition(".")[0] not in READ:
+            raise UserError(
+                f"{flag(name)} is of training, and an evaluation does not read it; leave it out. dgpo eval --help "
+                "shows what it reads"
+            )
+
+
 def _refuse_settings_of_rollouts(given: Iterable[str], config: Config) -> None:
     """Refuse a field that rollouts alone read: it would change nothing here."""
-    named = {word.partition("=")[0].replace("_", "-") for word in given}
-    if "--prompts" in named:
+    named = named_fields(given)
+    if "prompts" in named:
         raise UserError(
             "--prompts are those that a run trains on; evaluations draw the sets of --eval-prompts: give "
             "--eval-prompts test=FILE"
         )
-    if "--sampling.resolution" in named:
+    if "sampling.resolution" in named:
         raise UserError("--sampling.resolution is the size of rollouts' images; evaluations draw at --resolution")
     for name in ("guidance_scale", "num_inference_steps"):
         own = getattr(config.sampling, f"eval_{name}")
-        flag = name.replace("_", "-")
-        if f"--sampling.{flag}" in named and own is not None:
+        if f"sampling.{name}" in named and own is not None:
             raise UserError(
-                f"--sampling.{flag} is of rollouts, and evaluations take --sampling.eval-{flag}, which is {own} here; "
-                "give that one"
+                f"{flag(f'sampling.{name}')} is of rollouts, and evaluations take {flag(f'sampling.eval_{name}')}, "
+                f"which is {own} here; give that one"
             )
 
 

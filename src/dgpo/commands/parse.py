@@ -36,7 +36,7 @@ def parse(default: T, given: list[str], usage: str, about: str, shown: Collectio
         given = [HELP[1] if word == HELP_ALL else word for word in given]
     elif shown is not None and any(word in HELP for word in given):
         command = " ".join(usage.split()[:2])
-        about += f"\n\nAll other fields of dgpo train may be given too; {command} {HELP_ALL} shows them."
+        about += f"\n\nOther fields of dgpo train that it reads may be given too; {command} {HELP_ALL} shows all."
         default = _folded(default, shown)
     value, unknown = _read(default, _switched_on(default, given), usage, about)
     for word in unknown:

@@ -11,7 +11,8 @@ HELP = (
     "The exit code is 0 where all is fine and 2 where something is not. Takes what dgpo train takes, and\n"
     "- --gpu NAME: compare memory and time with this GPU; else memory with this machine\n"
     "- --processes N: images are spread over so many\n"
-    "- --online: ask the hub where the local cache does not know"
+    "- --online: ask the hub where the local cache does not know\n"
+    "- --overwrite: as dgpo train takes it"
 )
 
 
@@ -25,7 +26,8 @@ def run(given: list[str]) -> int:
     if processes is not None and not processes.isdecimal():
         raise UserError(f"--processes {processes} must be a number")
     online, rest = take_flag(rest, "--online")
+    overwrite, rest = take_flag(rest, "--overwrite")
     config = recipe_config(rest, "dgpo plan [RECIPE|FILE.yaml]", HELP)
     from dgpo.plan import plan
 
-    return 0 if plan(config, gpu, int(processes or 1), online) else 2
+    return 0 if plan(config, gpu, int(processes or 1), online, overwrite) else 2

@@ -38,7 +38,7 @@ def _train(given: list[str]) -> int:
     if dry:
         from dgpo.training.dry_run import dry_run
 
-        lines = dry_run(config)
+        lines = dry_run(config, bool(resume), overwrite)
         print("\n".join(["", "Dry run done. What it went through:", *(f"  ok  {line}" for line in lines)]))
         return 0
     from dgpo.training.loop import train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
 from dgpo.errors import UserError
 
@@ -41,6 +42,16 @@ def take_option(given: list[str], name: str, needs: str) -> tuple[str | None, li
         if word.startswith(f"{name}="):
             return word.split("=", 1)[1], given[:i] + given[i + 1 :]
     return None, given
+
+
+def named_fields(given: Iterable[str]) -> list[str]:
+    """The fields that options name, such as lora.rank for --lora.rank=8."""
+    return [word[2:].partition("=")[0].replace("-", "_") for word in given if word.startswith("--")]
+
+
+def flag(field: str) -> str:
+    """The option of a field."""
+    return f"--{field.replace('_', '-')}"
 
 
 def take_flag(given: list[str], name: str) -> tuple[bool, list[str]]:

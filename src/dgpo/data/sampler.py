@@ -14,6 +14,13 @@ from dgpo.core.seeds import generator
 from dgpo.errors import UserError
 
 
+def repeats(num_groups: int, size: int, what: str = "prompts") -> str:
+    """What to say where an iteration has more groups than there are prompts; "" elsewhere."""
+    if num_groups <= size:
+        return ""
+    return f"num_groups={num_groups} is more than the {size} {what}: they repeat within an iteration"
+
+
 class PromptSampler:
     """Prompt indices for one batch after another. Its whole state is how many indices are behind it."""
 

@@ -44,9 +44,10 @@ class Cond(Protocol):
 class VelocityModel(Protocol):
     """A text-to-image model as a velocity field. All tensors it returns are on `device`, latents and v in fp32.
 
-    It may have two more methods. `drawing(weights)` is a context around the velocities of one batch of pictures,
+    It may have three more methods. `drawing(weights)` is a context around the velocities of one batch of pictures,
     without gradient, in which they may be computed faster and round otherwise. `at_resolution(resolution)` is the same
     model with the same weights for images of so many pixels a side, which `sampling.resolution` needs.
+    `long_prompts(prompts)` is a list of warnings, of prompts that `encode` does not read to their ends.
     """
 
     @property

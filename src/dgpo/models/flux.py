@@ -53,6 +53,10 @@ class Flux(Family):
         )
         return Rows({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
+    def text_limits(self) -> dict[str, int]:
+        """T5 reads on where CLIP stops."""
+        return {"tokenizer": self.pipeline.tokenizer.model_max_length, "tokenizer_2": self.max_sequence_length}
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         height, width = x_t.shape[2:]
         text = cond.tensors["prompt_embeds"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from dgpo.models.autoencoder import compute_in, encoded_mean
 from dgpo.models.compiling import compile_blocks
 from dgpo.models.grids import scheduler_grid, to_terminal
 from dgpo.models.guidance import linear_guidance
+from dgpo.models.long_text import longer_than, without_cut_text
 from dgpo.models.lora import write_lora
 from dgpo.models.plain import may_be_plain, plain
 from dgpo.models.quantised import BasePrecision, quantise
@@ -89,6 +90,14 @@ class Family(Protocol):
     def encode(self, prompts: list[str]) -> Rows:
         """n prompts as the network reads them; "" is the empty prompt of guidance."""
         ...
+
+    def text_limits(self) -> dict[str, int]:
+        """Name of each tokenizer of the pipeline -> how many tokens of a prompt, with the marks that the tokenizer adds
+        to it, reach the network. Asked while the pipeline has its text encoders."""
+        tokenizer = getattr(self.pipeline, "tokenizer", None)
+        if tokenizer is None:
+            return {}
+        return {"tokenizer": getattr(self, "max_sequence_length", None) or tokenizer.model_max_length}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         """The network's `noise - x0`; t: (n,) fp32 in [0, 1]. Called under autocast, or with the network in plain bf16,
@@ -290,7 +299,12 @@ class PipelineModel:
         self.weights.leave()
         if self._visits:
             self._visits.only(*(part for name, part in self._modules() if self._encodes(name)))
-        return self.family.encode(prompts)
+        with without_cut_text(self.pipeline):
+            return self.family.encode(prompts)
+
+    def long_prompts(self, prompts: Iterable[str]) -> list[str]:
+        """A line on the prompts whose ends the network will not see; none where there is no such prompt."""
+        return longer_than(self.pipeline, self.family.text_limits(), prompts)
 
     @property
     def _empty(self) -> Rows:

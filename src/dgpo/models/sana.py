@@ -62,6 +62,10 @@ class Sana(Family):
         longest = int(mask.sum(1).max())  # beyond it all rows are padding, which the mask hides from the network
         return Rows({"prompt_embeds": prompt_embeds[:, :longest], "mask": mask[:, :longest]})
 
+    def text_limits(self) -> dict[str, int]:
+        """One less, as `max_length_all` of the stock pipeline counts the instruction's tokens."""
+        return {"tokenizer": self.max_sequence_length - 1}
+
     def stock_call(self, guidance_scale: float) -> dict[str, Any]:
         own = {"use_resolution_binning": False, "max_sequence_length": self.max_sequence_length}
         return {"guidance_scale": guidance_scale, **own}

@@ -54,6 +54,11 @@ class SD3(Family):
         )
         return Rows({"prompt_embeds": prompt_embeds, "pooled": pooled})
 
+    def text_limits(self) -> dict[str, int]:
+        """T5 reads on where both CLIPs, which have one length, stop."""
+        t5 = {} if self.pipeline.text_encoder_3 is None else {"tokenizer_3": self.max_sequence_length}
+        return {"tokenizer": self.pipeline.tokenizer.model_max_length, **t5}
+
     def stock_call(self, guidance_scale: float) -> dict[str, Any]:
         return {"guidance_scale": guidance_scale, "max_sequence_length": self.max_sequence_length}
 

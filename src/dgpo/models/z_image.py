@@ -62,6 +62,11 @@ class ZImage(Family):
         length = torch.tensor([len(row) for row in embeds], device=embeds[0].device)
         return Rows({"prompt_embeds": pad_sequence(embeds, batch_first=True), "length": length})
 
+    def text_limits(self) -> dict[str, int]:
+        """What the chat template puts before the prompt takes part of the length."""
+        before = _in_chat(self.pipeline.tokenizer, "a cat").partition("a cat")[0]
+        return {"tokenizer": self.max_sequence_length - len(self.pipeline.tokenizer(before).input_ids)}
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         lengths = cond.tensors["length"].tolist()
         output = self.pipeline.transformer(
@@ -89,13 +94,17 @@ class ZImage(Family):
 def _require_chat_template(tokenizer: Any) -> None:
     """Z-Image reads a prompt in it; whether it is there and can be filled is otherwise seen at the first prompt."""
     try:
-        if "a cat" not in tokenizer.apply_chat_template([{"role": "user", "content": "a cat"}], tokenize=False):
+        if "a cat" not in _in_chat(tokenizer, "a cat"):
             raise ValueError("it leaves the prompt out")
     except Exception as error:  # of the template's own language too
         raise UserError(
             f"the tokenizer's chat template is missing or damaged ({error}): download or save the pipeline again, with "
             "chat_template.jinja or its entry in tokenizer_config.json"
         ) from error
+
+
+def _in_chat(tokenizer: Any, prompt: str) -> str:
+    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
 
 
 def _norm(v: Tensor) -> Tensor:

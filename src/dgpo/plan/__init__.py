@@ -20,11 +20,14 @@ from dgpo.training.setup import resolved
 __all__ = ["plan"]
 
 
-def plan(config: Config, gpu: str | None = None, processes: int = 1, online: bool = False) -> bool:
+def plan(
+    config: Config, gpu: str | None = None, processes: int = 1, online: bool = False, overwrite: bool = False
+) -> bool:
     """Print the plan of a run, and return whether all checks are fine.
 
     gpu: the name of one, whose memory and speed the run is compared with; None: the device that the run would take
     online: ask the hub where the local cache does not know
+    overwrite: as `train` takes it
     """
     if processes < 1:
         raise UserError(f"--processes {processes} would train nothing; give at least 1")
@@ -35,7 +38,7 @@ def plan(config: Config, gpu: str | None = None, processes: int = 1, online: boo
     except UserError:  # which the checks repeat
         prompt = STAND_IN
     estimated = _placed(estimate(config, processes, runs_on_cpu(config, named), prompt), named)
-    checks = run_checks(estimated, named, online)
+    checks = run_checks(estimated, named, online, overwrite)
     for line in lines(estimated, checks, named):
         print(line)
     return all(check.ok for check in checks)

@@ -14,10 +14,12 @@ from dgpo.config import Config
 from dgpo.data.groups import GroupDataset
 from dgpo.data.own_prompts import Parted, part
 from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.sampler import repeats
 from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError
 from dgpo.models import locate
 from dgpo.models.compiling import require_compiler
+from dgpo.models.long_text import long_prompts
 from dgpo.models.start import choose_file
 from dgpo.plan.estimates import Estimate, text_length
 from dgpo.plan.fitting import GIB, advice, needs, room
@@ -26,6 +28,7 @@ from dgpo.plan.skeleton import find
 from dgpo.rewards.builtin.weights import MissingFiles, asking_the_hub
 from dgpo.rewards.combine import check_run
 from dgpo.run import checkpoint
+from dgpo.run import folder as runfolder
 from dgpo.run.trackers import require_trackers
 from dgpo.training import schedule
 from dgpo.training.setup import checkpoint_space, require_sides, reward_sets
@@ -48,19 +51,20 @@ def check(name: str, look: Callable[[], str]) -> Check:
         return Check(False, f"{name}: {error}")
 
 
-def run_checks(estimated: Estimate, gpu: GPU | None, online: bool) -> list[Check]:
-    """All of them, in the order in which a run would fail, and what a run would only warn of."""
+def run_checks(estimated: Estimate, gpu: GPU | None, online: bool, overwrite: bool = False) -> list[Check]:
+    """All of them, and what a run would only warn of. overwrite: as `train` takes it"""
     config, start, doubts = estimated.config, estimated.config.lora.start, list[str]()
     checks = [
         check("model", lambda: _model(config, online)),
         *([check("lora.start", lambda: _lora_start(start, online))] if start else []),
         check("sizes", lambda: _sizes(estimated)),
         check("processes", lambda: _processes(estimated)),
-        check("prompts", lambda: _prompts(config, online)),
+        check("prompts", lambda: _prompts(estimated, online, doubts)),
         check("rewards", lambda: _rewards(config, online, doubts)),
         check("optimizer", lambda: _optimizer(config)),
         *([check("compile", lambda: _compile(estimated))] if config.compile else []),
         check("trackers", lambda: _trackers(config)),
+        check("run folder", lambda: _run_folder(config, overwrite)),
         check("disk", lambda: _disk(estimated)),
         check("memory", lambda: _memory(estimated, gpu)),
     ]
@@ -162,9 +166,17 @@ def _read(source: str | tuple[str, ...], online: bool) -> PromptSet:
     return load_prompts(source)
 
 
-def _prompts(config: Config, online: bool) -> str:
+def _prompts(estimated: Estimate, online: bool, doubts: list[str]) -> str:
+    """That some are longer than the model reads goes into `doubts`."""
+    config = estimated.config
     trained, sets, _ = _parted(config, online)
-    return ", ".join([f"{len(trained)} to train", *(f"{len(some)} in {name}" for name, some in sets.items())])
+    counts = ", ".join([f"{len(trained)} to train", *(f"{len(some)} in {name}" for name, some in sets.items())])
+    again = repeats(config.num_groups, len(trained), "prompts" if config.offline is None else "groups of the dataset")
+    unknown = "whether the model reads them to their ends is not known"
+    if estimated.model is not None and not estimated.without_vocabulary:
+        unknown = ""
+        doubts += long_prompts(estimated.model, (text for some in (trained, *sets.values()) for text in some.prompts))
+    return "; ".join(filter(None, [counts, again, unknown]))
 
 
 def _parted(config: Config, online: bool) -> Parted:
@@ -198,6 +210,15 @@ def _optimizer(config: Config) -> str:
 def _trackers(config: Config) -> str:
     require_trackers(config.trackers)
     return ", ".join(["metrics.jsonl", *config.trackers])
+
+
+def _run_folder(config: Config, overwrite: bool) -> str:
+    """As a run looks at it before it loads anything."""
+    runfolder.require_free(config, overwrite)
+    own, exists = runfolder.found(config)
+    if exists and overwrite:
+        return f"{own.out}, from which the old run is moved aside"
+    return f"{own.out}" + (", or with the next number that is free" if config.out is None else " is free")
 
 
 def _disk(estimated: Estimate) -> str:

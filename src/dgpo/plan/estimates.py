@@ -47,6 +47,7 @@ class Estimate:
     unknown: str = ""
     offload: str = ""  # why offload=auto is what the config here has
     without_vocabulary: list[str] = field(default_factory=list)  # tokenizers whose files are not there
+    model: PipelineModel | None = None  # without weights
     parts: list[Part] = field(default_factory=list)
     trained: int = 0  # parameters
     sets: int = 0  # weight sets that a checkpoint keeps
@@ -72,6 +73,7 @@ def estimate(config: Config, processes: int, on_cpu: bool, prompt: str) -> Estim
     model = _built(config, estimated)
     if model is None:
         return estimated
+    estimated.model = model
     estimated.without_vocabulary = without_vocabulary(model.pipeline)
     _count(model, config, estimated)
     runs = _run(model, config, estimated)

@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 
 from dgpo import distributed
 from dgpo.config import Config
+from dgpo.data.sampler import repeats
 from dgpo.models import VelocityModel
 from dgpo.run import console_log
 from dgpo.run.callbacks import Callback, Evaluated, Progress
@@ -67,6 +68,8 @@ class Console(Callback):
     def plan(self) -> list[str]:
         """What will be done, before anything is."""
         c, images = self._config, self._config.num_groups * self._config.group_size
+        again = repeats(c.num_groups, self._counts.prompts, "prompts" if c.offline is None else "groups of the dataset")
+        of = "groups from" if again else "of"
         drawn = (
             f"{self._counts.prompts} prompts x {c.group_size}"
             if c.offline is None
@@ -80,8 +83,9 @@ class Console(Callback):
             f"  trains {trainable:,} parameters ({c.finetune}), "
             f"{described(c.dtype, self._model.device)} on {self._model.device}, "
             f"{distributed.world_size()} process(es)",
-            f"  an iteration: {c.num_groups} of {drawn} images = {images} images{size}, "
+            f"  an iteration: {c.num_groups} {of} {drawn} images = {images} images{size}, "
             f"{c.updates_per_rollout} optimizer step(s), {self._counts.network_forwards:,} network forwards",
+            *([f"  {again}"] if again else []),
             f"  {c.iterations} iterations{limit}; run folder {c.out}",
         ]
 

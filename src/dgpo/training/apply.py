@@ -30,6 +30,7 @@ from dgpo.data.sampler import PromptSampler
 from dgpo.errors import UserError, warn
 from dgpo.models import VelocityModel, locate
 from dgpo.models.configured import load_configured
+from dgpo.models.long_text import long_prompts
 from dgpo.models.text_cache import CondCache
 from dgpo.report.grids import sample_grid
 from dgpo.rewards.base import Reward, RewardError
@@ -185,9 +186,11 @@ def evaluate(
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
     tell("loading", 0, 0)
     model, which = _load(source, config)
+    texts = [text for prompts in sets.values() for text in prompts.prompts]
+    warn(long_prompts(model, texts))
     encode = CondCache(model, config.prompt_cache, tell=tell)
     if config.free_text_encoders:
-        encode.know_all(text for prompts in sets.values() for text in prompts.prompts)
+        encode.know_all(texts)
     names = (BEFORE, AFTER) if compare and _is_run(source) else (AFTER,)
     found = {
         name: evaluate_model(model, encode, sets, reward, config, _WEIGHTS[name], _part(tell, n, len(names)))
@@ -233,6 +236,7 @@ def sample(
     place = None if out is None else _new_place(Path(out))
     tell("loading", 0, 0)
     model, _ = _load(source, config)
+    warn(long_prompts(model, texts.prompts))
     cond = CondCache(model, config.prompt_cache, tell=tell)(texts.prompts).repeat(images)
     if config.free_text_encoders:
         model.free_encoders()
@@ -317,6 +321,7 @@ def collect(
     warn(reward.check(prompts))
     tell("loading", 0, 0)
     model, which = _load(source, config)
+    warn(long_prompts(model, prompts.prompts))
     model = at_rollout_size(model, config.sampling)
     sampling = {**asdict(config.sampling), "sigmas": grid(model, config.sampling).tolist()}
     about = {

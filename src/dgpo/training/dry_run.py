@@ -23,6 +23,7 @@ from dgpo.data.prompts import PromptSet
 from dgpo.errors import RunFailed, UserError
 from dgpo.rewards.base import Reward
 from dgpo.run import checkpoint
+from dgpo.run import folder as runfolder
 from dgpo.run.metric_names import eval_names
 from dgpo.run.trackers import read_metrics
 from dgpo.training import schedule
@@ -37,11 +38,16 @@ from dgpo.utils.people import HUMAN
 GROUPS, PROMPTS, EVALUATED = 2, 4, 2  # at most; with rewards for some tags, a group of each tag
 
 
-def dry_run(config: Config) -> list[str]:
-    """Run it in one process and return what was checked, a line each. Raises as `train` would."""
+def dry_run(config: Config, resume: bool = False, overwrite: bool = False) -> list[str]:
+    """Run it in one process and return what was checked, a line each. Raises as `train` would.
+
+    resume: whether a run that has the folder would be continued; overwrite: or moved aside
+    """
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise UserError(f"WORLD_SIZE={processes}: a dry run is too small for several; start it without torchrun")
+    if not (resume and runfolder.found(config)[1]):
+        runfolder.require_free(config, overwrite)
     inputs = read_inputs(config)
     config = replace(config, offload=_offload(config, inputs))
     prompts, sets = inputs.prompts if inputs.dataset is None else None, inputs.eval_sets

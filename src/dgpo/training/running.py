@@ -194,8 +194,7 @@ class Running:
 
     def encode_all(self) -> None:
         """Encode every prompt that the run can need, and let the encoders go."""
-        texts = [*self._inputs.prompts.prompts, *(t for some in self._inputs.eval_sets.values() for t in some.prompts)]
-        self.encode.know_all(texts)
+        self.encode.know_all(self._inputs.texts)
 
     @property
     def _can_evaluate(self) -> bool:

@@ -23,6 +23,7 @@ from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
 from dgpo.models.configured import load_configured
+from dgpo.models.long_text import long_prompts
 from dgpo.rewards.base import Reward
 from dgpo.rewards.combine import RewardSet, check_run
 from dgpo.run import checkpoint
@@ -49,8 +50,13 @@ class Inputs:
     eval_sources: dict[str, str]  # where they come from: `eval_prompts`, the automatic set under its own name
     reward: RewardSet  # those that train
     eval_reward: RewardSet  # and those that are only watched
-    doubts: list[str]  # what may be scored otherwise than meant
+    doubts: list[str]  # what may be read or scored otherwise than meant
     people: bool = False  # whether a person is a reward
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that the run can need."""
+        return [text for some in (self.prompts, *self.eval_sets.values()) for text in some.prompts]
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def prepare(
         config = replace(config, lora=getattr(model, "lora", config.lora))  # what a LoRA to continue told
     elif config.offload == "auto":
         config = replace(config, offload="none")  # the given model stays where it is
+    inputs = replace(inputs, doubts=[*inputs.doubts, *long_prompts(model, inputs.texts)])
     rollout_model = at_rollout_size(model, config.sampling)
     require_feasible(model, config, resume)
     if inputs.dataset is not None:
