@@ -66,7 +66,7 @@ def test_other_commands_name_commands_that_exist(line: str) -> None:
 def test_the_dry_run_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = (line for line in COMMANDS if "--dry-run" in line)
     seen: list[Config] = []
-    monkeypatch.setattr("dgpo.training.dry_run.dry_run", lambda config: seen.append(config) or ["everything"])
+    monkeypatch.setattr("dgpo.training.dry_run.dry_run", lambda config, *_: seen.append(config) or ["everything"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_run.yaml").write_text(MY_RUN)
     assert cli.main(shlex.split(line)[1:]) == 0

@@ -228,7 +228,7 @@ def test_a_run_that_fails_is_one_message_and_never_code_0(
             "--rewards",
             f"failing_rewards:{reward}=1",
             "--eval-prompts",
-            "a=shapes:seen",
+            f"a={tmp_path / 'eval.txt'}",
         ]
     code = main(words)
     said = capsys.readouterr().err
