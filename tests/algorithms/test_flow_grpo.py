@@ -45,22 +45,28 @@ def moments(point, v, noise_level=0.7):
     return torch.distributions.Normal(mean, std.expand_as(mean))
 
 
-@pytest.mark.parametrize(("kl", "variance"), [("authors", 1.96), ("transition", 0.392)])
-def test_hand_computed(kl, variance):
-    """t = .8, t_next = .6, so s^2 = .49 * .8 / .2 = 1.96 and std^2 = .2 * 1.96 = .392; x = 2, x_next = 1.7.
-    mean = 2 (1 - 1.96 * .2 / 1.6) - .2 (1 + 1.96 * .2 / 1.6) v = 1.51 - .249 v."""
-    log_prob = -(0.059**2) / 0.784 - 0.5 * math.log(2 * math.pi * 0.392)  # v = -1: the mean is 1.759
+def one_step(log_prob: float, sde: Sde) -> tuple[TrainPoint, Rollout, Velocities]:
+    """From x = 2 at t = .8 to 1.7 at t = .6, twice, with the advantages 2 and -1; the policy has v = -1, the reference
+    -.5. log_prob: under the policy; the ratio to the rollout's is exp(.1) = 1.105."""
     column = lambda *values: torch.tensor(values, dtype=torch.float64).reshape(-1, 1)
     point = TrainPoint(
         x_t=column(2.0, 2.0),
         t=torch.tensor([0.8, 0.8], dtype=torch.float64),
         target=column(1.7, 1.7),
         t_next=torch.tensor([0.6, 0.6], dtype=torch.float64),
-        log_prob=torch.tensor([log_prob - 0.1] * 2, dtype=torch.float64),  # the ratio is exp(.1) = 1.105
+        log_prob=torch.tensor([log_prob - 0.1] * 2, dtype=torch.float64),
     )
-    trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), Sde(0.7, "sde", range(1)))
+    trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), sde)
     rollout = make_rollout(1, 2)._replace(advantages=torch.tensor([2.0, -1.0]).double(), trajectory=trajectory)
-    velocities = Velocities(policy=column(-1.0, -1.0), ref=column(-0.5, -0.5))  # the reference's mean is 1.6345
+    return point, rollout, Velocities(policy=column(-1.0, -1.0), ref=column(-0.5, -0.5))
+
+
+@pytest.mark.parametrize(("kl", "variance"), [("authors", 1.96), ("transition", 0.392)])
+def test_hand_computed(kl, variance):
+    """t = .8, t_next = .6, so s^2 = .49 * .8 / .2 = 1.96 and std^2 = .2 * 1.96 = .392; x = 2, x_next = 1.7.
+    mean = 2 (1 - 1.96 * .2 / 1.6) - .2 (1 + 1.96 * .2 / 1.6) v = 1.51 - .249 v."""
+    log_prob = -(0.059**2) / 0.784 - 0.5 * math.log(2 * math.pi * 0.392)  # v = -1: the mean is 1.759
+    point, rollout, velocities = one_step(log_prob, Sde(0.7, "sde", range(1)))  # the reference's mean is 1.6345
     loss, metrics = FlowGRPO(clip_range=0.05, kl_coef=0.04, kl=kl).loss(point, velocities, rollout)
     divergence = 0.1245**2 / (2 * variance)
     expected = {
@@ -78,19 +84,8 @@ def test_hand_computed(kl, variance):
 def test_hand_computed_with_coefficients_preserving_sampling(kl):
     """t = .8, t_next = .6, x = 2, x_next = 1.7, and a third of a right angle is drawn anew: std = .6 / 2 = .3.
     x0 = 2 - .8 v and eps = 2 + .2 v, so the mean is .4 x0 + .6 sqrt(.75) eps."""
-    column = lambda *values: torch.tensor(values, dtype=torch.float64).reshape(-1, 1)
     mean, mean_ref = (0.4 * (2 - 0.8 * v) + 0.6 * math.sqrt(0.75) * (2 + 0.2 * v) for v in (-1.0, -0.5))
-    log_prob = -((1.7 - mean) ** 2)
-    point = TrainPoint(
-        x_t=column(2.0, 2.0),
-        t=torch.tensor([0.8, 0.8], dtype=torch.float64),
-        target=column(1.7, 1.7),
-        t_next=torch.tensor([0.6, 0.6], dtype=torch.float64),
-        log_prob=torch.tensor([log_prob - 0.1] * 2, dtype=torch.float64),  # the ratio is exp(.1) = 1.105
-    )
-    trajectory = Trajectory(torch.zeros(2, 2, 1), torch.zeros(2, 1), Sde(1 / 3, "cps", range(1)))
-    rollout = make_rollout(1, 2)._replace(advantages=torch.tensor([2.0, -1.0]).double(), trajectory=trajectory)
-    velocities = Velocities(policy=column(-1.0, -1.0), ref=column(-0.5, -0.5))
+    point, rollout, velocities = one_step(-((1.7 - mean) ** 2), Sde(1 / 3, "cps", range(1)))
     algorithm = FlowGRPO(sde_type="cps", noise_level=1 / 3, clip_range=0.05, kl_coef=0.04, kl=kl)
     loss, metrics = algorithm.loss(point, velocities, rollout)
     divergence = (mean - mean_ref) ** 2 / (2 * 0.3**2)

@@ -173,11 +173,11 @@ def test_a_set_whose_file_had_other_prompts_is_not_common(tmp_path: Path) -> Non
     """As far as both runs say which prompts they evaluated: those of earlier versions do not."""
     a, b = made(tmp_path / "a"), made(tmp_path / "b")
     seen, unseen = (PromptSet([text], [{}]) for text in ("a cat", "a dog"))
-    prompt_lists.keep(a, prompt_lists.named(seen, {"seen": seen, "unseen": unseen}))
+    prompt_lists.keep(a, prompt_lists.hashes({"seen": seen, "unseen": unseen}, seen))
     assert common_sets(read_runs([a, b])) == ["seen", "unseen"]
-    prompt_lists.keep(b, prompt_lists.named(seen, {"seen": seen, "unseen": seen}))
+    prompt_lists.keep(b, prompt_lists.hashes({"seen": seen, "unseen": seen}, seen))
     assert common_sets(read_runs([a, b])) == ["seen"]
-    prompt_lists.keep(b, {"eval/seen": unseen})
+    prompt_lists.keep(b, prompt_lists.hashes({"seen": unseen}))
     with pytest.raises(UserError, match="Sets are the same if name, source and prompts are"):
         common_sets(read_runs([a, b]))
 

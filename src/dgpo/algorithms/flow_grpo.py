@@ -179,28 +179,23 @@ class FlowGRPO(GroupAdvantages):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """PPO's clipped loss of one step, and its KL, over these rows."""
         assert point.log_prob is not None, "a point of `points`"
-        mean, std = self._moments(point, given(velocities, "policy"), rollout)
-        ratio = torch.exp(step_log_prob(point.target, mean, std, _trajectory(rollout).sde.noise) - point.log_prob)
+        sde = _trajectory(rollout).sde
+        mean, std = _moments(point, given(velocities, "policy"), sde)
+        ratio = torch.exp(step_log_prob(point.target, mean, std, sde.noise) - point.log_prob)
         advantages = rollout.advantages
         loss = clipped_surrogate(ratio, advantages, self.clip_range).mean()
         clipped = clip_mask(ratio, advantages, self.clip_range)
         metrics = {"ratio": ratio, "clip_fraction": clipped, "approx_kl": (ratio - 1).square() / 2}
         if "ref" in self.needs:
-            mean_ref, _ = self._moments(point, given(velocities, "ref"), rollout)
-            metrics["kl"] = kl = gaussian_kl(mean, mean_ref, self._kl_deviation(point, std, rollout))
+            mean_ref, _ = _moments(point, given(velocities, "ref"), sde)
+            metrics["kl"] = kl = gaussian_kl(mean, mean_ref, self._kl_deviation(point, std, sde))
             loss = loss + self.kl_coef * kl.mean()
         return averaged(loss, metrics)
 
-    def _moments(self, point: TrainPoint, v: Tensor, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Mean (B, *latent) and deviation (B, 1, ..., 1) of the step under a velocity."""
-        assert point.t_next is not None, "a point of `points`"
-        sde = _trajectory(rollout).sde
-        return sde_moments(point.x_t, v, point.t, point.t_next, sde.noise_level, sde.noise)
-
-    def _kl_deviation(self, point: TrainPoint, std: Tensor, rollout: Rollout) -> Tensor:
+    def _kl_deviation(self, point: TrainPoint, std: Tensor, sde: Sde) -> Tensor:
         """std or, without the length of the step, s; returns (B, 1, ..., 1). CPS has no length in its std."""
         assert point.t_next is not None, "a point of `points`"
-        if self.kl == "transition" or _trajectory(rollout).sde.noise == "cps":
+        if self.kl == "transition" or sde.noise == "cps":
             return std
         return std / expand(point.t - point.t_next, std).sqrt()
 
@@ -219,6 +214,12 @@ class FlowGRPO(GroupAdvantages):
             places = min(room, self.window_end or room) - self.window + 1
             start = int(torch.randint(places, (), generator=generator))
         return range(start, start + self.window)
+
+
+def _moments(point: TrainPoint, v: Tensor, sde: Sde) -> tuple[Tensor, Tensor]:
+    """Mean (B, *latent) and deviation (B, 1, ..., 1) of the step under a velocity."""
+    assert point.t_next is not None, "a point of `points`"
+    return sde_moments(point.x_t, v, point.t, point.t_next, sde.noise_level, sde.noise)
 
 
 def _trajectory(rollout: Rollout):

@@ -10,7 +10,7 @@ from typing import Literal
 from dgpo.algorithms.base import Algorithm, require
 from dgpo.algorithms.registry import known_algorithms, make_algorithm, stand_in
 from dgpo.commands.parse import parse
-from dgpo.commands.words import HELP, HELP_ALL, flag, named_fields, take_name, take_option
+from dgpo.commands.words import HELP, HELP_ALL, flag, named_fields, take_name, take_option, values_of
 from dgpo.config import AUTO, AUTOMATIC, MAY_CHANGE, Config, load_yaml
 from dgpo.config_checks import require_complete
 from dgpo.errors import UserError, did_you_mean
@@ -20,8 +20,6 @@ from dgpo.utils.files import json_object, read_text
 from dgpo.utils.imports import is_path, meant
 from dgpo.utils.people import HUMAN
 from dgpo.utils.places import locate
-
-MODEL_FORMS = "a folder, a Hugging Face id or an embedded model: --model tiny-sd3"
 
 
 def recipe_config(given: list[str], usage: str, about: str) -> Config:
@@ -48,10 +46,7 @@ def recipe_config(given: list[str], usage: str, about: str) -> Config:
 
 def _for_model(given: list[str]) -> Config:
     """The demo, or what fits the model that is given; one line says what was taken."""
-    model, _ = take_option(given, "--model", MODEL_FORMS)
-    if model is None:
-        return recipe("tiny")
-    name = fitting_recipe(model, rewards_named(given))
+    name = unnamed_recipe(given)
     taken = "the defaults; no recipe is for this model" if name is None else f"the recipe {name}, which fits the model"
     if name not in DEMOS.values():
         from dgpo.run.console import say
@@ -121,6 +116,13 @@ def with_algorithm(base: Config, algorithm: Algorithm, is_recipe: bool) -> Confi
     return replace(base, algorithm=algorithm, sampling=own)
 
 
+def unnamed_recipe(given: list[str]) -> str | None:
+    """The recipe where none is named: the one for the given model and rewards, or the demo's; None: there is none."""
+    model, _ = take_option(given, "--model", "a folder, a Hugging Face id or an embedded model: --model tiny-sd3")
+    rewards = {word.partition("=")[0] for word in values_of(given, "--rewards")}
+    return "tiny" if model is None else fitting_recipe(model, rewards)
+
+
 def fitting_recipe(model: str, rewards: Collection[str]) -> str | None:
     """The recipe for a model; of a pipeline on this machine its class is known, and nobody is asked for another's."""
     index = Path(locate(model), "model_index.json")
@@ -143,23 +145,6 @@ def for_own_sets(base: Config, given: list[str]) -> Config:
     """Drop the metrics of an embedded world where `--eval-prompts` names sets of other prompts."""
     sets = values_of(given, "--eval-prompts")
     return _watched(base, [source.partition("=")[2] for source in sets]) if sets else base
-
-
-def rewards_named(given: list[str]) -> set[str]:
-    """The names behind --rewards."""
-    return {word.partition("=")[0] for word in values_of(given, "--rewards")}
-
-
-def values_of(given: Iterable[str], option: str) -> list[str]:
-    """The words behind an option that takes several."""
-    words: list[str] = []
-    within = False
-    for word in given:
-        if word.startswith("--"):
-            flag, _, word = word.partition("=")
-            within = flag == option
-        words += [word] if within and word else []
-    return words
 
 
 def _watched(base: Config, sources: Iterable[str]) -> Config:

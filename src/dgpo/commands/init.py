@@ -92,13 +92,12 @@ def _steps(file: str) -> list[tuple[str, str]]:
 
 def _config(file: Path, given: list[str], usage: str) -> tuple[Config, str]:
     """The config to write, and where its values come from in words."""
-    from dgpo.commands.configs import MODEL_FORMS, fitting_recipe, rewards_named, with_fields
+    from dgpo.commands.configs import unnamed_recipe, with_fields
     from dgpo.config import Config
     from dgpo.recipes import recipe
 
     chosen, given = take_option(given, "--recipe", "the name of one: --recipe words")
-    model, _ = take_option(given, "--model", MODEL_FORMS)
-    chosen = chosen or ("tiny" if model is None else fitting_recipe(model, rewards_named(given)))
+    chosen = chosen or unnamed_recipe(given)
     base = Config() if chosen is None else recipe(chosen)
     config = with_fields(dataclasses.replace(base, name=file.stem), given, usage, ABOUT, is_recipe=True)
     _require_known(config, given)

@@ -44,6 +44,18 @@ def take_option(given: list[str], name: str, needs: str) -> tuple[str | None, li
     return None, given
 
 
+def values_of(given: Iterable[str], option: str) -> list[str]:
+    """The words behind an option that takes several."""
+    words: list[str] = []
+    within = False
+    for word in given:
+        if word.startswith("--"):
+            named, _, word = word.partition("=")
+            within = named == option
+        words += [word] if within and word else []
+    return words
+
+
 def named_fields(given: Iterable[str]) -> list[str]:
     """The fields that options name, such as lora.rank for --lora.rank=8."""
     return [word[2:].partition("=")[0].replace("-", "_") for word in given if word.startswith("--")]

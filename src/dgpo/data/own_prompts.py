@@ -51,7 +51,7 @@ def evaluation_sets(config: Config, trained: Config | None = None) -> dict[str, 
 
     trained: of the run that is evaluated, if any: its prompts and its seed say which prompts it held out
     """
-    if not _of_own_prompts(config):
+    if not has_automatic(config.eval_prompts) and not {HELD_OUT, TRAINED} & {*config.eval_prompts.values()}:
         return {name: load_prompts(source) for name, source in config.eval_prompts.items()}
     trained = trained or config
     own = load_prompts(trained.prompts) if trained.offline is None else GroupDataset(trained.offline).prompts
@@ -59,13 +59,8 @@ def evaluation_sets(config: Config, trained: Config | None = None) -> dict[str, 
 
 
 def trained_prompts(config: Config) -> PromptSet:
-    """Read the prompts that a run trains on: those of its config without the held-out ones."""
-    prompts = load_prompts(config.prompts)
-    return part(config, prompts).trained if _of_own_prompts(config) else prompts
-
-
-def _of_own_prompts(config: Config) -> bool:
-    return has_automatic(config.eval_prompts) or bool({HELD_OUT, TRAINED} & {*config.eval_prompts.values()})
+    """Read the prompts that a run trains on: those of its config without the held-out ones. Reads no other list."""
+    return part(config, load_prompts(config.prompts), read=lambda source: PromptSet([], [])).trained
 
 
 def _named(config: Config, prompts: PromptSet) -> dict[str, str]:

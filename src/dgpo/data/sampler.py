@@ -14,10 +14,11 @@ from dgpo.core.seeds import generator
 from dgpo.errors import UserError
 
 
-def repeats(num_groups: int, size: int, what: str = "prompts") -> str:
-    """What to say where an iteration has more groups than there are prompts; "" elsewhere."""
+def repeats(num_groups: int, size: int, offline: bool) -> str:
+    """What to say where an iteration has more groups than there are prompts, or groups of a dataset; "" elsewhere."""
     if num_groups <= size:
         return ""
+    what = "groups of the dataset" if offline else "prompts"
     return f"num_groups={num_groups} is more than the {size} {what}: they repeat within an iteration"
 
 

@@ -171,7 +171,7 @@ def _prompts(estimated: Estimate, online: bool, doubts: list[str]) -> str:
     config = estimated.config
     trained, sets, _ = _parted(config, online)
     counts = ", ".join([f"{len(trained)} to train", *(f"{len(some)} in {name}" for name, some in sets.items())])
-    again = repeats(config.num_groups, len(trained), "prompts" if config.offline is None else "groups of the dataset")
+    again = repeats(config.num_groups, len(trained), config.offline is not None)
     unknown = "whether the model reads them to their ends is not known"
     if estimated.model is not None and not estimated.without_vocabulary:
         unknown = ""

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
     def has_set_of(self, other: Run, name: str) -> bool:
         """Whether both have an evaluation set from one source and, as far as both runs say it, of the same prompts."""
-        own, theirs = (prompt_lists.read(run.folder).get(f"eval/{name}") for run in (self, other))
+        own, theirs = (prompt_lists.read(run.folder).get(prompt_lists.of_set(name)) for run in (self, other))
         return self.sets.get(name) == other.sets[name] and (own is None or theirs is None or own == theirs)
 
     def last(self, key: str) -> Point | None:

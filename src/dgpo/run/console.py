@@ -68,7 +68,7 @@ class Console(Callback):
     def plan(self) -> list[str]:
         """What will be done, before anything is."""
         c, images = self._config, self._config.num_groups * self._config.group_size
-        again = repeats(c.num_groups, self._counts.prompts, "prompts" if c.offline is None else "groups of the dataset")
+        again = repeats(c.num_groups, self._counts.prompts, c.offline is not None)
         of = "groups from" if again else "of"
         drawn = (
             f"{self._counts.prompts} prompts x {c.group_size}"

@@ -16,24 +16,32 @@ from dgpo.data.prompts import PromptSet
 from dgpo.errors import UserError
 from dgpo.utils.files import whole
 
+Hashes = dict[str, dict[str, Any]]  # name of a list -> prompts, their number, and sha256
+
 FILE = "prompts.json"
 TRAIN = "train"
-"""The list that trains; the others are evaluation sets, under "eval/" and their names."""
+"""The list that trains; the others are evaluation sets."""
 
 
-def named(trained: PromptSet, sets: Mapping[str, PromptSet]) -> dict[str, PromptSet]:
-    """All lists of a run under their names in the file."""
-    return {TRAIN: trained, **{f"eval/{name}": prompts for name, prompts in sets.items()}}
+def of_set(name: str) -> str:
+    """The name of an evaluation set's list."""
+    return f"eval/{name}"
 
 
-def keep(run: Path, lists: Mapping[str, PromptSet]) -> None:
+def hashes(sets: Mapping[str, PromptSet], trained: PromptSet | None = None) -> Hashes:
+    """What the file says of evaluation sets, and of the prompts that train."""
+    lists = {} if trained is None else {TRAIN: trained}
+    return {name: _told(some) for name, some in (lists | {of_set(name): sets[name] for name in sets}).items()}
+
+
+def keep(run: Path, lists: Hashes) -> None:
     """Write what a run has; lists that it has no more stay as they were."""
-    found = read(run) | {name: _told(prompts) for name, prompts in lists.items()}
+    found = read(run) | lists
     with whole(run / FILE) as unfinished:
         unfinished.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
-def read(run: Path) -> dict[str, Any]:
+def read(run: Path) -> Hashes:
     """What `keep` wrote; nothing of a run of an earlier version."""
     try:
         found = json.loads((run / FILE).read_text(encoding="utf-8"))
@@ -42,11 +50,10 @@ def read(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def require_same(run: Path, lists: Mapping[str, PromptSet], instead: str) -> None:
+def require_same(run: Path, lists: Hashes, instead: str) -> None:
     """Refuse lists that are not what the run began with. instead: what else would do, as a clause."""
     before = read(run)
-    for name, prompts in lists.items():
-        now = _told(prompts)
+    for name, now in lists.items():
         if name in before and before[name] != now:
             what = "the prompts that train" if name == TRAIN else f"the evaluation set {name.removeprefix('eval/')}"
             raise UserError(

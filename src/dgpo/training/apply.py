@@ -180,7 +180,7 @@ def evaluate(
         sets = evaluation_sets(config, config_of(source) if _is_run(source) else None)
         reward = all_rewards(config, reward_functions)
     sources = in_place_of_automatic(OWN_SETS, config.eval_prompts)
-    own = {f"eval/{name}": some for name, some in sets.items() if sources[name] in OWN_SETS.values()}
+    own = prompt_lists.hashes({name: some for name, some in sets.items() if sources[name] in OWN_SETS.values()})
     prompt_lists.require_same(Path(source), own, "evaluate another list: --eval-prompts test=FILE")
     for name, prompts in sets.items():
         warn(f"{name}: {doubt}" for doubt in reward.check(prompts))
@@ -352,7 +352,7 @@ def _to_draw(source: str | Path, config: Config) -> PromptSet:
     if run is None or run.offline is not None or run.prompts != config.prompts:
         return load_prompts(config.prompts)
     prompts = trained_prompts(run)
-    prompt_lists.require_same(Path(source), {prompt_lists.TRAIN: prompts}, "give other prompts: --prompts FILE")
+    prompt_lists.require_same(Path(source), prompt_lists.hashes({}, prompts), "give other prompts: --prompts FILE")
     return prompts
 
 

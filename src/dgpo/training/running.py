@@ -266,7 +266,7 @@ def start(setup: Setup, callbacks: Sequence[Callback], interrupt: Interrupt) -> 
         folder, config, resumed = open_folder(setup.config, setup.resume, setup.overwrite, held)
         setup = replace(setup, config=config, resume=resumed)
         model, optimizer, inputs = setup.model, setup.optimizer, setup.inputs
-        lists = prompt_lists.named(inputs.prompts, inputs.eval_sets)
+        lists = prompt_lists.hashes(inputs.eval_sets, inputs.prompts)
         if resumed:
             distributed.together(lambda: prompt_lists.require_same(folder, lists, "start a new run with the new ones"))
         inputs.reward.save_failures_to = inputs.eval_reward.save_failures_to = folder / "failures"
