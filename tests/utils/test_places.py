@@ -54,6 +54,8 @@ def test_a_part_of_a_run_names_the_run(run: Path, words: str, capsys: pytest.Cap
 def test_a_mistyped_run_is_told_of_runs(run: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Give a run folder, a pipeline folder" in told(capsys, command, "runs/nothere")
     assert "It is no run folder either" in told(capsys, command, "runs")
+    run.parent.rename("elsewhere")  # without any run, it still is no hub id
+    assert "there is no folder 'runs/nothere'" in told(capsys, command, "runs/nothere")
 
 
 def test_a_run_in_the_place_of_a_model(run: Path) -> None:

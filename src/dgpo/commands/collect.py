@@ -32,8 +32,10 @@ def run(given: list[str]) -> int:
     source, rest = take_source(given, usage)
     groups, rest = take_option(rest, "--groups", "the number of groups: --groups 100")
     config = parse(replace(config_of(source), out=None), rest, usage, about(HELP, given), shown=FIELDS)
-    if groups is None or not groups.isdecimal():
-        raise UserError(f"--groups {groups} must be a number; say how many groups to draw: {usage}")
+    if groups is None:
+        raise UserError(f"say how many groups to draw: {usage}")
+    if not groups.isdecimal():
+        raise UserError(f"--groups {groups} is no number of groups: {usage}")
     from dgpo.run.console import shown_progress
     from dgpo.training import apply
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo.commands.words import announce, take_name
+from dgpo.utils.places import RUNS
 
 USAGE = {"dgpo studio [FOLDER] [--port N ...]": "watch the runs in a folder, by default runs, in a browser"}
 HELP = (
@@ -23,5 +24,5 @@ def run(given: list[str]) -> int:
     options = parse(Options(), rest, "dgpo studio [FOLDER]", HELP)
     from dgpo.studio.serve import serve
 
-    serve(Path(folder or "runs"), options)
+    serve(Path(folder or RUNS), options)
     return 0

@@ -33,6 +33,7 @@ from dgpo.run.trackers import require_trackers
 from dgpo.training import schedule
 from dgpo.training.setup import checkpoint_space, require_sides, reward_sets
 from dgpo.utils.hub_id import is_hub_id
+from dgpo.utils.places import RUNS
 
 
 class Check(NamedTuple):
@@ -227,7 +228,7 @@ def _disk(estimated: Estimate) -> str:
     if not config.checkpoint_every:
         return "no checkpoints"
     needed = checkpoint_space(config, 4 * estimated.trained, estimated.sets)
-    checkpoint.require_free_space(config.out or "runs", needed)
+    checkpoint.require_free_space(config.out or RUNS, needed)
     return f"checkpoints take up to {needed / 1e9:.1f} GB" if estimated.trained else "not known without the sizes"
 
 

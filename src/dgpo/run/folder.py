@@ -43,7 +43,7 @@ from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
 from dgpo.utils.devices import cpu_name
 from dgpo.utils.files import is_unfinished
-from dgpo.utils.places import require_no_part
+from dgpo.utils.places import RUNS, require_no_part
 
 CONFIG = "config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -225,7 +225,7 @@ def _place(config: Config, overwrite: bool) -> Path:
 
 def _wanted(config: Config) -> Path:
     """The folder that the config names, or runs/NAME."""
-    return Path(config.out) if config.out else Path("runs") / config.called
+    return Path(config.out) if config.out else Path(RUNS) / config.called
 
 
 def found(config: Config) -> tuple[Config, bool]:

@@ -38,6 +38,7 @@ from dgpo.training.placing import with_offload
 from dgpo.training.state import State
 from dgpo.utils.devices import device_of, precision_of
 from dgpo.utils.people import HUMAN
+from dgpo.utils.places import RUNS
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
     if config.checkpoint_every and not resume:
         weights = sum(4 * shape.numel() for shape in model.weights.shapes.values())
         needed = checkpoint_space(config, weights, sum(name != "ref" for name in model.weights.names))
-        checkpoint.require_free_space(config.out or "runs", needed)
+        checkpoint.require_free_space(config.out or RUNS, needed)
 
 
 def checkpoint_space(config: Config, weights: int, sets: int) -> int:

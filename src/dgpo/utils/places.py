@@ -15,6 +15,8 @@ EMBEDDED = {
     for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
 }
 """The small pipelines of the worlds."""
+RUNS = "runs"
+"""The folder of the runs whose place is not given."""
 
 
 def model_path(name: str) -> Path:
@@ -60,8 +62,9 @@ def locate(path_or_id: str | Path, or_run: bool = False) -> str:
             "`pipeline.save_pretrained` wrote, with model_index.json beside transformer/ and vae/."
             + (" It is no run folder either: it has no config.yaml." if or_run else "")
         )
-    # "runs/typo" beside a folder "runs" is a path gone wrong, not an id: ask nobody on the network about it
-    if isinstance(path_or_id, str) and is_hub_id(name) and not folder.parent.exists():
+    # "runs/typo", or "models/typo" beside a folder "models", is a path gone wrong: ask nobody on the network about it
+    gone_wrong = folder.parent.exists() or folder.parts[:1] == (RUNS,)
+    if isinstance(path_or_id, str) and is_hub_id(name) and not gone_wrong:
         return name
     where = "" if folder.is_absolute() else f" in the current one, {Path.cwd()}"
     raise NotHere(
