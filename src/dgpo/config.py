@@ -221,7 +221,7 @@ class Config:
 
     prompts: str | tuple[str, ...] = ()
     """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KINDS], words:train[:TAGS],
-    geneval:train[:TAGS], or a list."""
+    geneval:train[:TAGS]; several of these, which are one list then; or the texts themselves."""
     offline: str | None = None
     """A folder of scored groups to learn from instead of rollouts; prompts and group_size are then the groups' own."""
     num_groups: int = 8

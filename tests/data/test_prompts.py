@@ -2,12 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.prompts import PromptSet, load_prompts, sources_of
 from dgpo.data.sampler import PromptSampler
 from dgpo.errors import UserError
 from dgpo.worlds.shapes import prompts
@@ -87,11 +88,36 @@ def test_unreadable_files(tmp_path):
         ("a cat", "cannot read prompts from 'a cat'"),
         ("shapes:train:counting:extra", "shapes:SPLIT"),
         ("hf:", "hf:NAME"),
+        (["a cat", "more.txt"], "'more.txt', which names a list of prompts, beside 'a cat', which does not"),
+        (["geneval:train", ("a dog", {})], "'geneval:train', which .* beside .'a dog', {}., which does not"),
+        (["shapes:seen:colors", "missing.jsonl"], "cannot read the prompt file .*missing.jsonl"),
     ],
 )
 def test_bad_sources(source, message):
     with pytest.raises(UserError, match=message):
         load_prompts(source)
+
+
+def test_several_sources_are_one_list(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my cats.txt").write_text("a cat\ntwo cats\n")
+    Path("dogs.jsonl").write_text('{"prompt": "a dog", "tag": "x"}\n')
+    shapes = load_prompts("shapes:seen:colors")
+    several = ("my cats.txt", "dogs.jsonl", "shapes:seen:colors")
+    loaded = load_prompts(several)
+    assert loaded == load_prompts([Path(one) if one.endswith(".txt") else one for one in several])
+    assert loaded.prompts == ["a cat", "two cats", "a dog", *shapes.prompts]
+    assert loaded.metadata == [{}, {}, {"tag": "x"}, *shapes.metadata]
+    assert [loaded.place(i) for i in (1, 2)] == ["line 2 of 'my cats.txt'", "line 1 of 'dogs.jsonl'"]
+    assert sources_of(several) == several and sources_of(several[0]) == several[:1]
+    Path("dogs.jsonl").write_text("")
+    with pytest.raises(UserError, match="no prompt in 'dogs.jsonl'"):
+        load_prompts(several)
+
+
+@pytest.mark.parametrize("text", ["shapes: a red circle", "a page called notes.txt", "a cat"])
+def test_a_text_that_looks_like_a_source_is_a_text(text):
+    assert sources_of((text,)) == () and load_prompts([text]).prompts == [text]
 
 
 def test_metadata_must_match_prompts():

@@ -123,6 +123,7 @@ def test_what_the_new_run_reads_stays(tmp_path: Path, monkeypatch: pytest.Monkey
         replace(config, offline=str(inside)),
         replace(config, prompts=str(place / "config.yaml")),
         replace(config, prompts=f"hf:{place / 'config.yaml'}:train:text"),
+        replace(config, prompts=("shapes:train", f"hf:{place / 'config.yaml'}")),
         replace(config, eval_prompts={"x": str(place / "config.yaml")}),
     ):
         with pytest.raises(UserError, match=rf"the new run needs {re.escape(str(place))}/.*, which lies in it"):

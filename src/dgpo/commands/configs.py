@@ -135,10 +135,8 @@ def for_own_prompts(base: Config, given: list[str]) -> Config:
 
     Metrics of an embedded world stay with prompts of a world only: they know nothing of other pictures.
     """
-    prompts, _ = take_option(given, "--prompts", "a file or several texts")
-    if prompts is None:
-        return base
-    return replace(_watched(base, [prompts]), eval_prompts=AUTOMATIC.copy())
+    prompts = values_of(given, "--prompts")
+    return replace(_watched(base, prompts), eval_prompts=AUTOMATIC.copy()) if prompts else base
 
 
 def for_own_sets(base: Config, given: list[str]) -> Config:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option
+from dgpo.commands.words import HELP, HELP_ALL, take_name, take_option, values_of
 from dgpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,15 +106,14 @@ def _config(file: Path, given: list[str], usage: str) -> tuple[Config, str]:
 
 def _require_known(config: Config, given: list[str]) -> None:
     """Refuse a model, a reward or prompts that were mistyped; a recipe's own prompt files are still to be brought."""
-    from dgpo.data.prompts import load_prompts
+    from dgpo.data.prompts import HUB, load_prompts, sources_of
     from dgpo.rewards.registry import require_known
     from dgpo.utils.places import locate
 
     locate(config.model)
     for name in (*config.rewards, *config.eval_rewards):
         require_known(name)
-    prompts, _ = take_option(given, "--prompts", "a file or several texts: --prompts my.txt")
-    if prompts is not None and not prompts.startswith("hf:"):
+    if values_of(given, "--prompts") and not any(name.startswith(HUB) for name in sources_of(config.prompts)):
         load_prompts(config.prompts)
 
 

@@ -16,13 +16,15 @@ from dgpo.errors import UserError, did_you_mean
 from dgpo.utils.files import json_object, read_text
 
 FORMS = (
-    "a list of prompts or of (prompt, metadata), FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], "
+    "a list of prompts, of (prompt, metadata) or of sources, FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], "
     "shapes:train, shapes:seen or shapes:unseen, words:train, words:seen or words:unseen, "
     "geneval:train, geneval:test, geneval:unseen or geneval:benchmark, "
     "optionally with kinds (shapes:train:counting,colors)"
 )
 CAPTIONS = ("text", "caption", "description", "target")
 """Keys under which other data sets keep a prompt."""
+HUB, BUILT_IN = "hf:", ("shapes:", "words:", "geneval:")
+_FILES = (".txt", ".jsonl")
 _FORM = 'an object such as {"prompt": "a cat"}'
 _HF_SOURCE = re.compile(r"hf:(?P<name>[^:]+)(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<column>[^:]+))?")
 
@@ -57,26 +59,59 @@ class PromptSet:
 
 
 def load_prompts(source: str | Path | PromptSet | Iterable[Any]) -> PromptSet:
-    """Read prompts from any of `FORMS`. At least one prompt, or a UserError that says what is wrong where."""
+    """Read prompts from any of `FORMS`; several sources one after another.
+
+    At least one prompt, from every source, or a UserError that says what is wrong where.
+    """
     if isinstance(source, PromptSet):
         rows = [
             _Row(prompt, row, source.place(i)) for i, (prompt, row) in enumerate(zip(source.prompts, source.metadata))
         ]
-    elif not isinstance(source, (str, Path)):
-        rows = [_row(item, f"prompt number {number}") for number, item in enumerate(source, start=1)]
-    elif str(source).startswith("hf:"):
-        rows = list(_hub_rows(str(source)))
-    elif str(source).startswith(("shapes:", "words:", "geneval:")):
-        rows = _world_rows(str(source))
+    elif isinstance(source, (str, Path)):
+        rows = _source_rows(str(source))
     else:
-        rows = list(_file_rows(Path(source)))
+        items = [*source]
+        several = sources_of(items)
+        if several:
+            rows = [row for one in several for row in _source_rows(one)]
+        else:
+            rows = [_row(item, f"prompt number {number}") for number, item in enumerate(items, start=1)]
     if not rows:
-        raise UserError(f"there is no prompt in {_name(source)}; a run needs at least one")
+        raise UserError("there is no prompt in the given list; a run needs at least one")
     return PromptSet([row.prompt for row in rows], [row.metadata for row in rows], [row.place for row in rows])
 
 
-def _name(source: Any) -> str:
-    return repr(str(source)) if isinstance(source, (str, Path)) else "the given list"
+def sources_of(prompts: str | Iterable[Any]) -> tuple[str, ...]:
+    """The files and other lists that a config's `prompts` names; none where they are the texts themselves."""
+    items = [prompts] if isinstance(prompts, str) else [*prompts]
+    named = [str(item) for item in items if isinstance(prompts, str) or _is_source(item)]
+    if named and len(named) < len(items):
+        raise UserError(
+            f"the list of prompts has {named[0]!r}, which names a list of prompts, beside "
+            f"{next(item for item in items if not _is_source(item))!r}, which does not; give texts or sources"
+        )
+    return tuple(named)
+
+
+def _is_source(item: Any) -> bool:
+    """Whether an item of a list is no prompt: nobody asks for a picture of `train.txt` or `hf:name`."""
+    if isinstance(item, Path):
+        return True
+    if not isinstance(item, str) or (not item.startswith((HUB, *BUILT_IN)) and not item.endswith(_FILES)):
+        return False
+    return not any(letter.isspace() for letter in item) or Path(item).is_file()
+
+
+def _source_rows(source: str) -> list[_Row]:
+    if source.startswith(HUB):
+        rows = [*_hub_rows(source)]
+    elif source.startswith(BUILT_IN):
+        rows = _world_rows(source)
+    else:
+        rows = [*_file_rows(Path(source))]
+    if not rows:
+        raise UserError(f"there is no prompt in {source!r}; a run needs at least one")
+    return rows
 
 
 class _Row(NamedTuple):
@@ -114,7 +149,7 @@ def _other_keys(item: dict[Any, Any]) -> str:
 
 
 def _file_rows(path: Path) -> Iterator[_Row]:
-    if path.suffix not in (".txt", ".jsonl"):
+    if path.suffix not in _FILES:
         raise UserError(f"cannot read prompts from {str(path)!r}; give {FORMS}")
     for number, line in enumerate(read_text(path, "cannot read the prompt file").split("\n"), start=1):
         if line.strip():

@@ -13,7 +13,7 @@ import torch
 from dgpo.config import Config
 from dgpo.data.groups import GroupDataset
 from dgpo.data.own_prompts import Parted, part
-from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.prompts import HUB, PromptSet, load_prompts, sources_of
 from dgpo.data.sampler import repeats
 from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError
@@ -162,8 +162,9 @@ def _smallest_group(config: Config) -> int | None:
 
 
 def _read(source: str | tuple[str, ...], online: bool) -> PromptSet:
-    if isinstance(source, str) and source.startswith("hf:") and not online:
-        raise UserError(f"{source} can be on the hub, where nothing is asked without --online")
+    on_hub = [name for name in sources_of(source) if name.startswith(HUB)]
+    if on_hub and not online:
+        raise UserError(f"{on_hub[0]} can be on the hub, where nothing is asked without --online")
     return load_prompts(source)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dgpo.algorithms import DGPO
 from dgpo.config import AUTOMATIC, Config
+from dgpo.data.prompts import sources_of
 from dgpo.utils.people import HUMAN
 
 
@@ -18,7 +19,7 @@ def for_teaching(config: Config) -> Config:
     stays as it is. Every update is evaluated, on a few pictures only, and saved. Prompts of the embedded world are
     those that leave something to a taste: colours, sizes, places. Its pictures are judged as they are evaluated.
     """
-    if config.prompts and str(config.prompts).startswith("shapes:"):
+    if any(source.startswith("shapes:") for source in sources_of(config.prompts)):
         sampling = replace(config.sampling, num_inference_steps=10)
         config = replace(config, prompts="shapes:train:single_object,two_object", sampling=sampling)
     algorithm = config.algorithm

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from dgpo.config import Config
+from dgpo.data.prompts import HUB, sources_of
 from dgpo.errors import UserError
 from dgpo.run import lock
 
@@ -48,10 +49,10 @@ def _claimed(run: Path) -> Path:
 
 def _require_unneeded(run: Path, config: Config) -> None:
     """Refuse to move what the new run reads, a LoRA to continue for example, or the folder that we are in."""
-    prompts = [config.prompts] if isinstance(config.prompts, str) else []
-    sources = (config.model, config.offline, config.lora.start, *prompts, *config.eval_prompts.values())
+    prompts = (*sources_of(config.prompts), *config.eval_prompts.values())
+    sources = (config.model, config.offline, config.lora.start, *prompts)
     for source in (os.getcwd(), *filter(None, sources)):
-        path = Path(source.split(":")[1] if source.startswith("hf:") else source).expanduser()
+        path = Path(source.split(":")[1] if source.startswith(HUB) else source).expanduser()
         if path.exists() and path.resolve().is_relative_to(run.resolve()):
             raise UserError(
                 f"--overwrite would move {run}, and the new run needs {path}, which lies in it: choose another --out"

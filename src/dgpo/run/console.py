@@ -12,6 +12,7 @@ from rich.console import Console as RichConsole
 
 from dgpo import distributed
 from dgpo.config import Config
+from dgpo.data.prompts import sources_of
 from dgpo.data.sampler import repeats
 from dgpo.models import VelocityModel
 from dgpo.run import console_log
@@ -276,7 +277,7 @@ def _live(out: RichConsole, transient: bool = False) -> progress.Progress:
 def _kinds(config: Config) -> str:
     if config.offline is not None:
         return f"learning offline from the dataset {config.offline}; nothing is sampled but for evaluations"
-    source = config.prompts if isinstance(config.prompts, str) else f"{len(config.prompts)} prompts"
+    source = ", ".join(sources_of(config.prompts)) or f"{len(config.prompts)} prompts"
     return f"prompts {source}, reward {' + '.join(f'{weight:g} {name}' for name, weight in config.rewards.items())}"
 
 

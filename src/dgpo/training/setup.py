@@ -18,7 +18,7 @@ from dgpo.config import Config, from_dict, to_dict
 from dgpo.config_checks import require_complete
 from dgpo.data.groups import GroupDataset
 from dgpo.data.own_prompts import part
-from dgpo.data.prompts import PromptSet, load_prompts
+from dgpo.data.prompts import PromptSet, load_prompts, sources_of
 from dgpo.distributed.sharded import require_several
 from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
@@ -119,7 +119,7 @@ def prepare(
 def _what(config: Config) -> str:
     if config.offline is not None:
         return f"the dataset {config.offline}"
-    return f"the prompts {config.prompts}" if isinstance(config.prompts, str) else "the prompts"
+    return " ".join(["the prompts", ", ".join(sources_of(config.prompts))]).rstrip()
 
 
 def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = None) -> Inputs:
