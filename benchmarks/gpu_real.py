@@ -50,7 +50,7 @@ from dgpo.utils.imports import import_named
 from real_shapes import made, save_configs
 
 REPO = Path(__file__).parents[1]
-PARTS = {"tests": 150, "sd35m": 120, "flux_dev": 140, "demo": 120}
+PARTS = {"tests": 170, "sd35m": 120, "flux_dev": 140, "demo": 120}
 """Seconds that each may take at most."""
 FEWER: dict[str, dict[str, int]] = {"sd35m": {"num_groups": 2}, "flux_dev": {"num_groups": 1, "group_size": 4}}
 """In the place of eight groups of 16, which would take minutes."""
@@ -114,13 +114,16 @@ def run_tests(given: argparse.Namespace) -> dict[str, Any]:
     words = ["-k", "towers or first_rollout"] if given.device == "cpu" else []
     if given.device == "cuda" and importlib.util.find_spec("xdist"):
         words = ["--numprocesses", "4"]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "--show-capture=no", *words]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "--show-capture=no", *words]
     own = {**os.environ, "DGPO_TEST_DEVICE": given.device, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-    ended = subprocess.run(command, cwd=REPO, env=own, capture_output=True, text=True)
-    print(ended.stdout[-6000:], ended.stderr[-2000:], flush=True)
-    lines = ended.stdout.splitlines()
+    log = given.out / "tests.log"  # which is there even if they are stopped
+    with log.open("wb") as said:
+        ended = subprocess.run(command, cwd=REPO, env=own, stdout=said, stderr=subprocess.STDOUT)
+    text = log.read_text(encoding="utf-8", errors="replace")
+    print(text[-8000:], flush=True)
+    lines = text.splitlines()
     return {
-        "summary": next((line.strip("= ") for line in reversed(lines) if " in " in line), ended.stderr[-300:]),
+        "summary": next((line.strip("= ") for line in reversed(lines) if " in " in line), text[-300:]),
         "failed": [line for line in lines if re.match(r"(FAILED|ERROR) ", line)],
         "code": ended.returncode,
     }

@@ -4,9 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from dgpo.bench.overhead import measure_overhead
+from dgpo.bench.overhead import measure_overhead, measured
+from dgpo.data.prompts import load_prompts
 from dgpo.recipes import recipe
+from dgpo.run.stopwatch import Stopwatch
+from dgpo.training.draw import at_rollout_size
+from dgpo.training.setup import load
 
 
 @pytest.mark.slow
@@ -26,3 +31,23 @@ def test_time_and_memory_of_an_iteration_are_compared_with_its_bare_calls(tmp_pa
     assert memory["iteration"] > 4 * 253_952 * 4  # two sets of adapters and two moments
     assert memory["ratio"] == memory["iteration"] / memory["needed"] < 1.2
     assert "median ratio" in capsys.readouterr().out
+
+
+class Heard(Stopwatch):
+    """Counts updates. One that measures memory by phase forgets the peak of the phases before."""
+
+    updates = 0
+
+    def phase(self, name):
+        self.updates += name == "update"
+        return super().phase(name)
+
+
+@pytest.mark.slow
+def test_the_peak_of_an_iteration_is_no_phases_peak():
+    small = replace(recipe("tiny"), num_groups=2, group_size=2, train_images=None, redraw_groups=0, dtype="fp32")
+    small = replace(small, sampling=replace(small.sampling, num_inference_steps=2))
+    model = at_rollout_size(load(small, torch.device("cpu")), small.sampling)
+    clock = Heard(model.device)
+    measured(small, model, load_prompts("shapes:seen:colors"), 1, clock)
+    assert clock.updates == 2, "to warm up, and in the round; not while memory is measured"

@@ -109,15 +109,17 @@ def test_several_sources_are_one_list(tmp_path, monkeypatch):
     assert loaded.prompts == ["a cat", "two cats", "a dog", *shapes.prompts]
     assert loaded.metadata == [{}, {}, {"tag": "x"}, *shapes.metadata]
     assert [loaded.place(i) for i in (1, 2)] == ["line 2 of 'my cats.txt'", "line 1 of 'dogs.jsonl'"]
-    assert sources_of(several) == several and sources_of(several[0]) == several[:1]
+    assert sources_of(several) == several
+    assert sources_of(several[0]) == several[:1]
     Path("dogs.jsonl").write_text("")
-    with pytest.raises(UserError, match="no prompt in 'dogs.jsonl'"):
+    with pytest.raises(UserError, match=r"no prompt in 'dogs.jsonl'"):
         load_prompts(several)
 
 
 @pytest.mark.parametrize("text", ["shapes: a red circle", "a page called notes.txt", "a cat"])
 def test_a_text_that_looks_like_a_source_is_a_text(text):
-    assert sources_of((text,)) == () and load_prompts([text]).prompts == [text]
+    assert sources_of((text,)) == ()
+    assert load_prompts([text]).prompts == [text]
 
 
 def test_metadata_must_match_prompts():

@@ -29,6 +29,21 @@ def test_one_process_is_a_no_op(monkeypatch):
     assert tensor.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_gradients_are_summed_in_transfers_of_a_size(monkeypatch):
+    """Of 8 floats at most, and a larger gradient alone; what has none is zero and becomes the others' sum."""
+    sent = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: sent.append(len(flat)) or flat.add_(1.0))
+    monkeypatch.setattr("dgpo.distributed.collectives.TRANSFER", 32)
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (3,), (10,), (1,), (2, 3), (2,))]
+    for number, p in enumerate(parameters):
+        p.grad = None if number == 3 else torch.full_like(p, number)
+    distributed.all_reduce_gradients(iter(parameters))
+    assert sent == [7, 10, 7, 2]
+    for number, p in enumerate(parameters):
+        assert torch.equal(p.grad, torch.full_like(p, 1.0 if number == 3 else number + 1.0))
+
+
 def test_world_size_without_a_launcher(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")

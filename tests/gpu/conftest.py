@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from dgpo.utils.devices import release_unused
+
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> str:
@@ -20,6 +22,12 @@ def device() -> str:
     if named == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA GPU; DGPO_TEST_DEVICE=cpu runs these tests on the CPU")
     return named
+
+
+@pytest.fixture(autouse=True)
+def fresh(device: str) -> None:
+    """Nothing of the tests before is on the GPU: memory is counted."""
+    release_unused(torch.device(device))
 
 
 @pytest.fixture

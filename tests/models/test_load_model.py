@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dgpo
+import dgpo.models
 from dgpo.errors import UserError
 from dgpo.models import EMBEDDED, load_model, locate
 from dgpo.models.sd3 import SD3
@@ -105,3 +106,13 @@ def test_other_errors_of_loading_are_left_alone(folder, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "requires_grad_", broken)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         load_model(folder, device="cpu")
+
+
+def test_a_gpu_that_is_named_is_the_current_one(folder, monkeypatch):
+    """So that rewards, which say "cuda" alone, and their streams are on it."""
+    chosen = []
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cuda:1", "cuda", "cpu"):
+        dgpo.models._device(device)
+    assert chosen == [torch.device("cuda", 1)]

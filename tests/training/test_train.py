@@ -600,8 +600,9 @@ def test_the_rate_rises_falls_along_a_cosine_and_stays():
 
 
 @pytest.fixture
-def without_compiling():
+def without_compiling(monkeypatch):
     """torchao compiles its step, which takes longer than the test."""
+    monkeypatch.setattr("dgpo.training.optim.require_compiler", lambda *_: None)
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")
@@ -641,6 +642,14 @@ def test_a_compiled_run_resumes_bit_for_bit(tiny_folder, tmp_path, monkeypatch):
 def test_8_bits_without_torchao_are_refused_before_anything_is_written(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(UserError, match=r"needs torchao .* pip install 'dgpo\[8bit\]'"):
+        run(small(tiny_folder, tmp_path / "run", optimizer=Optimizer(name="adamw8bit")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_8_bits_without_a_compiler_are_refused_before_anything_is_written(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"optimizer.name='adamw8bit' needs a compiler for cpu code.*or take adamw"):
         run(small(tiny_folder, tmp_path / "run", optimizer=Optimizer(name="adamw8bit")))
     assert not (tmp_path / "run").exists()
 

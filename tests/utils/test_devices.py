@@ -15,7 +15,9 @@ from dgpo.utils.devices import (
     device_of,
     on_a_stream_of_its_own,
     on_this_device,
+    own_threads,
     precision_of,
+    release_unused,
     require_precision,
 )
 
@@ -26,6 +28,26 @@ def machine(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = Fal
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+
+
+def test_threads_of_other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun gives every process of torch one thread, and OCR would have no more."""
+    monkeypatch.setattr("dgpo.utils.devices.cores", lambda: 16)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert own_threads() == torch.get_num_threads()
+    for processes, threads in ((1, 16), (3, 5), (32, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert own_threads() == threads
+
+
+def test_memory_is_given_back_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr("gc.collect", lambda: done.append("collected"))
+    release_unused(CPU)
+    assert done == []
+    release_unused(CUDA)
+    assert done == ["collected", "emptied"], "what is held by cycles is free only after they are collected"
 
 
 def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

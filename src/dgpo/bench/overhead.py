@@ -87,10 +87,15 @@ class _Loop:
 
     def __init__(self, config: Config, model: Any, prompts: PromptSet, clock: Stopwatch) -> None:
         self.config, self.model, self.encode = replace(config, noise_scale_every=0), model, CondCache(model)
-        self.optimizer, self.clock = make_optimizer(model, config), clock
-        self.source = Sampled(model, trained_rewards(config), prompts, self.encode, self.config, self.clock)
+        self.optimizer, self._rewards, self._prompts = make_optimizer(model, config), trained_rewards(config), prompts
         self.state, self.number = State(), 0
+        self.hear(clock)
         model.weights.stepped()  # so that `old` costs its forwards from the first iteration on
+
+    def hear(self, clock: Stopwatch) -> None:
+        """Tell this clock of the phases from now on."""
+        self.clock = clock
+        self.source = Sampled(self.model, self._rewards, self._prompts, self.encode, self.config, clock)
 
     def iteration(self) -> dict[str, float]:
         """Run the next one; seconds by phase."""
@@ -140,6 +145,7 @@ def _memory(config: Config, model: Any, prompts: PromptSet, loop: _Loop) -> dict
     """Bytes at the peak of one iteration, and of what it cannot do without."""
     moments = [value for state in loop.optimizer.state.values() for value in state.values()]
     weights = list(_tensors_of(model))
+    loop.hear(Stopwatch(model.device))  # one that measures memory by phase would forget the phases before
     with peak_memory([*weights, *moments], model.device) as iteration:
         loop.iteration()
     with peak_memory(weights, model.device) as bare:

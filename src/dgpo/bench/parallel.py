@@ -24,6 +24,7 @@ from dgpo.bench.run import Job, has_result, result_path, stages
 from dgpo.errors import UserError
 from dgpo.report.words import duration
 from dgpo.run.interrupt import Interrupt
+from dgpo.utils.devices import cores
 
 PAUSE = 0.2  # seconds between two looks at the processes
 LAST_LINES = 3  # of a failed run's log, that are shown
@@ -117,8 +118,7 @@ def side_by_side(plan: Plan, start: Start | None = None) -> Outcome:
 
 def threads(jobs: int) -> int:
     """The share of one process in the processors that this one may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, cores() // jobs)
 
 
 def started(job: Job, plan: Plan) -> subprocess.Popen[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -18,6 +18,8 @@ T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
 _SHARED = "dgpo_raised_on_every_rank"
+TRANSFER = 2**28
+"""Bytes of gradients that are sent together."""
 
 
 @meets
@@ -118,11 +120,25 @@ def _portable(error: BaseException) -> BaseException:
 
 @torch.no_grad()
 def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sum `.grad` over ranks, in one transfer. Every rank must pass the same parameters; a missing gradient is zero."""
+    """Sum `.grad` over ranks. Every rank must pass the same parameters; a missing gradient is zero.
+
+    In transfers of `TRANSFER` bytes, or of one larger gradient: what is sent is a copy beside the gradients.
+    """
     if not dist.is_initialized():
         return
-    parameters = list(parameters)
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    parts = all_reduce_sum(flat).split([p.numel() for p in parameters])
-    for p, part in zip(parameters, parts):
-        p.grad = part.view_as(p)
+    for some in _by_size([*parameters], TRANSFER):
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in some])
+        for p, part in zip(some, all_reduce_sum(flat).split([p.numel() for p in some])):
+            p.grad = part.view_as(p)
+
+
+def _by_size(parameters: list[torch.nn.Parameter], most: int) -> Iterator[list[torch.nn.Parameter]]:
+    """Parameters one after another, as many together as have `most` bytes."""
+    some: list[torch.nn.Parameter] = []
+    for p in parameters:
+        if some and sum(q.nbytes for q in (*some, p)) > most:
+            yield some
+            some = []
+        some.append(p)
+    if some:
+        yield some

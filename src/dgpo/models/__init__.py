@@ -22,7 +22,15 @@ from dgpo.models.rows import Rows
 from dgpo.models.start import copy_start, read_start
 from dgpo.models.unread import Unread
 from dgpo.models.weights import DEFAULT_LORA, EXTRA_SETS, LoraConfig, WeightSets, lora_scales
-from dgpo.utils.devices import DTYPES, Precision, allow_tf32, device_of, precision_of, require_precision
+from dgpo.utils.devices import (
+    DTYPES,
+    Precision,
+    allow_tf32,
+    device_of,
+    precision_of,
+    release_unused,
+    require_precision,
+)
 from dgpo.utils.imports import import_named, is_path
 from dgpo.utils.places import EMBEDDED, locate, model_path
 
@@ -119,6 +127,7 @@ def load_model(
     require_precision("dtype", dtype, place)
     require_precision("vae_dtype", vae_dtype, place)
     allow_tf32(place)
+    release_unused(place)
     source = locate(path_or_id)
     with quiet():
         index = read_index(source)
@@ -249,4 +258,7 @@ def _device(device: str) -> torch.device:
         raise UserError(
             f"device={device!r} cannot be used here ({str(error).splitlines()[0]}); try 'auto' or 'cpu'"
         ) from error
-    return torch.device(device)
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is not None:
+        torch.cuda.set_device(place)  # so that "cuda" alone, as rewards say, is this one too
+    return place

@@ -31,8 +31,11 @@ def compile_blocks(network: Any, device: torch.device) -> None:
         block.compile(dynamic=False)
 
 
-def require_compiler(device: torch.device) -> None:
-    """UserError where torch.compile would not find what it builds with: C++ for the CPU, C for a GPU's launchers."""
+def require_compiler(device: torch.device, setting: str = "compile", without: str = "leave compile off") -> None:
+    """UserError where torch.compile would not find what it builds with: C++ for the CPU, C for a GPU's launchers.
+
+    setting: what compiles; without: what else would do, as a clause
+    """
     if device.type == "cpu":
         own, usual = "CXX", [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
     else:
@@ -40,6 +43,6 @@ def require_compiler(device: torch.device) -> None:
     named = os.environ.get(own)
     if not any(map(shutil.which, [named] if named else usual)):
         raise UserError(
-            f"compile needs a compiler for {device.type} code, and there is no {named or ' or '.join(usual)} on the "
-            f"path; install one, name it in {own}, or leave compile off"
+            f"{setting} needs a compiler for {device.type} code, and there is no {named or ' or '.join(usual)} on the "
+            f"path; install one, name it in {own}, or {without}"
         )

@@ -66,7 +66,7 @@ class VPSchedule:
 
     def at(self, t: Tensor) -> Level:
         """The level of t, the nearest where t is outside the schedule. t: (n,) fp32 in [0, 1]."""
-        table = self._log_ratio.to(t.device)
+        table = self._log_ratio = self._log_ratio.to(t.device)  # once: such a copy waits for the GPU
         wanted, last = torch.logit(t, _LOGIT_EPS), len(table) - 1
         high = torch.searchsorted(table, wanted).clamp(1, last)
         place = high - 1 + (wanted - table[high - 1]) / (table[high] - table[high - 1])

@@ -306,8 +306,9 @@ def full_weights(
     parameters: dict[str, dict[str, nn.Parameter]] = {"policy": policy}
     for name in _extra(sets):
         dtypes = halves if name == "ref" else {}
+        home = "cpu" if visited is not None and name in AVERAGES else None  # at once: the device may be too small
         parameters[name] = {
-            key: nn.Parameter(p.detach().to(dtypes.get(key, p.dtype), copy=True), requires_grad=False)
+            key: nn.Parameter(p.detach().to(home or p.device, dtypes.get(key, p.dtype), copy=True), requires_grad=False)
             for key, p in policy.items()
         }
 

@@ -166,10 +166,11 @@ def _found(
     path = checkpoint.latest(run)
     assert path is not None
     checkpoint.load(path)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None  # of the run alone
     load_trained(str(run), small)
     yield f"checkpoint written, verified and loaded ({_size(path) / 2**20:.1f} MiB); weights exported to final/"
-    if torch.cuda.is_available():
-        yield f"peak GPU memory at this size: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    if peak is not None:
+        yield f"peak GPU memory at this size: {peak / 2**30:.1f} GiB"
 
 
 def _size(folder: Path) -> int:

@@ -11,6 +11,7 @@ from dgpo import distributed
 from dgpo.config import Config, Optimizer
 from dgpo.errors import UserError
 from dgpo.models import VelocityModel, WeightSets
+from dgpo.models.compiling import require_compiler
 
 
 def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimizer:
@@ -21,6 +22,7 @@ def make_optimizer(model: VelocityModel, config: Config) -> torch.optim.Optimize
             from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError(f"optimizer.name='adamw8bit' needs torchao ({error}): pip install 'dgpo[8bit]'") from error
+        require_compiler(model.device, "optimizer.name='adamw8bit'", "take adamw")  # which torchao's step is built with
         return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, fused=True)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from collections.abc import Callable
@@ -40,6 +41,17 @@ def cpu_name() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_threads() -> int:
+    """Threads for a library beside torch: torch's number; under torchrun, which gives torch one, its share of cores."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE")
+    return torch.get_num_threads() if processes is None else max(1, cores() // int(processes))
 
 
 def precision_of(dtype: str, device: str | torch.device) -> Precision:
@@ -79,6 +91,16 @@ def described(dtype: str, device: torch.device) -> str:
     if device.type != "cuda" or _tf32_is_forbidden():
         return dtype
     return "fp32 as TF32" if dtype == "fp32" else f"{dtype}, TF32 for what stays fp32"
+
+
+def release_unused(device: torch.device) -> None:
+    """Give back what nobody holds any more, before something large comes: on a GPU no allocation collects garbage.
+
+    A run that has ended leaves cycles (its optimizer's hooks, the functions of its weight sets) with all its tensors.
+    """
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def on_this_device() -> Callable[[], None]:

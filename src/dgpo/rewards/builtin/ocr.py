@@ -22,11 +22,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dgpo.errors import UserError
+from dgpo.utils.devices import own_threads
 from dgpo.utils.pictures import to_rows
 
 KEYS = ("text", "target")  # of the metadata, in this order
@@ -42,7 +42,7 @@ class OCR:
 
     min_confidence: fragments that the reader trusts less are dropped. sides: the shorter side of a picture is brought
     into this range of pixels before it is read; smaller letters become readable, and take more time. threads: of ONNX
-    runtime, torch's number if None.
+    runtime; None: torch's number, or this process's share of the cores under torchrun, which gives torch one.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class OCR:
     ) -> None:
         self.free_extra_text, self.sides = free_extra_text, sides
         self._distance = _module("rapidfuzz.distance").Levenshtein.distance
-        threads = threads or torch.get_num_threads()
+        threads = threads or own_threads()
         # limit "max" leaves pictures below 960 pixels at their size, where "min" would enlarge all to 736.
         self._read = _module("rapidocr_onnxruntime").RapidOCR(
             det_limit_type="max", text_score=min_confidence, intra_op_num_threads=threads, inter_op_num_threads=1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dgpo.errors import UserError
-from dgpo.utils.devices import cuda_or_cpu
+from dgpo.utils.devices import allow_tf32, cuda_or_cpu
 from dgpo.utils.hub_id import is_hub_id
 
 FILES = (".safetensors", ".pt", ".pth", ".bin")
@@ -112,7 +112,9 @@ def place(module: nn.Module, device: str | torch.device | None, dtype: str | tor
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise UserError(f"dtype={dtype!r} is no floating type of torch; give 'float32', 'bfloat16' or 'float16'")
-    return module.eval().requires_grad_(False).to(device or cuda_or_cpu(), kind)
+    where = torch.device(device or cuda_or_cpu())
+    allow_tf32(where)  # as in a run, so that `dgpo score` and a server give the same scores
+    return module.eval().requires_grad_(False).to(where, kind)
 
 
 def _local(weights: str | Path) -> Path:
