@@ -35,6 +35,9 @@ NF4 = (
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer whose weight is stored in 8 or 4 bits."""
 
+    scale: Tensor
+    pairs: Tensor | None
+
     def __init__(self, layer: nn.Linear, bits: Literal["int8", "nf4"], dtype: torch.dtype) -> None:
         """dtype: what it computes in."""
         nn.Module.__init__(self)  # without the weight that nn.Linear would make
