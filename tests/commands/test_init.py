@@ -21,6 +21,7 @@ FILE = "my_run.yaml"
 PUBLISHED = {
     "stabilityai/stable-diffusion-3.5-medium": "StableDiffusion3Pipeline",
     "black-forest-labs/FLUX.1-dev": "FluxPipeline",
+    "black-forest-labs/FLUX.2-klein-base-4B": "Flux2KleinPipeline",
     "Qwen/Qwen-Image": "QwenImagePipeline",
     "Tongyi-MAI/Z-Image": "ZImagePipeline",
     "Efficient-Large-Model/Sana_1600M_512px_diffusers": "SanaPipeline",

@@ -1,8 +1,9 @@
 """How other programs read a LoRA, in our own words, from their public sources.
 
 - ComfyUI 0.38 (github.com/comfyanonymous/ComfyUI: comfy/lora.py as of commit 17358c8f, comfy/utils.py of 09708eae,
-  comfy/weight_adapter/lora.py of 6f98b150): a table from names in the file to weights of its own networks, or to rows
-  of them where its network has q, k and v in one weight; the scale is NAME.alpha / rank, 1 where there is no alpha.
+  comfy/weight_adapter/lora.py of 6f98b150; the single blocks of FLUX.2 since its pull request 11981): a table from
+  names in the file to weights of its own networks, or to rows of them where its network has q, k and v in one weight;
+  the scale is NAME.alpha / rank, 1 where there is no alpha.
 - stable-diffusion-webui 1.10, A1111 (extensions-builtin/Lora/networks.py and network.py): what stands before the first
   dot is turned into a name of the original U-Net; the scale is NAME.alpha / rank, 1 where there is no alpha.
 
@@ -59,6 +60,15 @@ def comfyui_flux(layer: str) -> tuple[str, Place]:
         "attn.to_add_out": Place(f"double_blocks.{block}.txt_attn.proj"),
     }
     return f"transformer.{layer}", places[rest]
+
+
+def comfyui_flux2(layer: str) -> tuple[str, Place]:
+    """As FLUX.1, whose network it has; single blocks are two weights in diffusers as well."""
+    if not layer.startswith("single_"):
+        return comfyui_flux(layer)
+    block, rest = _block(layer, "single_transformer_blocks")
+    places = {"attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+    return f"transformer.{layer}", Place(f"single_blocks.{block}.{places[rest]}")
 
 
 def comfyui_z_image(layer: str) -> tuple[str, Place]:

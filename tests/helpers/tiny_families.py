@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     PixArtTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -22,11 +23,13 @@ from parity import PROMPTS, our_images
 from peft import PeftModel
 from tiny import tiny_sd3
 from tiny_flux import tiny_flux
+from tiny_flux2 import tiny_flux2
 from tiny_qwen_image import tiny_qwen_image
 from tiny_sana import tiny_sana
 from tiny_vp import stock_walk, tiny_pixart, tiny_sd, tiny_sdxl
 from tiny_z_image import tiny_z_image
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 
 
 @torch.no_grad()
@@ -62,6 +65,10 @@ def _same_latents(_: Any, noise: Tensor) -> Tensor:
 
 def _packed(stock: Any, noise: Tensor) -> Tensor:
     return stock._pack_latents(noise, *noise.shape)
+
+
+def _patched(_: Any, noise: Tensor) -> Tensor:
+    return pixel_unshuffle(noise, 2)
 
 
 def _guided(scale: float) -> dict[str, Any]:
@@ -220,6 +227,25 @@ TINY: dict[str, Tiny] = {
         real=lambda: FluxTransformer2DModel(guidance_embeds=True),
         attention=r"\.attn\.",
         projections=19 * 8 + 38 * 3,
+    ),
+    "Flux2KleinPipeline": Tiny(
+        make=tiny_flux2,
+        side=32,
+        latent_shape=(4, 8, 8),
+        other_side=48,
+        refused_sides=(0, 12, 36),
+        sides="multiples of 8 pixels",
+        refused_lengths=(0, 513),
+        lengths="reads 1 to 512 text tokens",
+        settings={"resolution": 32, "max_sequence_length": 64},
+        call={"max_sequence_length": 64},
+        latents=_patched,
+        bf16_t=_ROUNDED,
+        real=lambda: Flux2Transformer2DModel(
+            num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+        ),
+        attention=r"\.attn\.",
+        projections=5 * 8 + 20 * 2,
     ),
     "QwenImagePipeline": Tiny(
         make=tiny_qwen_image,

@@ -16,6 +16,7 @@ from programs import (
     a1111_deltas,
     comfyui_deltas,
     comfyui_flux,
+    comfyui_flux2,
     comfyui_pixart,
     comfyui_qwen_image,
     comfyui_sd3,
@@ -26,6 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_sd3
 from tiny_flux import tiny_flux
+from tiny_flux2 import tiny_flux2
 from tiny_qwen_image import tiny_qwen_image
 from tiny_sana import tiny_sana
 from tiny_vp import tiny_pixart, tiny_sd, tiny_sdxl
@@ -45,6 +47,7 @@ DEEP: Any = {  # two resnets a level, as published U-Nets have, for A1111 counts
 FAMILIES: dict[str, tuple[Any, str, Any]] = {
     "sd3": (tiny_sd3, STOCK, partial(comfyui_deltas, name_of=comfyui_sd3)),
     "flux": (tiny_flux, STOCK, partial(comfyui_deltas, name_of=comfyui_flux)),
+    "flux2": (tiny_flux2, STOCK, partial(comfyui_deltas, name_of=comfyui_flux2)),
     "qwen": (tiny_qwen_image, STOCK, partial(comfyui_deltas, name_of=comfyui_qwen_image)),
     "z-image": (tiny_z_image, STOCK, partial(comfyui_deltas, name_of=comfyui_z_image)),
     "pixart": (tiny_pixart, PEFT, partial(comfyui_deltas, name_of=comfyui_pixart)),

@@ -152,7 +152,7 @@ def test_the_authors_settings(reward: str, ending: str) -> None:
 
 
 def test_every_family_but_pixart_has_a_recipe() -> None:
-    families = {"sd35l", "flux_dev", "qwen_image", "z_image", "sana", "sdxl", "sd15"}
+    families = {"sd35l", "flux_dev", "flux2_klein", "qwen_image", "z_image", "sana", "sdxl", "sd15"}
     assert families <= set(RECIPES)
     assert len(families) == len(FAMILIES) - 1
 

@@ -49,6 +49,7 @@ __all__ = [
 FAMILIES = {
     "StableDiffusion3Pipeline": "dgpo.models.sd3:SD3",
     "FluxPipeline": "dgpo.models.flux:Flux",
+    "Flux2KleinPipeline": "dgpo.models.flux2:Flux2Klein",
     "QwenImagePipeline": "dgpo.models.qwen_image:QwenImage",
     "ZImagePipeline": "dgpo.models.z_image:ZImage",
     "SanaPipeline": "dgpo.models.sana:Sana",

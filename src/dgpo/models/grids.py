@@ -24,10 +24,14 @@ def scheduler_shift(config: Mapping[str, Any], latent_shape: tuple[int, int, int
 
     max_shift: what the stock pipeline takes where its scheduler names none. UserError for a scheduler of no flow.
     """
+    return shift_of(config, dynamic_mu(config, latent_shape, max_shift) if config.get("use_dynamic_shifting") else 0.0)
+
+
+def shift_of(config: Mapping[str, Any], mu: float) -> float:
+    """The same where the stock pipeline has its own rule for `mu`, which only a scheduler that shifts by size reads."""
     if config.get("invert_sigmas"):
         raise UserError("the pipeline's scheduler has invert_sigmas=true: such a network counts t from noise to data")
     if config.get("use_dynamic_shifting"):
-        mu = dynamic_mu(config, latent_shape, max_shift)
         return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     shift = config.get("shift", config.get("flow_shift"))
     if shift is None or config.get("prediction_type", "flow_prediction") != "flow_prediction":
@@ -40,9 +44,14 @@ def scheduler_shift(config: Mapping[str, Any], latent_shape: tuple[int, int, int
 
 
 def shifted_grid(pipeline: Any, num_steps: int, latent_shape: tuple[int, int, int]) -> Tensor:
+    """(num_steps + 1,) the grid of a stock call with this scheduler's own line of shifts."""
+    return even_grid(pipeline, num_steps, dynamic_mu(pipeline.scheduler.config, latent_shape))
+
+
+def even_grid(pipeline: Any, num_steps: int, mu: float) -> Tensor:
     """(num_steps + 1,) what the stock call tells its scheduler: even steps from 1, and the shift of this size."""
     even = [1 - step / num_steps for step in range(num_steps)]
-    return scheduler_grid(pipeline, num_steps, sigmas=even, mu=dynamic_mu(pipeline.scheduler.config, latent_shape))
+    return scheduler_grid(pipeline, num_steps, sigmas=even, mu=mu)
 
 
 def dynamic_mu(config: Mapping[str, Any], latent_shape: tuple[int, int, int], max_shift: float = 1.15) -> float:

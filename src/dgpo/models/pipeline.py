@@ -51,6 +51,8 @@ class Family(Protocol):
     """Names of the layers that get an adapter unless told otherwise."""
     distilled_guidance: float | None = None
     """The guidance that the network is told as an input; None where it has no such input."""
+    guides: bool = True
+    """Whether the pipeline draws with guidance; one that is distilled to draw without ignores the scale."""
     pipeline: Any
     latent_shape: tuple[int, int, int]
     """(C, h, w)."""
@@ -81,6 +83,10 @@ class Family(Protocol):
     def shift(self) -> float:
         """Of the pipeline's own flow grid, `t' = shift t / (1 + (shift - 1) t)`."""
         ...
+
+    def shift_for(self, num_steps: int) -> float:
+        """That of a grid of so many steps, where the pipeline's follows their number."""
+        return self.shift
 
     @property
     def noise_scale(self) -> float:
@@ -356,6 +362,7 @@ class PipelineModel:
         self, x_t: Tensor, t: Tensor, cond: Any, guidance_scale: float = 1.0, weights: str = "policy"
     ) -> Tensor:
         require_guidance("guidance_scale", guidance_scale)
+        self.require_guided(guidance_scale)
         if guidance_scale != 1.0:
             _ = self._empty  # whose encoders may have to visit before the network
         self._place_rest()
@@ -366,6 +373,15 @@ class PipelineModel:
             both = self._empty.repeat(len(cond)).cat(cond)
             v_uncond, v_cond = self._forward(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
             return self.family.guide(v_uncond, v_cond, guidance_scale)
+
+    def require_guided(self, *scales: float) -> None:
+        """Refuse a scale other than 1 where the stock pipeline would draw without guidance."""
+        scale = next((scale for scale in scales if scale != 1.0), None)
+        if scale is not None and not self.family.guides:
+            raise UserError(
+                f"guidance {scale} cannot work: this model is distilled to draw without, and its pipeline ignores the "
+                "scale; take 1 (sampling.guidance_scale, algorithm.ref_guidance_scale), or the base model"
+            )
 
     def _take_part(self, call: Call) -> None:
         """Help other ranks to gather weights, and to sum gradients, with a row that changes nothing."""
@@ -423,7 +439,8 @@ class PipelineModel:
         return _plain(self.family.encode_images((images * 2 - 1).to(self.pipeline.vae.device)))
 
     def sigmas(self, num_steps: int) -> Tensor:
-        return self.family.sigmas(num_steps, self.shift).to(self.device)
+        shift = self.family.shift_for(num_steps) if self._own_shift is None else self._own_shift
+        return self.family.sigmas(num_steps, shift).to(self.device)
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         """(num_steps + 1,) the grid of the pipeline's own scheduler, which a stock call walks; for comparisons."""

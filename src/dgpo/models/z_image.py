@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dgpo.errors import UserError
+from dgpo.models.chat import before_prompt, require_chat_template
 from dgpo.models.grids import scheduler_shift, shifted_grid
 from dgpo.models.guidance import linear_guidance
 from dgpo.models.pipeline import Family
@@ -40,7 +40,7 @@ class ZImage(Family):
         """max_sequence_length: text tokens, the chat template's among them; None: 512."""
         self.pipeline = pipeline
         config, scale = pipeline.transformer.config, pipeline.vae_scale_factor
-        _require_chat_template(pipeline.tokenizer)
+        require_chat_template(pipeline.tokenizer)
         positions, *sides = config.axes_lens
         # text is at 1, 2, ..., filled up to groups, and the image at the position after it
         longest = (positions - 2) // _GROUP * _GROUP
@@ -64,8 +64,8 @@ class ZImage(Family):
 
     def text_limits(self) -> dict[str, int]:
         """What the chat template puts before the prompt takes part of the length."""
-        before = _in_chat(self.pipeline.tokenizer, "a cat").partition("a cat")[0]
-        return {"tokenizer": self.max_sequence_length - len(self.pipeline.tokenizer(before).input_ids)}
+        tokenizer = self.pipeline.tokenizer
+        return {"tokenizer": self.max_sequence_length - len(tokenizer(before_prompt(tokenizer)).input_ids)}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         lengths = cond.tensors["length"].tolist()
@@ -89,22 +89,6 @@ class ZImage(Family):
 
     def scheduler_sigmas(self, num_steps: int) -> Tensor:
         return shifted_grid(self.pipeline, num_steps, self.latent_shape)
-
-
-def _require_chat_template(tokenizer: Any) -> None:
-    """Z-Image reads a prompt in it; whether it is there and can be filled is otherwise seen at the first prompt."""
-    try:
-        if "a cat" not in _in_chat(tokenizer, "a cat"):
-            raise ValueError("it leaves the prompt out")
-    except Exception as error:  # of the template's own language too
-        raise UserError(
-            f"the tokenizer's chat template is missing or damaged ({error}): download or save the pipeline again, with "
-            "chat_template.jinja or its entry in tokenizer_config.json"
-        ) from error
-
-
-def _in_chat(tokenizer: Any, prompt: str) -> str:
-    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
 
 
 def _norm(v: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ _REAL = (
     *("sd35m_ocr", "sd35m_geneval", "sd35m_pickscore"),
     *("sd35m_ocr_cfg_free", "sd35m_geneval_cfg_free", "sd35m_pickscore_cfg_free"),
     *("sd35m_ocr_dynamic", "sd35m_geneval_dynamic", "sd35m_pickscore_dynamic"),
-    *("sd35l", "flux_dev", "qwen_image", "z_image", "sana", "sdxl", "sd15"),
+    *("sd35l", "flux_dev", "flux2_klein", "qwen_image", "z_image", "sana", "sdxl", "sd15"),
 )
 RECIPES = {
     "tiny": "dgpo.recipes.shapes:tiny",
@@ -63,6 +63,7 @@ def fitting(model: str, family: str | None, rewards: Collection[str]) -> str | N
 _OF_FAMILY = {
     "StableDiffusion3Pipeline": "sd35m_ocr",
     "FluxPipeline": "flux_dev",
+    "Flux2KleinPipeline": "flux2_klein",
     "QwenImagePipeline": "qwen_image",
     "ZImagePipeline": "z_image",
     "SanaPipeline": "sana",

@@ -102,6 +102,11 @@ def flux_dev() -> Config:
     return _untested("flux_dev", _FLUX, 1.0, micro_batch_size=2, max_sequence_length=256)
 
 
+def flux2_klein() -> Config:
+    """FLUX.2 [klein] base 4B with true guidance; the distilled one takes 1. Not run on real weights."""
+    return _untested("flux2_klein", "black-forest-labs/FLUX.2-klein-base-4B", 4.0, micro_batch_size=4)
+
+
 def qwen_image() -> Config:
     """Qwen-Image with true guidance. Not run on real weights."""
     return _untested("qwen_image", "Qwen/Qwen-Image", 4.0, micro_batch_size=1)

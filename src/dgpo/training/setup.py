@@ -24,6 +24,7 @@ from dgpo.errors import UserError, did_you_mean
 from dgpo.models import VelocityModel
 from dgpo.models.configured import load_configured
 from dgpo.models.long_text import long_prompts
+from dgpo.models.pipeline import PipelineModel
 from dgpo.rewards.base import Reward
 from dgpo.rewards.combine import RewardSet, check_run
 from dgpo.run import checkpoint
@@ -208,6 +209,9 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
             f"shard={config.shard!r}, and the given model is {kind}; load it with "
             f"load_model(..., shard={config.shard!r})"
         )
+    if isinstance(model, PipelineModel):
+        scale, algorithm = config.sampling.guidance_scale, config.algorithm
+        model.require_guided(scale, algorithm.policy_guidance(scale), algorithm.ref_guidance(scale))
     if config.checkpoint_every and not resume:
         weights = sum(4 * shape.numel() for shape in model.weights.shapes.values())
         needed = checkpoint_space(config, weights, sum(name != "ref" for name in model.weights.names))
