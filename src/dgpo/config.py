@@ -221,7 +221,7 @@ class Config:
 
     prompts: str | tuple[str, ...] = ()
     """FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], shapes:train[:KINDS], words:train[:TAGS],
-    geneval:train[:TAGS]; several of these, which are one list then; or the texts themselves."""
+    geneval:train[:TAGS], ocr:train[:TAGS]; several of these, which are one list then; or the texts themselves."""
     offline: str | None = None
     """A folder of scored groups to learn from instead of rollouts; prompts and group_size are then the groups' own."""
     num_groups: int = 8
@@ -295,7 +295,8 @@ class Config:
     report: bool = True
     """Write report.html, the page with curves and pictures."""
     trackers: tuple[str, ...] = ()
-    """tensorboard, wandb or trackio, beside metrics.jsonl, which is always written."""
+    """tensorboard, wandb or trackio, beside metrics.jsonl, which is always written; or your own package.module:Class,
+    which keeps the protocol of `dgpo.run.trackers.Tracker`."""
 
     algorithm: Algorithm = DGPO()
     """The paper's constants; or any object that keeps the protocol of `dgpo.Algorithm`."""

@@ -14,6 +14,50 @@ from PIL import Image
 from dgpo.errors import UserError
 from dgpo.run.trackers import JsonlTracker, NullTracker, TrackerGroup, make_trackers, read_metrics
 
+OWN = """
+import json
+
+class Mine:
+    def __init__(self, run_dir, config, resumed_at):
+        self.file = open(run_dir / "mine.txt", "a")
+        print("begun", config["seed"], resumed_at, file=self.file)
+
+    def log(self, iteration, metrics):
+        print(iteration, metrics, file=self.file)
+
+    def images(self, iteration, name, path):
+        print(iteration, name, path.name, file=self.file)
+
+    def close(self):
+        self.file.close()
+
+class Half:
+    def log(self, iteration, metrics): ...
+
+def function(run_dir, config, resumed_at): ...
+"""
+
+
+def test_a_tracker_of_ones_own_gets_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own_trackers.py").write_text(OWN)
+    for resumed_at in (None, 1):
+        tracker = make_trackers(["own_trackers:Mine"], tmp_path, {"seed": 7}, resumed_at)
+        tracker.log(1, {"x": 0.5})
+        tracker.images(1, "samples", Path("samples/1.png"))
+        tracker.close()
+    assert Path("mine.txt").read_text().splitlines() == [
+        *("begun 7 None", "1 {'x': 0.5}", "1 samples 1.png", "begun 7 1", "1 {'x': 0.5}", "1 samples 1.png")
+    ]
+    with pytest.raises(UserError, match=r"'own_trackers:Half' is no class with .* it lacks images, close"):
+        make_trackers(["own_trackers:Half"], tmp_path, {})
+    with pytest.raises(UserError, match=r"'own_trackers:function' is no class with log"):
+        make_trackers(["own_trackers:function"], tmp_path, {})
+    with pytest.raises(UserError, match=r"tracker 'own_trackers:Nine': module own_trackers has no 'Nine'"):
+        make_trackers(["own_trackers:Nine"], tmp_path, {})
+    with pytest.raises(UserError, match=r"unknown tracker 'own_trackers\.Mine'.* own is given as own_trackers:Mine"):
+        make_trackers(["own_trackers.Mine"], tmp_path, {})
+
 
 def test_rows_are_written_at_once_with_the_iteration_first(tmp_path):
     tracker = JsonlTracker(tmp_path / "run")

@@ -70,6 +70,18 @@ def test_a_run_in_the_place_of_a_model(run: Path) -> None:
         locate("runs/nothere")
 
 
+def test_a_checkpoint_in_one_file_says_how_to_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dream.safetensors").touch()
+    expected = 'from_single_file("dream.safetensors").save_pretrained("dream")'
+    for command in ("sample dream.safetensors --prompt cat", "plan --model dream.safetensors --prompts a.txt"):
+        assert expected in told(capsys, *command.split())
+    with pytest.raises(UserError, match=r"there is no folder 'gone\.safetensors'"):
+        locate("gone.safetensors")
+
+
 def test_a_run_in_the_place_of_its_lora(run: Path) -> None:
     saved = run / "checkpoints" / "iteration-000010"
     for place in (run, saved):

@@ -18,12 +18,12 @@ from dgpo.utils.files import json_object, read_text
 FORMS = (
     "a list of prompts, of (prompt, metadata) or of sources, FILE.txt, FILE.jsonl, hf:NAME[:SPLIT[:COLUMN]], "
     "shapes:train, shapes:seen or shapes:unseen, words:train, words:seen or words:unseen, "
-    "geneval:train, geneval:test, geneval:unseen or geneval:benchmark, "
+    "geneval:train, geneval:test, geneval:unseen or geneval:benchmark, ocr:train or ocr:test, "
     "optionally with kinds (shapes:train:counting,colors)"
 )
 CAPTIONS = ("text", "caption", "description", "target")
 """Keys under which other data sets keep a prompt."""
-HUB, BUILT_IN = "hf:", ("shapes:", "words:", "geneval:")
+HUB, BUILT_IN = "hf:", ("shapes:", "words:", "geneval:", "ocr:")
 _FILES = (".txt", ".jsonl")
 _FORM = 'an object such as {"prompt": "a cat"}'
 _HF_SOURCE = re.compile(r"hf:(?P<name>[^:]+)(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<column>[^:]+))?")
@@ -158,6 +158,7 @@ def _file_rows(path: Path) -> Iterator[_Row]:
 
 
 def _world_rows(source: str) -> list[_Row]:
+    from dgpo.rewards.builtin import ocr_prompts as ocr
     from dgpo.rewards.builtin.geneval import prompts as geneval
     from dgpo.worlds.shapes import prompts as shapes
     from dgpo.worlds.words import prompts as words
@@ -166,7 +167,7 @@ def _world_rows(source: str) -> list[_Row]:
     if len(kinds) > 1:
         raise UserError(f"cannot read prompts from {source!r}; the form is {world}:SPLIT[:KIND,KIND]")
     names = tuple(kind.strip() for kind in kinds[0].split(",")) if kinds else None
-    load = {"geneval": geneval.load, "shapes": shapes.load, "words": words.load}[world]
+    load = {"geneval": geneval.load, "shapes": shapes.load, "words": words.load, "ocr": ocr.load}[world]
     return [_row(item, f"prompt {number} of {source!r}") for number, item in enumerate(load(split, names), start=1)]
 
 

@@ -2,8 +2,9 @@
 
 `sd35m_*` have the settings that the authors published for SD3.5-M in their three modes; PickScore without guidance,
 which they did not publish, has those of its mode and of its guided run. The others carry these over to other models and
-were never run on their real weights: expect to choose the rate and `kl_coef` anew. Prompts are files that you bring:
-one prompt a line, or JSON lines with the metadata that the reward reads; `--prompts FILE` sets them.
+were never run on their real weights: expect to choose the rate and `kl_coef` anew. Prompts of GenEval and OCR are
+our own lists, from templates; those of PickScore are files that you bring, one prompt a line. `--prompts FILE` takes
+others, such as the authors'.
 
 Memory is for one 80 GB GPU; `on_24_gb` and `on_8_gpus` are variants of any of them. `dgpo plan RECIPE` estimates it.
 """
@@ -201,7 +202,7 @@ def _sd35m(name: str, reward: str, algorithm: DGPO) -> Config:
     )
 
 
-_PROMPTS = {"geneval": "geneval:{}", "ocr": "ocr_{}.txt", "pickscore": "pickscore_{}.txt"}
+_PROMPTS = {"geneval": "geneval:{}", "ocr": "ocr:{}", "pickscore": "pickscore_{}.txt"}
 
 
 def _without_guidance(config: Config) -> Config:

@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import psutil
+
 from dgpo.errors import UserError
 
 try:
@@ -112,7 +114,7 @@ def _alive(named: Holder, run: Path) -> bool:
         with contextlib.suppress(OSError):
             return time.time() - (run / NAME).stat().st_mtime < STALE
         return False
-    if named.host == socket.gethostname() and not _exists(named.pid):
+    if named.host == socket.gethostname() and not psutil.pid_exists(named.pid):
         return False
     if fcntl is None:
         return True
@@ -123,16 +125,6 @@ def _alive(named: Holder, run: Path) -> bool:
             return True
         return False
     return True  # a file system without locks
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # of another user
-        return True
-    return True
 
 
 def _open(run: Path) -> TextIO:
@@ -161,7 +153,7 @@ def _take(file: TextIO, run: Path) -> bool:
             (run / NAME).unlink(missing_ok=True)
             return True
         return False
-    without_kernel = locked is None and _exists(named.pid) and _age(run) < STALE
+    without_kernel = locked is None and psutil.pid_exists(named.pid) and _age(run) < STALE
     if locked is False or without_kernel:
         raise _refusal(run)
     return False

@@ -21,10 +21,18 @@ from typing import Any, Protocol
 from dgpo.errors import UserError, did_you_mean
 from dgpo.run.callbacks import Callback, Evaluated, Progress
 from dgpo.utils.files import whole
+from dgpo.utils.imports import import_named, is_path, meant
 
 
 class Tracker(Protocol):
     """Something that takes rows of metrics and pictures. `iteration` never decreases."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], resumed_at: int | None) -> None:
+        """config: the run's, as plain values; resumed_at: the iteration that a resumed run goes on from.
+
+        Rows later than it may have been logged before and come again. None: a new run.
+        """
+        ...
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -52,18 +60,36 @@ def make_trackers(
     return TrackerGroup([jsonl, *(kind(Path(run_dir), config, last) for kind in wanted)])
 
 
-def require_trackers(names: Iterable[str]) -> list[type[TensorBoardTracker | WandbTracker | TrackioTracker]]:
+def require_trackers(names: Iterable[str]) -> list[type[Tracker]]:
     """The trackers beside the JSONL one; a name that is unknown, or whose package is missing, is refused."""
-    extras = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker, "trackio": TrackioTracker}
-    wanted = [name for name in dict.fromkeys(names) if name != "jsonl"]
-    for name in wanted:
-        if name not in extras:
-            raise UserError(f"unknown tracker {name!r}. {did_you_mean(name, [*extras, 'jsonl'])}")
-        if importlib.util.find_spec(name) is None:
+    return [_kind(name) for name in dict.fromkeys(names) if name != "jsonl"]
+
+
+def _kind(name: str) -> type[Tracker]:
+    extras: dict[str, type[Tracker]] = {
+        "tensorboard": TensorBoardTracker,
+        "wandb": WandbTracker,
+        "trackio": TrackioTracker,
+    }
+    if is_path(name):
+        kind = import_named(name, f"tracker {name!r}")
+        lacking = [part for part in ("log", "images", "close") if not callable(getattr(kind, part, None))]
+        if not isinstance(kind, type) or lacking:
             raise UserError(
-                f"the tracker {name!r} needs the package {name}, which is not installed: pip install 'dgpo[{name}]'"
+                f"tracker {name!r} is no class with log(iteration, metrics), images(iteration, name, path) and close()"
+                + (f": it lacks {', '.join(lacking)}" if isinstance(kind, type) else "")
             )
-    return [extras[name] for name in wanted]
+        return kind
+    if name not in extras:
+        raise UserError(
+            f"unknown tracker {name!r}. {did_you_mean(name, [*extras, 'jsonl'])} Your own is given as "
+            f"{meant(name) or 'package.module:Class'}"
+        )
+    if importlib.util.find_spec(name) is None:
+        raise UserError(
+            f"the tracker {name!r} needs the package {name}, which is not installed: pip install 'dgpo[{name}]'"
+        )
+    return extras[name]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ EMBEDDED = {
     for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
 }
 """The small pipelines of the worlds."""
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")
+"""How files are called that hold a whole model for other programs."""
 RUNS = "runs"
 """The folder of the runs whose place is not given."""
 
@@ -61,6 +63,12 @@ def locate(path_or_id: str | Path, or_run: bool = False) -> str:
             f"{folder} holds no model_index.json, so it is no diffusers pipeline. Give the folder that "
             "`pipeline.save_pretrained` wrote, with model_index.json beside transformer/ and vae/."
             + (" It is no run folder either: it has no config.yaml." if or_run else "")
+        )
+    if folder.suffix in SINGLE_FILES and folder.is_file():
+        raise UserError(
+            f"{name} is a checkpoint in one file, and a model is a diffusers folder. Convert it once: "
+            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{folder.stem}"), or the class of '
+            "another family, in Python with diffusers"
         )
     # "runs/typo", or "models/typo" beside a folder "models", is a path gone wrong: ask nobody on the network about it
     gone_wrong = folder.parent.exists() or folder.parts[:1] == (RUNS,)
