@@ -78,6 +78,8 @@ class Sampling:
     """Solver steps."""
     guidance_scale: float = 4.5
     """Classifier-free guidance of rollouts; at least 1, which is none and costs half."""
+    negative_prompt: str = ""
+    """What guidance leads away from, in rollouts, evaluations and a guided reference; as good as no prompt if empty."""
     eval_guidance_scale: float | None = None
     """Guidance of evaluations and samples, at least 1; None: as rollouts."""
     eval_num_inference_steps: int | None = None

@@ -289,6 +289,7 @@ def test_help(
         ("--offline groups --prompts mine.txt", "--prompts would change nothing: offline='groups' brings its own"),
         ("--offline groups --group-size=4", "--group-size would change nothing"),
         ("--finetune full --lora.rank 8 --lora.alpha=8", "--lora.rank, --lora.alpha would change nothing"),
+        ("--sampling.negative-prompt x --algorithm.ref-guidance-scale 1", "'x' would change nothing: no guidance"),
         ("--human.ahead 3", "--human.ahead would change nothing: nobody is asked, as the rewards are shapes"),
     ],
 )

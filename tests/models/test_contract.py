@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,28 @@ def test_the_stock_call_that_a_family_tells_draws_our_picture(load, draw, stock,
     assert_same_pictures(draw(None, guidance_scale)[:1], expected, (1, 3, tiny.side, tiny.side))
 
 
+def test_a_negative_prompt_is_the_stock_calls(fresh, draw, stock, tiny, kind):
+    if "negative_prompt" not in signature(type(stock).__call__).parameters:
+        with pytest.raises(UserError, match=r"negative_prompt='x' cannot work: a \w+ takes none"):
+            fresh(negative_prompt="x")
+        return
+    model = fresh(negative_prompt="a blurry dog")
+    assert "negative_prompt" not in model.stock_call(1.0) or model.stock_call(1.0)["negative_prompt"] == ""
+    call = model.stock_call(4.5)
+    assert call["negative_prompt"] == "a blurry dog"
+    noise = unit_noise(model)
+    expected = stock(
+        prompt=PROMPTS[0], latents=tiny.latents(stock, noise[:1]), num_inference_steps=4, output_type="pt", **call
+    ).images
+    ours = tiny.images(model, noise[:1], 4, 4.5, PROMPTS[:1])
+    assert_same_pictures(ours, expected, (1, 3, tiny.side, tiny.side))
+    assert (ours - draw(None, 4.5)[:1]).abs().max() > 1e-3, "it makes a difference"
+    cond, t = model.encode(PROMPTS[:1]), torch.full((1,), 0.5)
+    before = model.velocity(noise[:1], t, cond, 3.0)
+    model.free_encoders()
+    assert torch.equal(model.velocity(noise[:1], t, cond, 3.0), before), "its row stays"
+
+
 def test_a_prompt_is_called_too_long_where_its_end_is_not_read(load, tiny, caplog):
     model = load(**tiny.settings) if "CLIP" in tiny.lengths else load(**{**tiny.settings, "max_sequence_length": 24})
     text = "a"
@@ -259,7 +282,7 @@ def test_prompt_time_and_guidance_matter(load, tiny):
 
 def test_the_empty_prompt_is_encoded_once(load, monkeypatch):
     model = load()
-    monkeypatch.setattr(model, "_encoded_empty", [])
+    monkeypatch.setattr(model, "_encoded_negative", [])
     x, cond = model.init_noise(generators()), model.encode(PROMPTS)
     asked = []
     encode = model.pipeline.encode_prompt

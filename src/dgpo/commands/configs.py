@@ -94,11 +94,23 @@ def _refuse_unread(config: Config, named: Collection[str]) -> None:
         f"{lora} would change nothing: finetune={config.finetune!r} trains no LoRA; leave it out, or take "
         "finetune='lora'",
     )
+    if "sampling.negative_prompt" in named:
+        _require_guidance(config)
     human = ", ".join(flag(name) for name in named if name.startswith("human."))
     require(
         HUMAN in config.rewards or not human,
         f"{human} would change nothing: nobody is asked, as the rewards are {', '.join(config.rewards) or 'none'}; "
         "leave it out, or take dgpo teach, where the reward is human",
+    )
+
+
+def _require_guidance(config: Config) -> None:
+    from dgpo.training.schedule import guidance_scales
+
+    require(
+        {*guidance_scales(config)} != {1.0},
+        f"--sampling.negative-prompt {config.sampling.negative_prompt!r} would change nothing: no guidance leads away "
+        "from it; leave it out, or raise sampling.guidance_scale",
     )
 
 

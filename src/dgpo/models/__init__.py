@@ -73,6 +73,7 @@ def load_model(
     resolution: int | None = None,
     max_sequence_length: int | None = None,
     shift: float | None = None,
+    negative_prompt: str = "",
     distilled_guidance: float | None = None,
     family: str | type[Family] | None = None,
     encoders_first: bool = False,
@@ -96,6 +97,7 @@ def load_model(
         multiplies as TF32. "auto" is bf16 on a CUDA GPU that has it, else fp32
     base_precision: "int8" or "nf4" keeps the frozen base of LoRA in 8 or 4 bits; "auto" is dtype
     resolution, max_sequence_length, shift: None is the pipeline's own
+    negative_prompt: what guidance leads away from, in the place of the empty prompt
     distilled_guidance: the guidance that a guidance-distilled network (FLUX.1-dev) is told; None is the pipeline's own
     family: a class that derives from `Family`, or its name as package.module:Class, for a pipeline of no known family;
         None is the family that the pipeline tells
@@ -158,6 +160,7 @@ def load_model(
             dtype=DTYPES[chosen],
             base_precision=base_precision,
             shift=shift,
+            negative_prompt=negative_prompt,
             encoders_first=encoders_first,
             offload=offload,
             averages=averages,

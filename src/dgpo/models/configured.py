@@ -36,6 +36,7 @@ def load_configured(
         resolution=config.resolution,
         max_sequence_length=config.max_sequence_length,
         shift=config.sampling.shift,
+        negative_prompt=config.sampling.negative_prompt,
         family=config.family,
         distilled_guidance=config.distilled_guidance,
         offload=config.offload,

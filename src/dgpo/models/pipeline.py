@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -97,6 +98,10 @@ class Family(Protocol):
         """n prompts as the network reads them; "" is the empty prompt of guidance."""
         ...
 
+    def encode_negative(self, prompts: list[str]) -> Rows:
+        """n prompts that guidance leads away from, where the stock call reads them otherwise."""
+        return self.encode(prompts)
+
     def text_limits(self) -> dict[str, int]:
         """Name of each tokenizer of the pipeline -> how many tokens of a prompt, with the marks that the tokenizer adds
         to it, reach the network. Asked while the pipeline has its text encoders."""
@@ -167,6 +172,7 @@ class PipelineModel:
         dtype: torch.dtype = torch.float32,
         base_precision: BasePrecision = "auto",
         shift: float | None = None,
+        negative_prompt: str = "",
         encoders_first: bool = False,
         offload: Literal["none", "parts"] = "none",
         averages: Literal["device", "host"] = "device",
@@ -182,6 +188,7 @@ class PipelineModel:
         dtype: what the network computes in, by autocast unless fp32; a pipeline loaded in bf16 needs bf16 here
         base_precision: int8 or nf4 quantises the network, which adapters are then trained on; auto leaves it
         shift: of the flow grid; None: the pipeline's own
+        negative_prompt: what guidance leads away from; UserError where the stock call takes none
         encoders_first: only the text encoders and what trains go to the device now; the rest follows when the encoders
             are let go, or when it is first asked, so that a device need not hold all at once
         offload: parts keeps frozen parts in host memory, from where the text encoders, the network and the autoencoder
@@ -196,6 +203,11 @@ class PipelineModel:
         self.lora = lora.filled(PLAIN_LORA)
         self.dtype = dtype
         self._own_shift = shift
+        if negative_prompt and "negative_prompt" not in signature(type(pipeline).__call__).parameters:
+            raise UserError(
+                f"negative_prompt={negative_prompt!r} cannot work: a {type(pipeline).__name__} takes none; leave it out"
+            )
+        self.negative_prompt = negative_prompt
         self.shift = family.shift if shift is None else shift
         self.absent = tuple(
             name
@@ -205,7 +217,7 @@ class PipelineModel:
         self.draws_plain = False
         """Whether the network computes in plain bf16 now."""
         self._place = torch.device(device)
-        self._encoded_empty: list[Rows] = []  # the empty prompt, once it was encoded
+        self._encoded_negative: list[Rows] = []  # once it was encoded
         self._autoencoder: str | None = None  # its fingerprint, of before it was rounded
         if vae_dtype != torch.float32:
             self._autoencoder = None if pipeline.vae.device.type == "meta" else _fingerprint([pipeline.vae])
@@ -300,27 +312,30 @@ class PipelineModel:
             "encoders": _fingerprint(encoders),
         }
 
-    @torch.no_grad()
     def encode(self, prompts: list[str]) -> Rows:
+        return self._encode(prompts, self.family.encode)
+
+    @torch.no_grad()
+    def _encode(self, prompts: list[str], encode: Callable[[list[str]], Rows]) -> Rows:
         self.weights.leave()
         if self._visits:
             self._visits.only(*(part for name, part in self._modules() if self._encodes(name)))
         with without_cut_text(self.pipeline):
-            return self.family.encode(prompts)
+            return encode(prompts)
 
     def long_prompts(self, prompts: Iterable[str]) -> list[str]:
         """A line on the prompts whose ends the network will not see; none where there is no such prompt."""
         return longer_than(self.pipeline, self.family.text_limits(), prompts)
 
     @property
-    def _empty(self) -> Rows:
-        if not self._encoded_empty:
-            self._encoded_empty.append(self.encode([""]))
-        return self._encoded_empty[0]
+    def _negative(self) -> Rows:
+        if not self._encoded_negative:
+            self._encoded_negative.append(self._encode([self.negative_prompt], self.family.encode_negative))
+        return self._encoded_negative[0]
 
     def free_encoders(self) -> None:
-        """After this `encode` fails; the empty prompt of guidance is kept."""
-        assert len(self._empty) == 1
+        """After this `encode` fails; the negative prompt of guidance is kept."""
+        assert len(self._negative) == 1
         if self._visits:
             self._visits.only()
         for name in [name for name, _ in self._modules() if self._encodes(name)]:  # and no reference is left behind
@@ -364,13 +379,13 @@ class PipelineModel:
         require_guidance("guidance_scale", guidance_scale)
         self.require_guided(guidance_scale)
         if guidance_scale != 1.0:
-            _ = self._empty  # whose encoders may have to visit before the network
+            _ = self._negative  # whose encoders may have to visit before the network
         self._place_rest()
         x_t, t, cond = x_t.to(self.device), t.to(self.device), cond.to(self.device)
         with self._steps.call(weights) if self._steps else nullcontext(), self.weights.use(weights):
             if guidance_scale == 1.0:
                 return self._forward(x_t, t, cond)
-            both = self._empty.repeat(len(cond)).cat(cond)
+            both = self._negative.repeat(len(cond)).cat(cond)
             v_uncond, v_cond = self._forward(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
             return self.family.guide(v_uncond, v_cond, guidance_scale)
 
@@ -386,7 +401,7 @@ class PipelineModel:
     def _take_part(self, call: Call) -> None:
         """Help other ranks to gather weights, and to sum gradients, with a row that changes nothing."""
         x_t, t = torch.zeros(1, *self.latent_shape, device=self.device), torch.full((1,), 0.5, device=self.device)
-        cond = self._empty.to(self.device)
+        cond = self._negative.to(self.device)
         with torch.set_grad_enabled(call.trains), self.weights.use(call.weights):
             v = self._forward(x_t, t, cond)
             if call.trains:
@@ -449,7 +464,8 @@ class PipelineModel:
     def stock_call(self, guidance_scale: float) -> dict[str, Any]:
         """The arguments of a stock call that draws pictures like this model's."""
         height, width = (side * self.pipeline.vae_scale_factor for side in self.latent_shape[1:])
-        return {**self.family.stock_call(guidance_scale), "height": height, "width": width}
+        told = {"negative_prompt": self.negative_prompt} if self.negative_prompt and guidance_scale > 1 else {}
+        return {**self.family.stock_call(guidance_scale), **told, "height": height, "width": width}
 
     def _save_lora(self, directory: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         write_lora(

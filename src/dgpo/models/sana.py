@@ -3,7 +3,7 @@
 A transformer with linear attention over the latents of a deep autoencoder, 32 times smaller than the image and with a
 scale but no shift. Its output is `noise - x0` at the timestep `1000 t timestep_scale`. Text is Gemma's, with a mask.
 As in diffusers a prompt is preceded by the paper's "complex human instruction", of which only the first and the last
-`max_sequence_length - 1` positions are kept, and the empty prompt of guidance, "", is not.
+`max_sequence_length - 1` positions are kept, and the negative prompt of guidance is not, nor the empty one, "".
 
 Published pipelines walk DPM-Solver++ on a flow grid and round its timesteps down to integers; here t is not rounded.
 A stock call draws at the nearest resolution of its list and resizes; here the network draws the resolution asked for,
@@ -52,12 +52,18 @@ class Sana(Family):
         if "" in prompts and len(prompts) > 1:
             first, *others = (self.encode([prompt]) for prompt in prompts)
             return first.cat(*others)
+        return self._encode(prompts, self.instruction if prompts[0] else None)
+
+    def encode_negative(self, prompts: list[str]) -> Rows:
+        return self._encode(prompts, None)
+
+    def _encode(self, prompts: list[str], instruction: list[str] | None) -> Rows:
         prompt_embeds, mask, _, _ = self.pipeline.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
             device=self.text_device,
             max_sequence_length=self.max_sequence_length,
-            complex_human_instruction=self.instruction if prompts[0] else None,
+            complex_human_instruction=instruction,
         )
         longest = int(mask.sum(1).max())  # beyond it all rows are padding, which the mask hides from the network
         return Rows({"prompt_embeds": prompt_embeds[:, :longest], "mask": mask[:, :longest]})

@@ -67,6 +67,7 @@ def skeleton(config: Config, folder: Path) -> PipelineModel:
             device="meta",
             dtype=DTYPES[precision_of(config.dtype, "cpu")],
             base_precision=config.base_precision,
+            negative_prompt=config.sampling.negative_prompt,
             gradient_checkpointing=config.gradient_checkpointing,
             vae_dtype=DTYPES[config.vae_dtype],
             vae_slicing=config.vae_slicing,

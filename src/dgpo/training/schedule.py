@@ -28,6 +28,18 @@ def weight_sets(config: Config) -> set[str]:
     return {"ema", *config.algorithm.needs, *(_samplers(config) - {"policy"})}
 
 
+def guidance_scales(config: Config) -> tuple[float, ...]:
+    """The guidance of rollouts, of evaluations, and of the policy and the reference where they train."""
+    rollouts, evaluations = config.sampling.guidance_scale, config.sampling.eval_guidance_scale
+    algorithm = config.algorithm
+    return (
+        rollouts,
+        rollouts if evaluations is None else evaluations,
+        algorithm.policy_guidance(rollouts),
+        algorithm.ref_guidance(rollouts),
+    )
+
+
 def draws_averages(config: Config) -> bool:
     """Tell whether pictures are drawn by `ema`, at evaluations, or by `old`, in rollouts."""
     return bool(config.eval_every and config.eval_prompts) or "old" in _samplers(config)

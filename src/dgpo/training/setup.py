@@ -210,8 +210,7 @@ def require_feasible(model: VelocityModel, config: Config, resume: bool) -> None
             f"load_model(..., shard={config.shard!r})"
         )
     if isinstance(model, PipelineModel):
-        scale, algorithm = config.sampling.guidance_scale, config.algorithm
-        model.require_guided(scale, algorithm.policy_guidance(scale), algorithm.ref_guidance(scale))
+        model.require_guided(*schedule.guidance_scales(config))
     if config.checkpoint_every and not resume:
         weights = sum(4 * shape.numel() for shape in model.weights.shapes.values())
         needed = checkpoint_space(config, weights, sum(name != "ref" for name in model.weights.names))
