@@ -116,7 +116,7 @@ def test_several_sources_are_one_list(tmp_path, monkeypatch):
         load_prompts(several)
 
 
-@pytest.mark.parametrize("text", ["shapes: a red circle", "a page called notes.txt", "a cat"])
+@pytest.mark.parametrize("text", ["shapes: a red circle", "a page called notes.txt", f"{'x ' * 99}y.txt", "a cat"])
 def test_a_text_that_looks_like_a_source_is_a_text(text):
     assert sources_of((text,)) == ()
     assert load_prompts([text]).prompts == [text]

@@ -18,6 +18,7 @@ from dgpo.config import Sampling
 from dgpo.core.solvers import flow_sigmas
 from dgpo.errors import UserError
 from dgpo.models import load_model
+from dgpo.plan.estimates import estimate
 
 
 def load(folder: Path, **settings: Any) -> Any:
@@ -98,6 +99,15 @@ def test_a_run_that_would_guide_it_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="distilled to draw without"):
         run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_refuses_it_too(distilled: Path, tmp_path: Path) -> None:
+    config = small(distilled, tmp_path / "run", resolution=32, max_sequence_length=64)
+    for scale, known in ((1.0, True), (3.0, False)):
+        config = replace(config, sampling=replace(config.sampling, guidance_scale=scale))
+        found = estimate(config, 1, False, "a cat")
+        assert (not found.unknown) is known
+    assert "distilled to draw without" in found.unknown
 
 
 def test_prompts_beyond_the_text_length_are_told(folder: Path) -> None:

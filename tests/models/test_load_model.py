@@ -116,3 +116,10 @@ def test_a_gpu_that_is_named_is_the_current_one(folder, monkeypatch):
     for device in ("cuda:1", "cuda", "cpu"):
         dgpo.models._device(device)
     assert chosen == [torch.device("cuda", 1)]
+
+
+def test_a_long_negative_prompt_is_told_as_any_other(folder):
+    short, long = (dgpo.models.load_model(folder, device="cpu", negative_prompt=text) for text in ("x", "ugly " * 600))
+    assert short.long_prompts(["a cat"]) == []
+    (line,) = long.long_prompts(["a cat"])
+    assert line.startswith("1 of 2 prompts is longer")

@@ -183,6 +183,13 @@ def test_a_lock_that_says_nothing_readable_is_nobodys(tmp_path: Path, text: byte
         lock.held(tmp_path).__enter__()
 
 
+def test_a_lock_of_no_possible_process_is_nobodys(tmp_path: Path) -> None:
+    with lock.held(tmp_path):
+        told = json.loads((tmp_path / "lock").read_text())
+    (tmp_path / "lock").write_text(json.dumps({**told, "pid": 2**40}))
+    assert lock.holder(tmp_path) is None
+
+
 def test_a_lock_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
     with pytest.raises(UserError, match=r"cannot open .*/lock, the lock of the run: Is a directory"):

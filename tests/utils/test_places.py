@@ -77,7 +77,9 @@ def test_a_checkpoint_in_one_file_says_how_to_convert_it(
     Path("dream.safetensors").touch()
     expected = 'from_single_file("dream.safetensors").save_pretrained("dream")'
     for command in ("sample dream.safetensors --prompt cat", "plan --model dream.safetensors --prompts a.txt"):
-        assert expected in told(capsys, *command.split())
+        message = told(capsys, *command.split())
+        assert expected in message
+        assert "--lora.start dream.safetensors" in message
     with pytest.raises(UserError, match=r"there is no folder 'gone\.safetensors'"):
         locate("gone.safetensors")
 

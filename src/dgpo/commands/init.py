@@ -113,8 +113,11 @@ def _require_known(config: Config, given: list[str]) -> None:
     locate(config.model)
     for name in (*config.rewards, *config.eval_rewards):
         require_known(name)
-    if values_of(given, "--prompts") and not any(name.startswith(HUB) for name in sources_of(config.prompts)):
-        load_prompts(config.prompts)
+    if values_of(given, "--prompts"):
+        sources = sources_of(config.prompts)
+        here = [name for name in sources if not name.startswith(HUB)]
+        if here or not sources:
+            load_prompts(here or config.prompts)
 
 
 def _require_new(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dgpo.commands.words import announce, take_name
-from dgpo.utils.places import RUNS
+from dgpo.utils.hub_id import RUNS
 
 USAGE = {"dgpo studio [FOLDER] [--port N ...]": "watch the runs in a folder, by default runs, in a browser"}
 HELP = (

@@ -6,6 +6,7 @@ A prompt is a text and a dict of metadata for the rewards that need one (GenEval
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -83,14 +84,17 @@ def load_prompts(source: str | Path | PromptSet | Iterable[Any]) -> PromptSet:
 
 def sources_of(prompts: str | Iterable[Any]) -> tuple[str, ...]:
     """The files and other lists that a config's `prompts` names; none where they are the texts themselves."""
-    items = [prompts] if isinstance(prompts, str) else [*prompts]
-    named = [str(item) for item in items if isinstance(prompts, str) or _is_source(item)]
-    if named and len(named) < len(items):
+    if isinstance(prompts, str):
+        return (prompts,)
+    named, others = [], []
+    for item in prompts:
+        (named if _is_source(item) else others).append(item)
+    if named and others:
         raise UserError(
-            f"the list of prompts has {named[0]!r}, which names a list of prompts, beside "
-            f"{next(item for item in items if not _is_source(item))!r}, which does not; give texts or sources"
+            f"the list of prompts has {str(named[0])!r}, which names a list of prompts, beside {others[0]!r}, which "
+            "does not; give texts or sources"
         )
-    return tuple(named)
+    return tuple(map(str, named))
 
 
 def _is_source(item: Any) -> bool:
@@ -99,7 +103,7 @@ def _is_source(item: Any) -> bool:
         return True
     if not isinstance(item, str) or (not item.startswith((HUB, *BUILT_IN)) and not item.endswith(_FILES)):
         return False
-    return not any(letter.isspace() for letter in item) or Path(item).is_file()
+    return not any(letter.isspace() for letter in item) or os.path.isfile(item)  # False for a long text, too
 
 
 def _source_rows(source: str) -> list[_Row]:

@@ -134,11 +134,12 @@ def all_reduce_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 def _by_size(parameters: list[torch.nn.Parameter], most: int) -> Iterator[list[torch.nn.Parameter]]:
     """Parameters one after another, as many together as have `most` bytes."""
-    some: list[torch.nn.Parameter] = []
+    some, size = list[torch.nn.Parameter](), 0
     for p in parameters:
-        if some and sum(q.nbytes for q in (*some, p)) > most:
+        if some and size + p.nbytes > most:
             yield some
-            some = []
+            some, size = [], 0
         some.append(p)
+        size += p.nbytes
     if some:
         yield some

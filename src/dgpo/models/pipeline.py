@@ -208,7 +208,6 @@ class PipelineModel:
                 f"negative_prompt={negative_prompt!r} cannot work: a {type(pipeline).__name__} takes none; leave it out"
             )
         self.negative_prompt = negative_prompt
-        self.shift = family.shift if shift is None else shift
         self.absent = tuple(
             name
             for name, part in pipeline.components.items()
@@ -277,6 +276,11 @@ class PipelineModel:
     def latent_shape(self) -> tuple[int, int, int]:
         return self.family.latent_shape
 
+    @property
+    def shift(self) -> float:
+        """Of the flow grid: the one that was given, or the pipeline's own."""
+        return self.family.shift if self._own_shift is None else self._own_shift
+
     def at_resolution(self, resolution: int) -> PipelineModel:
         """The same network, weights and text encoders for images of another size, with their noise, grid and shift.
 
@@ -284,7 +288,6 @@ class PipelineModel:
         """
         other = copy.copy(self)
         other.family = self.family.at_resolution(resolution)
-        other.shift = other.family.shift if self._own_shift is None else self._own_shift
         return other
 
     @property
@@ -325,7 +328,8 @@ class PipelineModel:
 
     def long_prompts(self, prompts: Iterable[str]) -> list[str]:
         """A line on the prompts whose ends the network will not see; none where there is no such prompt."""
-        return longer_than(self.pipeline, self.family.text_limits(), prompts)
+        told = [self.negative_prompt] if self.negative_prompt else []
+        return longer_than(self.pipeline, self.family.text_limits(), [*prompts, *told])
 
     @property
     def _negative(self) -> Rows:
@@ -395,7 +399,7 @@ class PipelineModel:
         if scale is not None and not self.family.guides:
             raise UserError(
                 f"guidance {scale} cannot work: this model is distilled to draw without, and its pipeline ignores the "
-                "scale; take 1 (sampling.guidance_scale, algorithm.ref_guidance_scale), or the base model"
+                "scale; take a guidance_scale of 1 (and algorithm.ref_guidance_scale), or the base model"
             )
 
     def _take_part(self, call: Call) -> None:

@@ -32,8 +32,7 @@ from dgpo.run import folder as runfolder
 from dgpo.run.trackers import require_trackers
 from dgpo.training import schedule
 from dgpo.training.setup import checkpoint_space, require_sides, reward_sets
-from dgpo.utils.hub_id import is_hub_id
-from dgpo.utils.places import RUNS
+from dgpo.utils.hub_id import RUNS, is_hub_id
 
 
 class Check(NamedTuple):
@@ -62,7 +61,7 @@ def run_checks(estimated: Estimate, gpu: GPU | None, online: bool, overwrite: bo
         check("processes", lambda: _processes(estimated)),
         check("prompts", lambda: _prompts(estimated, online, doubts)),
         check("rewards", lambda: _rewards(config, online, doubts)),
-        check("optimizer", lambda: _optimizer(config)),
+        check("optimizer", lambda: _optimizer(estimated)),
         *([check("compile", lambda: _compile(estimated))] if config.compile else []),
         check("trackers", lambda: _trackers(config)),
         check("run folder", lambda: _run_folder(config, overwrite)),
@@ -203,10 +202,16 @@ def _rewards(config: Config, online: bool, doubts: list[str]) -> str:
     return names
 
 
-def _optimizer(config: Config) -> str:
-    if config.optimizer.name == "adamw8bit" and importlib.util.find_spec("torchao") is None:
+def _optimizer(estimated: Estimate) -> str:
+    name = estimated.config.optimizer.name
+    if name != "adamw8bit":
+        return name
+    if importlib.util.find_spec("torchao") is None:
         raise UserError("optimizer.name='adamw8bit' needs torchao: pip install 'dgpo[8bit]'")
-    return config.optimizer.name
+    if not estimated.on_cpu:
+        return f"{name}; a C compiler is needed on the GPU's machine"
+    require_compiler(torch.device("cpu"), "optimizer.name='adamw8bit'", "take adamw")
+    return name
 
 
 def _trackers(config: Config) -> str:

@@ -92,7 +92,9 @@ def _built(config: Config, estimated: Estimate) -> PipelineModel | None:
                 f"the configuration files of {config.model}, some megabytes, are not in the local cache; they come "
                 f"with: {how_to_fetch(config.model)}"
             )
-        return skeleton(config, folder)
+        model = skeleton(config, folder)
+        model.require_guided(*schedule.guidance_scales(config))
+        return model
     except UserError as error:
         estimated.unknown = str(error)
     except Exception as error:  # a class that cannot be made without data, in whatever way it says so

@@ -47,7 +47,7 @@ def runs_of(model: MetaModel, config: Config, g: Geometry, prompt: str, evaluate
     policy_scale = algorithm.policy_guidance(scale)
     with model.counted() as encoding:
         cond = model.encode([prompt] * (BATCH if config.free_text_encoders else 1))[:1]
-        empty = model.encode([""])
+        empty = model.encode([config.sampling.negative_prompt])
     if g.backwards > 1 or config.shard == "full":  # only the first backward makes the gradients; FSDP its own
         model.make_gradients()
     measured = g.group_batch if config.finetune == "full" or config.noise_scale_every == 1 else None

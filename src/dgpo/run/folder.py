@@ -43,7 +43,8 @@ from dgpo.run.console import say
 from dgpo.run.trackers import read_metrics
 from dgpo.utils.devices import cpu_name
 from dgpo.utils.files import is_unfinished
-from dgpo.utils.places import RUNS, require_no_part
+from dgpo.utils.hub_id import RUNS
+from dgpo.utils.places import require_no_part
 
 CONFIG = "config.yaml"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")

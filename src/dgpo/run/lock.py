@@ -114,7 +114,7 @@ def _alive(named: Holder, run: Path) -> bool:
         with contextlib.suppress(OSError):
             return time.time() - (run / NAME).stat().st_mtime < STALE
         return False
-    if named.host == socket.gethostname() and not psutil.pid_exists(named.pid):
+    if named.host == socket.gethostname() and not _exists(named.pid):
         return False
     if fcntl is None:
         return True
@@ -125,6 +125,10 @@ def _alive(named: Holder, run: Path) -> bool:
             return True
         return False
     return True  # a file system without locks
+
+
+def _exists(pid: int) -> bool:
+    return pid < 2**31 and psutil.pid_exists(pid)  # a number from a damaged file may be any
 
 
 def _open(run: Path) -> TextIO:
@@ -153,7 +157,7 @@ def _take(file: TextIO, run: Path) -> bool:
             (run / NAME).unlink(missing_ok=True)
             return True
         return False
-    without_kernel = locked is None and psutil.pid_exists(named.pid) and _age(run) < STALE
+    without_kernel = locked is None and _exists(named.pid) and _age(run) < STALE
     if locked is False or without_kernel:
         raise _refusal(run)
     return False

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,20 +25,20 @@ from dgpo.utils.imports import import_named, is_path, meant
 
 
 class Tracker(Protocol):
-    """Something that takes rows of metrics and pictures. `iteration` never decreases."""
+    """Something that takes rows of metrics and pictures. `iteration` never decreases.
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resumed_at: int | None) -> None:
-        """config: the run's, as plain values; resumed_at: the iteration that a resumed run goes on from.
-
-        Rows later than it may have been logged before and come again. None: a new run.
-        """
-        ...
+    Its class is called with the run's folder, the config as plain values, and the iteration that a resumed run goes on
+    from: later rows may have been logged before, and come again. None: a new run.
+    """
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None: ...
 
     def images(self, iteration: int, name: str, path: Path) -> None: ...
 
     def close(self) -> None: ...
+
+
+Kind = Callable[[Path, Mapping[str, Any], int | None], Tracker]
 
 
 def make_trackers(
@@ -60,13 +60,13 @@ def make_trackers(
     return TrackerGroup([jsonl, *(kind(Path(run_dir), config, last) for kind in wanted)])
 
 
-def require_trackers(names: Iterable[str]) -> list[type[Tracker]]:
+def require_trackers(names: Iterable[str]) -> list[Kind]:
     """The trackers beside the JSONL one; a name that is unknown, or whose package is missing, is refused."""
     return [_kind(name) for name in dict.fromkeys(names) if name != "jsonl"]
 
 
-def _kind(name: str) -> type[Tracker]:
-    extras: dict[str, type[Tracker]] = {
+def _kind(name: str) -> Kind:
+    extras: dict[str, Kind] = {
         "tensorboard": TensorBoardTracker,
         "wandb": WandbTracker,
         "trackio": TrackioTracker,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dgpo.algorithms.registry import stand_in
-from dgpo.config import AUTOMATIC, OWN_SETS, Config, has_automatic, in_place_of_automatic, load_yaml
+from dgpo.config import AUTOMATIC, OWN_SETS, Config, has_automatic, in_place_of_automatic, load_yaml, to_dict
 from dgpo.config_checks import require_complete
 from dgpo.core import seeds
 from dgpo.data.groups import Group, require_new, write_groups
@@ -349,7 +349,7 @@ def collect(
 def _to_draw(source: str | Path, config: Config) -> PromptSet:
     """The config's prompts; of a run's own not those that it held out, which would train whoever learns from these."""
     run = config_of(source) if _is_run(source) else None
-    if run is None or run.offline is not None or run.prompts != config.prompts:
+    if run is None or run.offline is not None or to_dict(run)["prompts"] != to_dict(config)["prompts"]:
         return load_prompts(config.prompts)
     prompts = trained_prompts(run)
     prompt_lists.require_same(Path(source), prompt_lists.hashes({}, prompts), "give other prompts: --prompts FILE")

@@ -29,15 +29,16 @@ def weight_sets(config: Config) -> set[str]:
 
 
 def guidance_scales(config: Config) -> tuple[float, ...]:
-    """The guidance of rollouts, of evaluations, and of the policy and the reference where they train."""
+    """The guidance of rollouts, of evaluations, and of the policy and the reference where they train; what is used."""
     rollouts, evaluations = config.sampling.guidance_scale, config.sampling.eval_guidance_scale
-    algorithm = config.algorithm
-    return (
-        rollouts,
-        rollouts if evaluations is None else evaluations,
-        algorithm.policy_guidance(rollouts),
-        algorithm.ref_guidance(rollouts),
-    )
+    used = [config.algorithm.policy_guidance(rollouts)]
+    if config.offline is None:
+        used.append(rollouts)
+    if config.eval_every:
+        used.append(rollouts if evaluations is None else evaluations)
+    if "ref" in config.algorithm.needs:
+        used.append(config.algorithm.ref_guidance(rollouts))
+    return tuple(used)
 
 
 def draws_averages(config: Config) -> bool:

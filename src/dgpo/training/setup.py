@@ -38,8 +38,8 @@ from dgpo.training.optim import make_optimizer
 from dgpo.training.placing import with_offload
 from dgpo.training.state import State
 from dgpo.utils.devices import device_of, precision_of
+from dgpo.utils.hub_id import RUNS
 from dgpo.utils.people import HUMAN
-from dgpo.utils.places import RUNS
 
 
 @dataclass(frozen=True)

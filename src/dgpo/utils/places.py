@@ -15,10 +15,8 @@ EMBEDDED = {
     for name, world in (("tiny-sd3", "shapes"), ("tiny-sd3-words", "words"))
 }
 """The small pipelines of the worlds."""
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")
-"""How files are called that hold a whole model for other programs."""
-RUNS = "runs"
-"""The folder of the runs whose place is not given."""
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth")
+"""How files are called that hold a whole model, or a LoRA, for other programs."""
 
 
 def model_path(name: str) -> Path:
@@ -66,13 +64,12 @@ def locate(path_or_id: str | Path, or_run: bool = False) -> str:
         )
     if folder.suffix in SINGLE_FILES and folder.is_file():
         raise UserError(
-            f"{name} is a checkpoint in one file, and a model is a diffusers folder. Convert it once: "
-            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{folder.stem}"), or the class of '
-            "another family, in Python with diffusers"
+            f"{name} is one file, and a model is a diffusers folder. A whole checkpoint is converted once, in Python: "
+            f'StableDiffusionXLPipeline.from_single_file("{name}").save_pretrained("{folder.stem}"), or with the class '
+            f"of its family. A LoRA is trained on with --lora.start {name} and the --model that it was made for"
         )
-    # "runs/typo", or "models/typo" beside a folder "models", is a path gone wrong: ask nobody on the network about it
-    gone_wrong = folder.parent.exists() or folder.parts[:1] == (RUNS,)
-    if isinstance(path_or_id, str) and is_hub_id(name) and not gone_wrong:
+    # "models/typo" beside a folder "models" is a path gone wrong, not an id: ask nobody on the network about it
+    if isinstance(path_or_id, str) and is_hub_id(name) and not folder.parent.exists():
         return name
     where = "" if folder.is_absolute() else f" in the current one, {Path.cwd()}"
     raise NotHere(
