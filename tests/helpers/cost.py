@@ -14,3 +14,9 @@ def seconds(call: Callable[[], object], times: int = 5) -> float:
     seconds: it compares two calls.
     """
     return min(timeit.repeat(call, timer=time.thread_time, number=1, repeat=times))
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object], times: int = 7) -> float:
+    """What one call takes of the other, the two in turn, so that a machine that slows down meanwhile slows both."""
+    pairs = [(seconds(one, 1), seconds(other, 1)) for _ in range(times)]
+    return min(first for first, _ in pairs) / min(second for _, second in pairs)

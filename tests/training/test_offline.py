@@ -479,7 +479,7 @@ def test_collect_leaves_out_what_a_reward_dropped(colour: str, tiny_folder: Path
     [
         ("collect", "name a run folder, a model folder or id first"),
         ("collect tiny-sd3", "say how many groups to draw"),
-        ("collect tiny-sd3 --groups many", "--groups many must be a number"),
+        ("collect tiny-sd3 --groups many", "--groups many is no number of groups"),
         ("collect tiny-sd3 --groups 0", "would make an empty dataset"),
         ("train --offline nowhere", "cannot read the dataset's file 'nowhere/dataset.json'"),
     ],

@@ -162,7 +162,7 @@ def _file_rows(path: Path) -> Iterator[_Row]:
 
 
 def _world_rows(source: str) -> list[_Row]:
-    from dgpo.rewards.builtin import ocr_prompts as ocr
+    from dgpo.data import ocr_prompts as ocr
     from dgpo.rewards.builtin.geneval import prompts as geneval
     from dgpo.worlds.shapes import prompts as shapes
     from dgpo.worlds.words import prompts as words

@@ -203,6 +203,7 @@ class PipelineModel:
         self.lora = lora.filled(PLAIN_LORA)
         self.dtype = dtype
         self._own_shift = shift
+        self.shift = family.shift if shift is None else shift  # which refuses a scheduler of no flow
         if negative_prompt and "negative_prompt" not in signature(type(pipeline).__call__).parameters:
             raise UserError(
                 f"negative_prompt={negative_prompt!r} cannot work: a {type(pipeline).__name__} takes none; leave it out"
@@ -276,11 +277,6 @@ class PipelineModel:
     def latent_shape(self) -> tuple[int, int, int]:
         return self.family.latent_shape
 
-    @property
-    def shift(self) -> float:
-        """Of the flow grid: the one that was given, or the pipeline's own."""
-        return self.family.shift if self._own_shift is None else self._own_shift
-
     def at_resolution(self, resolution: int) -> PipelineModel:
         """The same network, weights and text encoders for images of another size, with their noise, grid and shift.
 
@@ -288,6 +284,7 @@ class PipelineModel:
         """
         other = copy.copy(self)
         other.family = self.family.at_resolution(resolution)
+        other.shift = other.family.shift if self._own_shift is None else self._own_shift
         return other
 
     @property

@@ -15,6 +15,7 @@ what is drawn depends on PyTorch alone.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -35,9 +36,6 @@ NF4 = (
 class QuantisedLinear(nn.Linear):
     """A frozen linear layer whose weight is stored in 8 or 4 bits."""
 
-    scale: Tensor
-    pairs: Tensor | None
-
     def __init__(self, layer: nn.Linear, bits: Literal["int8", "nf4"], dtype: torch.dtype) -> None:
         """dtype: what it computes in."""
         nn.Module.__init__(self)  # without the weight that nn.Linear would make
@@ -45,18 +43,17 @@ class QuantisedLinear(nn.Linear):
         stored, scale = (_to_int8 if bits == "int8" else _to_nf4)(layer.weight.detach())
         self.weight = nn.Parameter(stored, requires_grad=False)
         self.register_buffer("scale", scale)
-        self.register_buffer("pairs", _pairs(dtype, scale.device) if bits == "nf4" else None, persistent=False)
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features) in the layer's own dtype."""
         shape = self.out_features, self.in_features
-        return _Product.apply(x.to(self.compute), self.weight, self.scale, self.pairs, self.bias, shape)
+        return _Product.apply(x.to(self.compute), self.weight, self.scale, self.bias, shape)
 
     def whole(self) -> Tensor:
         """(out_features, in_features) the weight that the layer computes with."""
-        shape = self.out_features, self.in_features
-        return _multiplied(self.weight, self.scale, self.pairs, shape, self.compute)
+        assert isinstance(self.scale, Tensor)
+        return _multiplied(self.weight, self.scale, (self.out_features, self.in_features), self.compute)
 
     def __repr__(self) -> str:
         kind = "int8" if self.weight.dtype == torch.int8 else "nf4"
@@ -82,32 +79,28 @@ class _Product(torch.autograd.Function):
     """x W^T + b, which keeps no whole W for backward. W is frozen, so there is a gradient of x only."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, pairs: Tensor | None, bias: Tensor | None, shape: Any
-    ) -> Tensor:
-        ctx.save_for_backward(weight, scale, pairs)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, shape: Any) -> Tensor:
+        ctx.save_for_backward(weight, scale)
         ctx.shape = shape
         bias = None if bias is None else bias.to(x.dtype)
-        return F.linear(x, _multiplied(weight, scale, pairs, shape, x.dtype), bias)
+        return F.linear(x, _multiplied(weight, scale, shape, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        weight, scale, pairs = ctx.saved_tensors
-        whole = _multiplied(weight, scale, pairs, ctx.shape, gradients[0].dtype)
-        return gradients[0] @ whole, None, None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        weight, scale = ctx.saved_tensors
+        return gradients[0] @ _multiplied(weight, scale, ctx.shape, gradients[0].dtype), None, None, None, None
 
 
-def _multiplied(
-    weight: Tensor, scale: Tensor, pairs: Tensor | None, shape: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
-    """`shape` in `dtype`: what is stored, times its scale, which bf16 holds exactly. pairs: `_pairs`; None: int8."""
-    if pairs is None:
+def _multiplied(weight: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """`shape` in `dtype`: what is stored, times its scale, which bf16 holds exactly."""
+    if weight.dtype == torch.int8:
         return weight.to(dtype).mul_(scale)
-    return F.embedding(weight.int(), pairs.to(dtype)).view(-1, BLOCK).mul_(scale).view(shape)
+    return F.embedding(weight.int(), _pairs(dtype, weight.device)).view(-1, BLOCK).mul_(scale).view(shape)
 
 
+@cache
 def _pairs(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(256, 2), the two weights of a byte. Made once: a copy from the host in each call would wait for the GPU."""
+    """(256, 2), the two weights of a byte. Made once: a copy from the host in every call would wait for the GPU."""
     values = torch.tensor(NF4, dtype=dtype, device=device)
     return torch.stack([values.repeat_interleave(16), values.repeat(16)], 1)
 
