@@ -68,15 +68,10 @@ def load_prompts(source: str | Path | PromptSet | Iterable[Any]) -> PromptSet:
         rows = [
             _Row(prompt, row, source.place(i)) for i, (prompt, row) in enumerate(zip(source.prompts, source.metadata))
         ]
-    elif isinstance(source, (str, Path)):
-        rows = _source_rows(str(source))
     else:
-        items = [*source]
-        several = sources_of(items)
-        if several:
-            rows = [row for one in several for row in _source_rows(one)]
-        else:
-            rows = [_row(item, f"prompt number {number}") for number, item in enumerate(items, start=1)]
+        given = str(source) if isinstance(source, (str, Path)) else [*source]
+        rows = [row for one in sources_of(given) for row in _source_rows(one)]
+        rows = rows or [_row(item, f"prompt number {number}") for number, item in enumerate(given, start=1)]
     if not rows:
         raise UserError("there is no prompt in the given list; a run needs at least one")
     return PromptSet([row.prompt for row in rows], [row.metadata for row in rows], [row.place for row in rows])

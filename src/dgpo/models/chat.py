@@ -21,9 +21,9 @@ def require_chat_template(tokenizer: Any) -> None:
         ) from error
 
 
-def before_prompt(tokenizer: Any) -> str:
-    """What the template puts before the prompt."""
-    return _filled(tokenizer).partition(_PROMPT)[0]
+def room_for_prompt(tokenizer: Any, length: int) -> int:
+    """The tokens of a text of this length that what the template puts before the prompt leaves for it."""
+    return length - len(tokenizer(_filled(tokenizer).partition(_PROMPT)[0]).input_ids)
 
 
 def _filled(tokenizer: Any) -> str:

@@ -19,7 +19,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from dgpo.models.chat import before_prompt, require_chat_template
+from dgpo.models.chat import require_chat_template, room_for_prompt
 from dgpo.models.grids import even_grid, shift_of
 from dgpo.models.patches import pack, unpack
 from dgpo.models.pipeline import Family
@@ -65,8 +65,7 @@ class Flux2Klein(Family):
 
     def text_limits(self) -> dict[str, int]:
         """What the chat template puts before the prompt takes part of the length."""
-        tokenizer = self.pipeline.tokenizer
-        return {"tokenizer": self.max_sequence_length - len(tokenizer(before_prompt(tokenizer)).input_ids)}
+        return {"tokenizer": room_for_prompt(self.pipeline.tokenizer, self.max_sequence_length)}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         height, width = x_t.shape[2:]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dgpo.models.chat import before_prompt, require_chat_template
+from dgpo.models.chat import require_chat_template, room_for_prompt
 from dgpo.models.grids import scheduler_shift, shifted_grid
 from dgpo.models.guidance import linear_guidance
 from dgpo.models.pipeline import Family
@@ -64,8 +64,7 @@ class ZImage(Family):
 
     def text_limits(self) -> dict[str, int]:
         """What the chat template puts before the prompt takes part of the length."""
-        tokenizer = self.pipeline.tokenizer
-        return {"tokenizer": self.max_sequence_length - len(tokenizer(before_prompt(tokenizer)).input_ids)}
+        return {"tokenizer": room_for_prompt(self.pipeline.tokenizer, self.max_sequence_length)}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Rows) -> Tensor:
         lengths = cond.tensors["length"].tolist()

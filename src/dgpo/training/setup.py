@@ -120,7 +120,8 @@ def prepare(
 def _what(config: Config) -> str:
     if config.offline is not None:
         return f"the dataset {config.offline}"
-    return " ".join(["the prompts", ", ".join(sources_of(config.prompts))]).rstrip()
+    named = ", ".join(sources_of(config.prompts))
+    return f"the prompts {named}" if named else "the prompts"
 
 
 def read_inputs(config: Config, reward_functions: Mapping[str, Reward] | None = None) -> Inputs:
